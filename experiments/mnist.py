@@ -1,0 +1,429 @@
+"""Trains a recurrent network to read MNIST digits row by row.
+
+    python experiments/mnist.py
+
+Each digit is a sequence of 28 rows of 28 pixels; the cell reads them one after the other, and a
+linear layer on its last output says which digit it was.
+"""
+
+from __future__ import annotations
+
+import contextlib
+import dataclasses
+import hashlib
+import logging
+import os
+import signal
+import sys
+import time
+from collections.abc import Iterator
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any, Literal
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+import tyro
+from rich.console import Console
+from rich.panel import Panel
+from rich.progress import BarColumn, Progress, TextColumn, TimeRemainingColumn
+
+import jaxrnn
+from jaxrnn import data, report, train
+from jaxrnn.checkpoint import CheckpointError, Checkpoints
+from jaxrnn.linen import Classifier
+from jaxrnn.run import Run, RunError, peak_memory
+
+CELLS = {"lstm": jaxrnn.lstm, "gru": jaxrnn.gru, "rnn": jaxrnn.rnn}
+NUM_CLASSES = 10
+# Options that may differ when a run is taken up again, since no number depends on them.
+FREE = ("data_dir", "out", "resume", "checkpoint_every")
+# A program on the device cannot be interrupted, so a chunk of steps is kept to about a second.
+TIME_STEPS_PER_CHUNK = 2800
+
+console = Console(highlight=False, soft_wrap=True, markup=False)
+
+
+@dataclass(frozen=True)
+class Config:
+    """Train a recurrent network to read MNIST digits, then picture what it learned."""
+
+    dataset: Literal["auto", "mnist", "fashion_mnist", "kmnist", "digits"] = "auto"
+    """auto takes MNIST where it can be had and scikit-learn's digits where not."""
+    data_dir: Path | None = None
+    """Folder with the four IDX files, plain or .gz, or prepared by TFDS [JAXRNN_DATA_DIR]."""
+    order: Literal["rows", "columns", "pixels", "permuted"] = "rows"
+    """How an image is read: 28 rows, 28 columns, or 784 pixels in order or permuted."""
+    cell: Literal["lstm", "gru", "rnn"] = "lstm"
+    hidden_size: int = 128
+    num_layers: int = 1
+    bidirectional: bool = False
+    batch_size: int = 100
+    steps: int | None = None
+    """Updates to make; by default 20,000, or 2,000 on digits."""
+    learning_rate: float = 1e-3
+    """Adam's rate, or its peak with --schedule onecycle."""
+    schedule: Literal["constant", "onecycle"] = "constant"
+    clip_norm: float | None = None
+    """Largest global norm of the gradient."""
+    eval_every: int = 100
+    """Steps between two evaluations."""
+    validation_size: int = 5000
+    """Training images held out to choose a step by; fewer on digits."""
+    seed: int = 0
+    """Decides the initial weights and the order of the data."""
+    out: Path = Path("runs/mnist")
+    """Folder of the run."""
+    resume: bool = True
+    """Go on with the run in the folder; --no-resume starts it over."""
+    checkpoint_every: int = 1000
+    """Steps between two checkpoints, besides those of the best validation accuracy."""
+
+    def check(self) -> None:
+        """Raises RunError for a value that cannot work."""
+        for name in ("hidden_size", "num_layers", "batch_size", "eval_every", "checkpoint_every"):
+            if getattr(self, name) < 1:
+                raise RunError(f"--{name.replace('_', '-')} must be at least 1")
+        if self.steps is not None and self.steps < 1:
+            raise RunError("--steps must be at least 1")
+        if self.validation_size < 0 or self.seed < 0:
+            raise RunError("--validation-size and --seed must not be negative")
+        if not 0 < self.learning_rate < float("inf"):
+            raise RunError("--learning-rate must be positive and finite")
+        if self.clip_norm is not None and not self.clip_norm > 0:
+            raise RunError("--clip-norm must be positive")
+
+
+def main(config: Config) -> int:
+    """Trains, or goes on training; returns the exit code."""
+    config.check()
+    dataset = load_dataset(config)
+    steps = config.steps or (2_000 if dataset.name == "digits" else 20_000)
+    config = dataclasses.replace(config, dataset=dataset.name, steps=steps)
+    announce(dataset)
+    run = Run(config.out)
+    changes = run.open(identity(config, dataset), start_over=not config.resume)
+    if run.finished:
+        console.print(f"{config.out} is finished:")
+        conclude(run.read("result.json"))
+        console.print("To start over: --no-resume. To keep it: another folder with --out.")
+        return 0
+    for change in changes:
+        console.print(f"note: since this run began, {change}")
+
+    model = build_model(config)
+    with Checkpoints(run.checkpoints, warn=console.print) as checkpoints:
+        seconds, code = fit(config, model, dataset, run, checkpoints)
+        if code:
+            return code
+    _, _, params = load_run(config.out)
+    draw(config, model, params, dataset, run)
+    run.finish(outcome(run.metrics(), dataset, params, seconds))
+    conclude(run.read("result.json"))
+    announce(dataset)
+    return 0
+
+
+def fit(
+    config: Config, model: Classifier, dataset: data.Dataset, run: Run, checkpoints: Checkpoints
+) -> tuple[dict[str, float], int]:
+    """Trains to the last step; returns the seconds spent in each phase and an exit code."""
+    splits = [on_device(split, config) for split in (dataset.train, dataset.validation)]
+    (sequences, labels), validation, test = *splits, on_device(dataset.test, config)
+    optimizer = build_optimizer(config)
+    state = train.create_state(model, optimizer, jax.random.key(config.seed), sequences.shape[1:])
+    step = 0
+    if (restored := checkpoints.restore(state)) is not None:
+        step, state = restored[0], jax.device_put(restored[1])
+        console.print(f"going on from step {step} of {config.out}")
+    rows = run.rewind_metrics(step)
+    best = max((row["validation_accuracy"] or 0 for row in rows), default=0)
+    before = rows[-1]["seconds"] if rows else 0.0
+    clock = Clock()
+
+    with Stop() as stop, progress_bar(step, config.steps) as advance:
+        while step < config.steps and stop.signal is None:
+            count = chunk_size(step, config, sequences.shape[1])
+            indices = data.batch_indices(config.seed, step, count, config.batch_size, len(labels))
+            with clock.phase("train"):
+                state, losses = train.train_chunk(
+                    model, optimizer, state, sequences, labels, jnp.asarray(indices)
+                )
+                losses = np.asarray(losses)
+            if not np.isfinite(losses).all():
+                bad = step + 1 + int(np.argmin(np.isfinite(losses)))
+                console.print(f"stopped: the loss is {losses[bad - step - 1]} at step {bad}")
+                return clock.seconds, 1
+            last_step, step, score = step, step + count, None
+            if step % config.eval_every == 0 or step == config.steps:
+                with clock.phase("evaluate"):
+                    accuracy = train.evaluate(model, state.params, *test)
+                    if len(validation[1]):
+                        score = train.evaluate(model, state.params, *validation)
+                loss = float(losses.mean())
+                console.print(f"step {step:5d}  loss {loss:.4f}  accuracy {accuracy:.4f}")
+                run.append_metrics(
+                    {
+                        "step": step,
+                        "loss": loss,
+                        "test_accuracy": accuracy,
+                        "validation_accuracy": score,
+                        "seconds": round(before + clock.total(), 3),
+                    }
+                )
+            due = step // config.checkpoint_every > last_step // config.checkpoint_every
+            improved = score is not None and score >= best
+            if due or improved or step == config.steps or stop.signal is not None:
+                checkpoints.save(step, state, score)
+            best = max(best, score or 0)
+            advance(count)
+    if step < config.steps:
+        console.print(
+            f"interrupted at step {step}, which is saved; the same command goes on from there"
+        )
+        return clock.seconds, 128 + stop.signal
+    return clock.seconds, 0
+
+
+def chunk_size(step: int, config: Config, time_steps: int) -> int:
+    """Steps until the next evaluation, or fewer; a function of the step alone.
+
+    A continued run must cut its steps as an uninterrupted one does, since XLA may compile
+    programs of different lengths to different last bits.
+    """
+    until_evaluation = config.eval_every - step % config.eval_every
+    longest = max(1, TIME_STEPS_PER_CHUNK // time_steps)
+    return min(until_evaluation, longest, config.steps - step)
+
+
+def load_dataset(config: Config) -> data.Dataset:
+    """The data that the options and JAXRNN_DATA_DIR ask for."""
+    data_dir = config.data_dir or os.environ.get("JAXRNN_DATA_DIR") or None
+    if config.dataset == "auto":
+        return data.load_or_digits(data_dir, config.validation_size)
+    return data.load(config.dataset, data_dir, config.validation_size)
+
+
+def on_device(split: data.Split, config: Config) -> tuple[jax.Array, jax.Array]:
+    """Sequences uint8 `[N, T, I]` and labels uint8 `[N]`."""
+    sequences = data.sequences(split.images, config.order, config.seed)
+    return jnp.asarray(sequences), jnp.asarray(split.labels)
+
+
+def build_model(config: Config) -> Classifier:
+    """The classifier that the options ask for."""
+    cell = CELLS[config.cell](config.hidden_size)
+    return Classifier(cell, NUM_CLASSES, config.num_layers, config.bidirectional)
+
+
+def build_optimizer(config: Config):
+    """The optimizer that the options ask for."""
+    return train.optimizer(
+        config.learning_rate,
+        schedule=config.schedule,
+        steps=config.steps,
+        clip_norm=config.clip_norm,
+    )
+
+
+def identity(config: Config, dataset: data.Dataset) -> dict[str, Any]:
+    """What a run's numbers depend on; a folder never mixes two of these."""
+    digest = hashlib.sha256()
+    for split in (dataset.train, dataset.validation, dataset.test):
+        digest.update(split.images.data)
+        digest.update(split.labels.data)
+    options = dataclasses.asdict(config)
+    return {name: options[name] for name in options if name not in FREE} | {
+        "data_sha256": digest.hexdigest()
+    }
+
+
+def load_run(directory: Path) -> tuple[Config, Classifier, Any]:
+    """The configuration, the model and the parameters that did best on the validation set.
+
+    Raises:
+        RunError: If the folder holds no run, or no good checkpoint yet.
+    """
+    run = Run(directory)
+    stored = run.read("config.json")["config"]
+    stored.pop("data_sha256", None)
+    try:
+        config = Config(**stored, out=directory)
+    except TypeError as error:
+        raise RunError(f"{directory / 'config.json'} is not of this version: {error}") from None
+    if not run.checkpoints.is_dir():
+        raise RunError(f"{directory} holds no checkpoint yet")
+    model, blank = build_model(config), np.zeros((1, 28, 28), np.uint8)
+    shape = data.sequences(blank, config.order).shape[1:]
+    like = jax.eval_shape(
+        lambda: train.create_state(model, build_optimizer(config), jax.random.key(0), shape)
+    )
+    with Checkpoints(run.checkpoints, read_only=True, warn=console.print) as checkpoints:
+        restored = checkpoints.restore(like, best=True)
+    if restored is None:
+        raise RunError(f"{directory} holds no good checkpoint yet")
+    return config, model, restored[1].params
+
+
+def draw(config: Config, model: Classifier, params: Any, dataset: data.Dataset, run: Run) -> None:
+    """Pictures of how it learned, what it confuses and how it makes up its mind."""
+    rows, (images, labels) = run.metrics(), dataset.test
+    sequences = data.sequences(images, config.order, config.seed)
+    probabilities = train.probabilities(model, params, sequences)
+    correct = (probabilities.argmax(-1) == labels).mean()
+    title = f"{dataset.name}, {config.cell} at step {selected(rows)['step']}: test {correct:.2%}"
+    report.curves(rows, run.directory / "curves.png")
+    report.confusion(labels, probabilities.argmax(-1), run.directory / "confusion.png", title)
+    report.mistakes(images, labels, probabilities, run.directory / "mistakes.png", title)
+    # The first digit of every class, so that the picture is not chosen by its result.
+    shown = [int(np.argmax(labels == label)) for label in range(NUM_CLASSES)]
+    report.beliefs(
+        images[shown],
+        train.beliefs(model, params, sequences[shown]),
+        run.directory / "beliefs.png",
+        labels[shown],
+        order=config.order,
+    )
+
+
+def selected(rows: list[dict[str, Any]]) -> dict[str, Any]:
+    """The evaluation chosen on the validation set: the best, the latest among equals."""
+    return max(rows, key=lambda row: (row["validation_accuracy"] or 0, row["step"]))
+
+
+def outcome(
+    rows: list[dict[str, Any]], dataset: data.Dataset, params: Any, seconds: dict[str, float]
+) -> dict[str, Any]:
+    """What goes into result.json."""
+    chosen = selected(rows)
+    return {
+        "dataset": dataset.name,
+        "note": dataset.note,
+        "parameters": sum(leaf.size for leaf in jax.tree.leaves(params)),
+        "steps": rows[-1]["step"],
+        "final_test_accuracy": rows[-1]["test_accuracy"],
+        "selected_step": chosen["step"],
+        "selected_validation_accuracy": chosen["validation_accuracy"],
+        "selected_test_accuracy": chosen["test_accuracy"],
+        "best_of_looks_at_the_test_set": max(row["test_accuracy"] for row in rows),
+        "looks": len(rows),
+        "seconds": {name: round(value, 2) for name, value in seconds.items()},
+        "seconds_with_interruptions": rows[-1]["seconds"],
+        "peak_memory_bytes": peak_memory(),
+    }
+
+
+def announce(dataset: data.Dataset) -> None:
+    """Says which data this is, loudly if it is not what a reader would take it for."""
+    sizes = [len(split.labels) for split in (dataset.train, dataset.validation, dataset.test)]
+    console.print(
+        f"data: {dataset.name}, {sizes[0]:,} training, {sizes[1]:,} validation and "
+        f"{sizes[2]:,} test images"
+    )
+    if dataset.note:
+        console.print(Panel(dataset.note, title="NOT MNIST", border_style="bold red"))
+
+
+def conclude(result: dict[str, Any]) -> None:
+    """Says how a finished run came out."""
+    spent = ", ".join(f"{name} {value:.1f} s" for name, value in result["seconds"].items())
+    console.print(f"final test accuracy          {result['final_test_accuracy']:.4f}")
+    if result["selected_validation_accuracy"] is not None:
+        console.print(
+            f"selected on validation       {result['selected_test_accuracy']:.4f} "
+            f"(step {result['selected_step']})"
+        )
+    console.print(
+        f"best of {result['looks']} looks at the test set "
+        f"{result['best_of_looks_at_the_test_set']:.4f} (the tutorial's figure; optimistic)"
+    )
+    console.print(f"{result['parameters']:,} parameters; {spent}")
+
+
+class Clock:
+    """Seconds by phase, those that JAX spent compiling counted apart."""
+
+    def __init__(self):
+        self.seconds = {"compile": 0.0, "train": 0.0, "evaluate": 0.0}
+        self._spans: list[tuple[float, float]] = []
+        jax.monitoring.register_event_duration_secs_listener(self._heard)
+
+    def _heard(self, event: str, duration: float, **_: Any) -> None:
+        if event.startswith("/jax/core/compile/"):
+            end = time.perf_counter()
+            # Traces nest; the outer one is heard last and takes the place of those inside it.
+            self._spans = [span for span in self._spans if span[0] < end - duration]
+            self._spans.append((end - duration, end))
+
+    @contextlib.contextmanager
+    def phase(self, name: str) -> Iterator[None]:
+        """Adds the time of a block to a phase, less what was spent compiling in it."""
+        started, self._spans = time.perf_counter(), []
+        yield
+        compiling = sum(end - start for start, end in self._spans)
+        self.seconds["compile"] += compiling
+        self.seconds[name] += time.perf_counter() - started - compiling
+
+    def total(self) -> float:
+        """Seconds in all phases."""
+        return sum(self.seconds.values())
+
+
+class Stop:
+    """Catches the first Ctrl-C or SIGTERM, so that the chunk can be finished and saved."""
+
+    signal: int | None = None
+
+    def __enter__(self) -> Stop:
+        self._before = {
+            number: signal.signal(number, self._catch) for number in (signal.SIGINT, signal.SIGTERM)
+        }
+        return self
+
+    def _catch(self, number: int, _: Any) -> None:
+        if self.signal is not None:
+            raise KeyboardInterrupt
+        self.signal = number
+
+    def __exit__(self, *_: object) -> None:
+        for number, handler in self._before.items():
+            signal.signal(number, handler)
+
+
+@contextlib.contextmanager
+def progress_bar(step: int, steps: int) -> Iterator[Any]:
+    """A bar below the lines on a terminal, nothing elsewhere; yields `advance(count)`."""
+    columns = (
+        BarColumn(),
+        TextColumn("{task.completed}/{task.total}"),
+        TextColumn("{task.fields[speed]:.0f} steps/s"),
+        TimeRemainingColumn(),
+    )
+    with Progress(*columns, console=console, disable=not console.is_terminal) as progress:
+        task = progress.add_task("", total=steps, completed=step, speed=0.0)
+
+        def advance(count: int) -> None:
+            progress.update(task, advance=count, speed=progress.tasks[0].speed or 0.0)
+
+        yield advance
+
+
+def entry() -> int:
+    """The command line: every foreseeable failure is one line and an exit code."""
+    logging.getLogger("absl").setLevel(logging.ERROR)  # orbax is talkative
+    config = tyro.cli(Config, description=__doc__)
+    try:
+        return main(config)
+    except (data.DataError, RunError) as error:
+        print(f"error: {error}", file=sys.stderr)
+        return 2
+    except CheckpointError as error:
+        print(f"error: {error}", file=sys.stderr)
+        return 1
+    except KeyboardInterrupt:
+        return 130
+
+
+if __name__ == "__main__":
+    sys.exit(entry())

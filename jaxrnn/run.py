@@ -1,0 +1,180 @@
+"""A run on disk: what was asked for, what was measured, what came out.
+
+config.json     the configuration, the data and the machine
+metrics.jsonl   one object per evaluation
+checkpoints/    see `jaxrnn.checkpoint`
+result.json     the outcome; present only when the run is finished
+"""
+
+from __future__ import annotations
+
+import importlib.metadata
+import json
+import os
+import platform
+import resource
+import shutil
+import subprocess
+import sys
+from collections.abc import Iterable, Mapping
+from pathlib import Path
+from typing import Any
+
+import jax
+
+PACKAGES = ("jax", "jaxlib", "flax", "optax", "orbax-checkpoint", "numpy")
+
+
+class RunError(ValueError):
+    """A run's folder cannot be used as asked; one line says why."""
+
+
+class Run:
+    """The folder of one run.
+
+    Attributes:
+        directory: The folder.
+        checkpoints: The folder of its checkpoints.
+    """
+
+    def __init__(self, directory: Path):
+        self.directory = directory
+        self.checkpoints = directory / "checkpoints"
+
+    def open(self, config: Mapping[str, Any], *, start_over: bool = False) -> list[str]:
+        """Creates the folder, or takes it up again if it holds a run of the same configuration.
+
+        Args:
+            config: Everything that the numbers depend on.
+            start_over: Remove what an earlier run of the same configuration left.
+
+        Returns:
+            One line for every package version or device that differs from the earlier run's, in
+            which case its continuation need not be bit-identical.
+
+        Raises:
+            RunError: If the folder holds something else, or cannot be written.
+        """
+        now = {"config": json.loads(json.dumps(config)), "environment": environment()}
+        try:
+            if not (self.directory / "config.json").exists():
+                if self.directory.is_dir() and any(self.directory.iterdir()):
+                    raise RunError(f"{self.directory} is not empty and holds no run")
+                self.directory.mkdir(parents=True, exist_ok=True)
+                write_json(self.directory / "config.json", now)
+                return []
+            before = self.read("config.json")
+            if changes := differences(before["config"], now["config"]):
+                raise RunError(
+                    f"{self.directory} holds a run with another configuration "
+                    f"({'; '.join(changes)}): choose another folder with --out"
+                )
+            if start_over:
+                shutil.rmtree(self.directory)
+                return self.open(config)
+        except OSError as error:
+            raise RunError(f"{self.directory} cannot be used: {error}") from None
+        return differences(before["environment"], now["environment"])
+
+    def read(self, name: str) -> dict[str, Any]:
+        """Reads one of the run's JSON files.
+
+        Raises:
+            RunError: If it is missing or damaged.
+        """
+        try:
+            return json.loads((self.directory / name).read_text())
+        except FileNotFoundError:
+            raise RunError(f"{self.directory} holds no run: {name} is missing") from None
+        except (OSError, ValueError) as error:
+            raise RunError(f"{self.directory / name} cannot be read: {error}") from None
+
+    @property
+    def finished(self) -> bool:
+        """Whether the run came to its end."""
+        return (self.directory / "result.json").exists()
+
+    def finish(self, result: Mapping[str, Any]) -> None:
+        """Writes the outcome."""
+        write_json(self.directory / "result.json", result)
+
+    def metrics(self) -> list[dict[str, Any]]:
+        """The evaluations so far; a last line cut off by a crash is left out."""
+        path = self.directory / "metrics.jsonl"
+        if not path.exists():
+            return []
+        lines = path.read_text().splitlines(keepends=True)
+        return [json.loads(line) for line in lines if line.endswith("\n")]
+
+    def append_metrics(self, row: Mapping[str, Any]) -> None:
+        """Adds one evaluation, safely on disk before a checkpoint can refer to it."""
+        with (self.directory / "metrics.jsonl").open("a") as file:
+            file.write(json.dumps(row) + "\n")
+            file.flush()
+            os.fsync(file.fileno())
+
+    def rewind_metrics(self, step: int) -> list[dict[str, Any]]:
+        """Drops the evaluations after `step`, which will be made again; returns the others."""
+        rows = [row for row in self.metrics() if row["step"] <= step]
+        _write(self.directory / "metrics.jsonl", (json.dumps(row) + "\n" for row in rows))
+        return rows
+
+
+def differences(before: Mapping[str, Any], now: Mapping[str, Any]) -> list[str]:
+    """One `name: before -> now` for each entry that differs."""
+    names = sorted(before.keys() | now.keys())
+    return [
+        f"{name}: {before.get(name)} -> {now.get(name)}"
+        for name in names
+        if before.get(name) != now.get(name)
+    ]
+
+
+def environment() -> dict[str, Any]:
+    """What the last bits of a number depend on besides the configuration."""
+    return {
+        "python": platform.python_version(),
+        **{name: importlib.metadata.version(name) for name in PACKAGES},
+        "device": jax.devices()[0].device_kind,
+        "devices": jax.device_count(),
+        "cores": _cores(),
+        "machine": platform.machine(),
+        "xla_flags": os.environ.get("XLA_FLAGS", ""),
+        "git_revision": _git_revision(),
+    }
+
+
+def peak_memory() -> int:
+    """The most memory this process has held so far, in bytes."""
+    peak = resource.getrusage(resource.RUSAGE_SELF).ru_maxrss
+    return peak if sys.platform == "darwin" else peak * 1024
+
+
+def write_json(path: Path, value: Mapping[str, Any]) -> None:
+    """Writes JSON so that a crash leaves the old file or the new one."""
+    _write(path, [json.dumps(value, indent=2) + "\n"])
+
+
+def _write(path: Path, lines: Iterable[str]) -> None:
+    temporary = path.with_name(path.name + ".tmp")
+    with temporary.open("w") as file:
+        file.writelines(lines)
+        file.flush()
+        os.fsync(file.fileno())
+    temporary.replace(path)
+
+
+def _cores() -> int | None:
+    """The cores this process may use, which is what XLA counts."""
+    if hasattr(os, "sched_getaffinity"):
+        return len(os.sched_getaffinity(0))
+    return os.cpu_count()
+
+
+def _git_revision() -> str | None:
+    command = ["git", "-C", str(Path(__file__).parent), "describe", "--always", "--dirty"]
+    try:
+        found = subprocess.run(command, capture_output=True, text=True, timeout=5)
+    except (OSError, subprocess.TimeoutExpired):
+        return None
+    return found.stdout.strip() or None

@@ -1,0 +1,186 @@
+"""Training a classifier as pure functions: a step, a chunk of steps on the device, evaluation.
+
+Sequences stay uint8 on the device and are scaled to [0, 1] inside the step.
+
+Shapes: N examples, B batch, K steps of a chunk, T time, I input features, C classes.
+"""
+
+from __future__ import annotations
+
+from functools import partial
+from typing import Any
+
+import flax.linen as nn
+import flax.struct
+import jax
+import jax.numpy as jnp
+import numpy as np
+import optax
+from jax import lax
+from jaxtyping import Array, Float, Int, UInt8
+
+# Large enough to fill a core, small enough that a layer's outputs stay in its cache.
+EVALUATION_BATCH = 500
+# Points along a sequence at which `beliefs` looks.
+BELIEF_POINTS = 28
+
+
+@flax.struct.dataclass
+class TrainState:
+    """Everything a training run carries from step to step.
+
+    Attributes:
+        step: int32, the number of updates made; the position in the data follows from it.
+        params: The model's parameters.
+        opt_state: The optimizer's state.
+    """
+
+    step: Int[Array, ""]
+    params: Any
+    opt_state: Any
+
+
+def optimizer(
+    learning_rate: float,
+    *,
+    schedule: str = "constant",
+    steps: int | None = None,
+    clip_norm: float | None = None,
+) -> optax.GradientTransformation:
+    """Adam (Kingma & Ba, 2015) with a schedule and optional clipping by global norm.
+
+    Args:
+        learning_rate: The rate, or the peak of a one-cycle schedule.
+        schedule: "constant" or "onecycle" (Smith & Topin, 2018; cosine form).
+        steps: Length of the one-cycle schedule.
+        clip_norm: Largest global gradient norm, or None.
+
+    Raises:
+        ValueError: If the schedule is unknown or lacks its length.
+    """
+    if schedule == "onecycle":
+        if steps is None:
+            raise ValueError("steps must be given for the onecycle schedule, got None")
+        learning_rate = optax.cosine_onecycle_schedule(steps, learning_rate)
+    elif schedule != "constant":
+        raise ValueError(f"schedule must be 'constant' or 'onecycle', got {schedule!r}")
+    clip = optax.identity() if clip_norm is None else optax.clip_by_global_norm(clip_norm)
+    return optax.chain(clip, optax.adam(learning_rate))
+
+
+def create_state(
+    model: nn.Module, optimizer: optax.GradientTransformation, key: Array, shape: tuple[int, int]
+) -> TrainState:
+    """The state before the first step, for sequences of `shape` = (T, I)."""
+    params = model.init(key, jnp.zeros((1, *shape), jnp.float32))["params"]
+    return TrainState(jnp.int32(0), params, optimizer.init(params))
+
+
+def loss_fn(
+    model: nn.Module, params: Any, sequences: UInt8[Array, "B T I"], labels: UInt8[Array, " B"]
+) -> Float[Array, ""]:
+    """Mean softmax cross-entropy in nats."""
+    logits = model.apply({"params": params}, scale(sequences))
+    labels = labels.astype(jnp.int32)
+    return optax.softmax_cross_entropy_with_integer_labels(logits, labels).mean()
+
+
+def train_step(
+    model: nn.Module,
+    optimizer: optax.GradientTransformation,
+    state: TrainState,
+    sequences: UInt8[Array, "B T I"],
+    labels: UInt8[Array, " B"],
+) -> tuple[TrainState, Float[Array, ""]]:
+    """One update; returns the new state and the loss before it."""
+    loss, grads = jax.value_and_grad(loss_fn, argnums=1)(model, state.params, sequences, labels)
+    updates, opt_state = optimizer.update(grads, state.opt_state, state.params)
+    params = optax.apply_updates(state.params, updates)
+    return TrainState(state.step + 1, params, opt_state), loss
+
+
+@partial(jax.jit, static_argnames=("model", "optimizer"), donate_argnames="state")
+def train_chunk(
+    model: nn.Module,
+    optimizer: optax.GradientTransformation,
+    state: TrainState,
+    sequences: UInt8[Array, "N T I"],
+    labels: UInt8[Array, " N"],
+    indices: Int[Array, "K B"],
+) -> tuple[TrainState, Float[Array, " K"]]:
+    """K updates in one program on the device; step k reads the examples `indices[k]`.
+
+    The state is donated: the one passed in must not be used again.
+
+    Returns:
+        The state after K steps and the K losses.
+    """
+
+    def body(state, batch):
+        return train_step(model, optimizer, state, sequences[batch], labels[batch])
+
+    return lax.scan(body, state, indices)
+
+
+@partial(jax.jit, static_argnames="model")
+def logits(
+    model: nn.Module,
+    params: Any,
+    sequences: UInt8[Array, "N T I"],
+    lengths: Int[Array, " N"] | None = None,
+) -> Float[Array, "N C"]:
+    """Logits of any number of sequences, computed in batches to bound memory."""
+
+    def one(example):
+        sequence, length = example
+        return model.apply({"params": params}, scale(sequence), length)
+
+    return lax.map(one, (sequences, lengths), batch_size=min(EVALUATION_BATCH, len(sequences)))
+
+
+def evaluate(
+    model: nn.Module, params: Any, sequences: UInt8[Array, "N T I"], labels: UInt8[Array, " N"]
+) -> float:
+    """The share of the sequences that the model classifies correctly."""
+    return _count_correct(model, params, sequences, labels).item() / len(labels)
+
+
+@partial(jax.jit, static_argnames="model")
+def _count_correct(model, params, sequences, labels):
+    return (logits(model, params, sequences).argmax(-1) == labels.astype(jnp.int32)).sum()
+
+
+def probabilities(
+    model: nn.Module, params: Any, sequences: UInt8[np.ndarray | Array, "N T I"]
+) -> np.ndarray:
+    """Class probabilities `[N, C]`, float32."""
+    return np.asarray(jax.nn.softmax(logits(model, params, jnp.asarray(sequences))))
+
+
+def beliefs(
+    model: nn.Module, params: Any, sequences: UInt8[np.ndarray | Array, "N T I"]
+) -> np.ndarray:
+    """What the model believes while it reads.
+
+    Each sequence is read up to 28 evenly spaced points (or every step, if it has fewer) and
+    classified by what was read so far.
+
+    Returns:
+        Class probabilities `[N, P, C]`, float32; P = min(28, T).
+    """
+    count, time, features = sequences.shape
+    points = min(BELIEF_POINTS, time)
+    lengths = np.arange(1, points + 1, dtype=np.int32) * time // points
+    prefixes = np.broadcast_to(sequences[:, None], (count, points, time, features))
+    beliefs = logits(
+        model,
+        params,
+        jnp.asarray(prefixes.reshape(-1, time, features)),
+        jnp.asarray(np.tile(lengths, count)),
+    )
+    return np.asarray(jax.nn.softmax(beliefs)).reshape(count, points, -1)
+
+
+def scale(sequences: UInt8[Array, "..."]) -> Float[Array, "..."]:
+    """Bytes to float32 in [0, 1]."""
+    return sequences.astype(jnp.float32) / 255
