@@ -10,14 +10,18 @@ import fcntl
 import hashlib
 import math
 import shutil
-from collections.abc import Callable
+from collections.abc import Callable, Mapping
 from pathlib import Path
-from typing import Any, Self
+from typing import Any
 
 import jax
 import numpy as np
 import orbax.checkpoint as ocp
-from orbax.checkpoint.checkpoint_managers import AnyPreservationPolicy, BestN, LatestN
+from orbax.checkpoint.checkpoint_managers import (
+    AnyPreservationPolicy,
+    LatestN,
+    PreservationPolicy,
+)
 
 # Below every accuracy, so that a step without a (finite) score never displaces the best one.
 NO_SCORE = -1.0
@@ -55,18 +59,20 @@ class Checkpoints:
         self._read_only = read_only
         self._warn = warn
         self._lock = None if read_only else _lock(self.directory)
-        policy = AnyPreservationPolicy([LatestN(2), BestN(get_metric_fn=_get_score, n=1)])
+        self._scores: dict[int, float] = {}
+        policy = AnyPreservationPolicy([LatestN(2), KeepBest(self._scores)])
         options = ocp.CheckpointManagerOptions(
             preservation_policy=None if read_only else policy,
-            best_fn=_get_score,  # without it orbax keeps the metrics in memory only
             read_only=read_only,
             save_interval_steps=0 if read_only else 1,
             create=not read_only,
             enable_async_checkpointing=not read_only,
         )
         self._manager = ocp.CheckpointManager(self.directory, options=options)
+        for step in self._manager.all_steps():
+            self._scores[step] = self._read_score(step)
 
-    def __enter__(self) -> Self:
+    def __enter__(self) -> Checkpoints:
         return self
 
     def __exit__(self, *_: object) -> None:
@@ -93,10 +99,11 @@ class Checkpoints:
         score = NO_SCORE if score is None or math.isnan(score) else score
         contents = ocp.args.Composite(
             state=ocp.args.StandardSave(leaves),
-            digest=ocp.args.JsonSave({"sha256": _digest(leaves)}),
+            digest=ocp.args.JsonSave({"sha256": _digest(leaves), "score": score}),
         )
+        self._scores[step] = score
         try:
-            saved = self._manager.save(step, args=contents, metrics={"score": score})
+            saved = self._manager.save(step, args=contents)
         except Exception as error:
             raise CheckpointError(f"{self.directory}: step {step} not saved: {error}") from error
         if not saved:
@@ -133,12 +140,13 @@ class Checkpoints:
 
     def _candidates(self, best: bool) -> list[int]:
         steps = sorted(self._manager.all_steps(), reverse=True)
-        return sorted(steps, key=self._score, reverse=True) if best else steps
+        return sorted(steps, key=self._scores.__getitem__, reverse=True) if best else steps
 
-    def _score(self, step: int) -> float:
+    def _read_score(self, step: int) -> float:
         try:
-            return _get_score(self._manager.metrics(step))
-        except Exception:  # a half-deleted step: restore will find out and say so
+            contents = ocp.args.Composite(digest=ocp.args.JsonRestore())
+            return float(self._manager.restore(step, args=contents)["digest"]["score"])
+        except Exception:  # a damaged step: restore will find out and say so
             return NO_SCORE
 
     def _read(self, step: int, like: dict[str, np.ndarray]) -> dict[str, np.ndarray]:
@@ -154,8 +162,21 @@ class Checkpoints:
         return leaves
 
 
-def _get_score(metrics: dict[str, float]) -> float:
-    return metrics["score"]
+class KeepBest(PreservationPolicy):
+    """Keeps the step of the highest score, the later among equals.
+
+    Orbax's own BestN reads the scores that it stores itself, and cannot open a folder in which one
+    of them is damaged.
+    """
+
+    def __init__(self, scores: Mapping[int, float]):
+        self._scores = scores
+
+    def should_preserve(self, checkpoints, *, context):
+        """One boolean for each checkpoint, as orbax asks."""
+        steps = [checkpoint.step for checkpoint in checkpoints]
+        best = max(steps, key=lambda step: (self._scores.get(step, NO_SCORE), step), default=None)
+        return [step == best for step in steps]
 
 
 def _leaves(state: Any) -> dict[str, np.ndarray]:

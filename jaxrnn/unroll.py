@@ -11,7 +11,7 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 from jax import lax
-from jaxtyping import Array, Bool, Float, Int
+from jaxtyping import Array, Bool, Float
 
 from jaxrnn.cell import Cell, Params, State
 
@@ -29,11 +29,11 @@ class Steps(NamedTuple):
 def unroll(
     cell: Cell,
     params: Params,
-    inputs: Float[Array, "..."],
+    inputs: Array,
     *,
     initial_state: State | None = None,
-    lengths: Int[Array, "*B"] | None = None,
-    resets: Bool[Array, "..."] | None = None,
+    lengths: Array | np.ndarray | None = None,
+    resets: Array | np.ndarray | None = None,
     reverse: bool = False,
     time_major: bool = False,
     implementation: str | None = None,

@@ -1,0 +1,116 @@
+"""The training functions: one step by hand, chunks, evaluation, beliefs."""
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+import optax
+import pytest
+
+import jaxrnn
+from jaxrnn import train
+from jaxrnn.linen import Classifier
+
+MODEL = Classifier(jaxrnn.lstm(8), num_classes=3)
+OPTIMIZER = train.optimizer(1e-2)
+
+
+@pytest.fixture(autouse=True)
+def _promotion():
+    """Optax counts in int32 and multiplies in float32, which the strict mode refuses."""
+    with jax.numpy_dtype_promotion("standard"):
+        yield
+
+
+def new_state():
+    return train.create_state(MODEL, OPTIMIZER, jax.random.key(0), (6, 5))
+
+
+@pytest.fixture(scope="module")
+def examples():
+    """A task that can be learned: the label is the brightest of three bands."""
+    rng = np.random.default_rng(0)
+    labels = rng.integers(0, 3, 90, dtype=np.uint8)
+    sequences = rng.integers(0, 80, (90, 6, 5), dtype=np.uint8)
+    for sequence, label in zip(sequences, labels, strict=True):
+        sequence[2 * label : 2 * label + 2] += 120
+    return jnp.asarray(sequences), jnp.asarray(labels)
+
+
+def test_a_step_is_adam_on_the_mean_cross_entropy(examples):
+    sequences, labels = examples[0][:10], examples[1][:10]
+    state = new_state()
+
+    def loss(params):
+        logits = MODEL.apply({"params": params}, sequences / 255)
+        return -jnp.mean(jax.nn.log_softmax(logits)[jnp.arange(10), labels])
+
+    value, grads = jax.value_and_grad(loss)(state.params)
+    # Adam's first step from zero moments is learning_rate * g / (|g| + eps).
+    expected = jax.tree.map(lambda p, g: p - 1e-2 * g / (jnp.abs(g) + 1e-8), state.params, grads)
+    after, actual = jax.jit(train.train_step, static_argnums=(0, 1))(
+        MODEL, OPTIMIZER, state, sequences, labels
+    )
+    assert after.step == 1
+    np.testing.assert_allclose(actual, value, rtol=1e-5)
+    for a, b, g in zip(*map(jax.tree.leaves, (after.params, expected, grads)), strict=True):
+        np.testing.assert_allclose(a, b, atol=float(2e-6 + 1e-2 * (jnp.abs(g) < 1e-6).any()))
+
+
+def test_chunks_cut_anywhere_make_the_same_steps(examples):
+    indices = np.arange(60, dtype=np.int32).reshape(6, 10)
+    whole, losses = train.train_chunk(MODEL, OPTIMIZER, new_state(), *examples, indices)
+    part, first = train.train_chunk(MODEL, OPTIMIZER, new_state(), *examples, indices[:2])
+    part, second = train.train_chunk(MODEL, OPTIMIZER, part, *examples, indices[2:])
+    assert whole.step == part.step == 6
+    np.testing.assert_allclose(losses, np.concatenate([first, second]), rtol=1e-5)
+    for a, b in zip(*map(jax.tree.leaves, (whole.params, part.params)), strict=True):
+        np.testing.assert_allclose(a, b, atol=1e-4)
+
+
+def test_it_learns(examples):
+    indices = np.tile(np.arange(90, dtype=np.int32).reshape(9, 10), (12, 1))
+    assert train.evaluate(MODEL, new_state().params, *examples) < 0.7
+    state, losses = train.train_chunk(MODEL, OPTIMIZER, new_state(), *examples, indices)
+    assert losses[-9:].mean() < 0.2 * losses[:9].mean()
+    assert train.evaluate(MODEL, state.params, *examples) == 1.0
+
+
+def test_evaluation_counts_every_example_once(examples, monkeypatch):
+    sequences, labels = examples
+    params = new_state().params
+    predictions = MODEL.apply({"params": params}, train.scale(sequences)).argmax(-1)
+    expected = float((predictions == labels).mean())
+    for batch in (1, 7, 45, 1000):  # with and without a remainder
+        monkeypatch.setattr(train, "EVALUATION_BATCH", batch)
+        jax.clear_caches()
+        assert train.evaluate(MODEL, params, sequences, labels) == pytest.approx(expected)
+
+
+def test_beliefs_end_at_the_probabilities(examples):
+    sequences, params = examples[0][:4], new_state().params
+    beliefs = train.beliefs(MODEL, params, sequences)
+    assert beliefs.shape == (4, 6, 3)
+    np.testing.assert_allclose(beliefs.sum(-1), 1, atol=1e-5)
+    np.testing.assert_allclose(
+        beliefs[:, -1], train.probabilities(MODEL, params, sequences), atol=1e-6
+    )
+    np.testing.assert_allclose(
+        beliefs[:, 2], train.probabilities(MODEL, params, sequences[:, :3]), atol=1e-6
+    )
+
+
+def test_schedules():
+    with pytest.raises(ValueError, match="schedule must be"):
+        train.optimizer(1e-3, schedule="linear")
+    with pytest.raises(ValueError, match="steps must be given"):
+        train.optimizer(1e-3, schedule="onecycle")
+    params = {"w": jnp.ones(3)}
+    clipped = train.optimizer(1.0, schedule="onecycle", steps=10, clip_norm=1e-9)
+    sizes = []
+    state = clipped.init(params)
+    for _ in range(10):
+        updates, state = clipped.update({"w": jnp.ones(3)}, state, params)
+        sizes.append(float(optax.global_norm(updates)))
+    # Up, then down; and a gradient clipped to the size of Adam's epsilon moves less than its rate.
+    assert 0 < int(np.argmax(sizes)) < 9
+    assert max(sizes) < 0.2

@@ -1,0 +1,143 @@
+"""`unroll` against plain loops, and the errors it raises."""
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+import pytest
+
+import jaxrnn
+
+CELLS = {
+    "rnn": lambda: jaxrnn.rnn(5),
+    "rnn-relu": lambda: jaxrnn.rnn(5, activation=jax.nn.relu),
+    "lstm": lambda: jaxrnn.lstm(5),
+    "lstm-peephole": lambda: jaxrnn.lstm(5, peephole=True),
+    "lstm-projection": lambda: jaxrnn.lstm(5, projection_size=3),
+    "lstm-clip": lambda: jaxrnn.lstm(5, cell_clip=0.2),
+    "gru": lambda: jaxrnn.gru(5),
+    "gru-before": lambda: jaxrnn.gru(5, reset_after=False),
+}
+T, I = 7, 4  # noqa: E741
+
+
+def make(name, batch=(3,), seed=0):
+    """A cell, parameters with no zeros among them, inputs and an initial state."""
+    cell = CELLS[name]()
+    keys = iter(jax.random.split(jax.random.key(seed), 100))
+    noisy = lambda leaf: leaf + 0.3 * jax.random.normal(next(keys), leaf.shape)  # noqa: E731
+    params = jax.tree.map(noisy, cell.init(next(keys), I))
+    inputs = jax.random.normal(next(keys), (*batch, T, I))
+    state = jax.tree.map(noisy, cell.initial_state(params, batch))
+    return cell, params, inputs, state
+
+
+def loop(cell, params, row, state, length=T, resets=(False,) * T, reverse=False):
+    """One row, one Python step at a time, following the words of the documentation."""
+    order = range(length)[::-1] if reverse else range(length)
+    step, initial, outputs = jax.jit(cell.step), state, {}
+    for t in order:
+        if resets[t]:
+            state = initial
+        state, outputs[t] = step(params, state, row[t])
+    blank = jnp.zeros_like(step(params, state, row[0])[1])
+    return jnp.stack([outputs.get(t, blank) for t in range(T)]), state
+
+
+def close(actual, expected):
+    jax.tree.map(lambda a, b: np.testing.assert_allclose(a, b, atol=1e-5), actual, expected)
+
+
+@pytest.mark.parametrize("name", CELLS)
+@pytest.mark.parametrize("reverse", [False, True])
+def test_every_row_is_the_plain_loop_within_its_length(name, reverse):
+    cell, params, inputs, state = make(name, (4,))
+    lengths = jnp.array([0, 3, 1, T])
+    resets = jax.random.bernoulli(jax.random.key(5), 0.4, (4, T))
+    outputs, final = jaxrnn.unroll(
+        cell, params, inputs, initial_state=state, lengths=lengths, resets=resets, reverse=reverse
+    )
+    for row in range(4):
+        start = jax.tree.map(lambda leaf: leaf[row], state)  # noqa: B023
+        expected, end = loop(
+            cell, params, inputs[row], start, int(lengths[row]), resets[row], reverse
+        )
+        close(outputs[row], expected)
+        close(jax.tree.map(lambda leaf: leaf[row], final), end)  # noqa: B023
+
+
+def test_length_zero_gives_back_the_initial_state():
+    cell, params, inputs, state = make("lstm")
+    outputs, final = jaxrnn.unroll(
+        cell, params, inputs, initial_state=state, lengths=jnp.zeros(3, jnp.int32)
+    )
+    jax.tree.map(np.testing.assert_array_equal, final, state)
+    np.testing.assert_array_equal(outputs, 0)
+
+
+@pytest.mark.parametrize("batch", [(), (1,), (2, 3)])
+def test_any_number_of_batch_axes_and_either_layout(batch):
+    cell, params, inputs, state = make("lstm", batch)
+    outputs, final = jaxrnn.unroll(cell, params, inputs, initial_state=state)
+    assert outputs.shape == (*batch, T, 5)
+    for index in np.ndindex(batch):
+        expected, end = loop(
+            cell, params, inputs[index], jax.tree.map(lambda leaf: leaf[index], state)
+        )
+        close(outputs[index], expected)
+        close(jax.tree.map(lambda leaf: leaf[index], final), end)
+    major, _ = jaxrnn.unroll(
+        cell, params, jnp.moveaxis(inputs, -2, 0), initial_state=state, time_major=True
+    )
+    np.testing.assert_array_equal(jnp.moveaxis(major, 0, -2), outputs)
+
+
+def test_what_lies_past_the_end_changes_nothing():
+    cell, params, inputs, _ = make("gru")
+    lengths = jnp.array([2, 5, 7])
+    past = jnp.arange(T)[None, :, None] >= lengths[:, None, None]
+    for reverse in (False, True):
+        clean = jaxrnn.unroll(cell, params, inputs, lengths=lengths, reverse=reverse)
+        dirty = jnp.where(past, 1e6, inputs)
+        other = jaxrnn.unroll(cell, params, dirty, lengths=lengths, reverse=reverse)
+        jax.tree.map(np.testing.assert_array_equal, clean, other)
+
+
+def test_the_same_options_give_the_same_cell():
+    assert jaxrnn.lstm(8) is jaxrnn.lstm(8)
+    assert jaxrnn.lstm(8) is not jaxrnn.lstm(8, forget_bias=0.0)
+
+
+def test_forget_bias_is_in_the_parameters():
+    params = jaxrnn.lstm(2, forget_bias=3.0).init(jax.random.key(0), 1)
+    np.testing.assert_array_equal(params.bias, [0, 0, 3, 3, 0, 0, 0, 0])
+
+
+@pytest.mark.parametrize(
+    ("change", "words"),
+    [
+        ({"inputs": jnp.zeros(4)}, "inputs must be"),
+        ({"inputs": jnp.zeros((3, T, 4), jnp.bfloat16)}, "inputs must have the parameters' dtype"),
+        ({"lengths": jnp.zeros(2, jnp.int32)}, r"lengths must have the batch's shape \(3,\)"),
+        ({"lengths": jnp.zeros(3)}, "lengths must be integers"),
+        ({"lengths": jnp.array([0, 1, 8])}, "lengths must lie in 0..7"),
+        ({"lengths": jnp.array([0, -1, 2])}, "lengths must lie in 0..7"),
+        ({"resets": jnp.zeros((3, 2), bool)}, "resets must have shape"),
+        ({"resets": jnp.zeros((3, T))}, "resets must be boolean"),
+        ({"initial_state": jaxrnn.GRUState(jnp.zeros((3, 5)))}, "initial_state must be LSTMState"),
+        ({"implementation": "fast"}, "implementation must be"),
+        ({"unroll": 0}, "unroll must be a positive integer"),
+    ],
+)
+def test_errors_name_the_argument(change, words):
+    cell, params, inputs, _ = make("lstm")
+    arguments = {"inputs": inputs, **change}
+    with pytest.raises(ValueError, match=words):
+        jaxrnn.unroll(cell, params, **arguments)
+
+
+@pytest.mark.parametrize("constructor", [jaxrnn.rnn, jaxrnn.lstm, jaxrnn.gru])
+def test_sizes_must_be_positive(constructor):
+    with pytest.raises(ValueError, match="hidden_size must be a positive integer, got 0"):
+        constructor(0)
+    with pytest.raises(ValueError, match="cell_clip must be positive"):
+        jaxrnn.lstm(3, cell_clip=-1.0)
