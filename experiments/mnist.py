@@ -101,6 +101,8 @@ def main(config: Config) -> int:
     dataset = load_dataset(config)
     steps = config.steps or (2_000 if dataset.name == "digits" else 20_000)
     config = dataclasses.replace(config, dataset=dataset.name, steps=steps)
+    if config.batch_size > len(dataset.train.labels):
+        raise RunError(f"--batch-size must be at most {len(dataset.train.labels)}")
     announce(dataset)
     run = Run(config.out)
     changes = run.open(identity(config, dataset), start_over=not config.resume)
@@ -129,10 +131,10 @@ def fit(
     config: Config, model: Classifier, dataset: data.Dataset, run: Run, checkpoints: Checkpoints
 ) -> tuple[dict[str, float], int]:
     """Trains to the last step; returns the seconds spent in each phase and an exit code."""
-    splits = [on_device(split, config) for split in (dataset.train, dataset.validation)]
-    (sequences, labels), validation, test = *splits, on_device(dataset.test, config)
+    sequences, labels = on_device(dataset.train, config)
+    validation, test = on_device(dataset.validation, config), on_device(dataset.test, config)
     optimizer = build_optimizer(config)
-    state = train.create_state(model, optimizer, jax.random.key(config.seed), sequences.shape[1:])
+    state = initial_state(config)
     step = 0
     if (restored := checkpoints.restore(state)) is not None:
         step, state = restored[0], jax.device_put(restored[1])
@@ -227,6 +229,13 @@ def build_optimizer(config: Config):
     )
 
 
+def initial_state(config: Config) -> train.TrainState:
+    """The state before the first step."""
+    input_size = 1 if config.order in ("pixels", "permuted") else 28
+    key = jax.random.key(config.seed)
+    return train.create_state(build_model(config), build_optimizer(config), key, input_size)
+
+
 def identity(config: Config, dataset: data.Dataset) -> dict[str, Any]:
     """What a run's numbers depend on; a folder never mixes two of these."""
     digest = hashlib.sha256()
@@ -254,16 +263,12 @@ def load_run(directory: Path) -> tuple[Config, Classifier, Any]:
         raise RunError(f"{directory / 'config.json'} is not of this version: {error}") from None
     if not run.checkpoints.is_dir():
         raise RunError(f"{directory} holds no checkpoint yet")
-    model, blank = build_model(config), np.zeros((1, 28, 28), np.uint8)
-    shape = data.sequences(blank, config.order).shape[1:]
-    like = jax.eval_shape(
-        lambda: train.create_state(model, build_optimizer(config), jax.random.key(0), shape)
-    )
+    like = jax.eval_shape(lambda: initial_state(config))
     with Checkpoints(run.checkpoints, read_only=True, warn=console.print) as checkpoints:
         restored = checkpoints.restore(like, best=True)
     if restored is None:
         raise RunError(f"{directory} holds no good checkpoint yet")
-    return config, model, restored[1].params
+    return config, build_model(config), restored[1].params
 
 
 def draw(config: Config, model: Classifier, params: Any, dataset: data.Dataset, run: Run) -> None:

@@ -35,7 +35,7 @@ class TrainState:
         opt_state: The optimizer's state.
     """
 
-    step: Int[Array, ""]
+    step: Any
     params: Any
     opt_state: Any
 
@@ -68,11 +68,12 @@ def optimizer(
     return optax.chain(clip, optax.adam(learning_rate))
 
 
+@partial(jax.jit, static_argnames=("model", "optimizer", "input_size"))
 def create_state(
-    model: nn.Module, optimizer: optax.GradientTransformation, key: Array, shape: tuple[int, int]
+    model: nn.Module, optimizer: optax.GradientTransformation, key: Array, input_size: int
 ) -> TrainState:
-    """The state before the first step, for sequences of `shape` = (T, I)."""
-    params = model.init(key, jnp.zeros((1, *shape), jnp.float32))["params"]
+    """The state before the first step, for sequences of `input_size` features."""
+    params = model.init(key, jnp.zeros((1, 1, input_size), jnp.float32))["params"]
     return TrainState(jnp.int32(0), params, optimizer.init(params))
 
 

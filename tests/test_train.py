@@ -22,7 +22,7 @@ def _promotion():
 
 
 def new_state():
-    return train.create_state(MODEL, OPTIMIZER, jax.random.key(0), (6, 5))
+    return train.create_state(MODEL, OPTIMIZER, jax.random.key(0), 5)
 
 
 @pytest.fixture(scope="module")

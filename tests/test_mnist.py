@@ -1,0 +1,210 @@
+"""The experiment as a user runs it, on digits: trains, resumes bit for bit, refuses, explains."""
+
+import dataclasses
+import json
+import os
+import random
+import re
+import signal
+import subprocess
+import sys
+import time
+from pathlib import Path
+
+import jax
+import mnist
+import numpy as np
+import pytest
+from conftest import MNIST_DIR
+
+SCRIPT = Path(__file__).parents[1] / "experiments" / "mnist.py"
+SMALL = mnist.Config(
+    dataset="digits",
+    hidden_size=16,
+    batch_size=50,
+    learning_rate=1e-2,
+    steps=60,
+    eval_every=20,
+    checkpoint_every=40,
+)
+
+
+@pytest.fixture(autouse=True)
+def _promotion():
+    """Optax needs the standard mode."""
+    with jax.numpy_dtype_promotion("standard"):
+        yield
+
+
+def arguments(out, config=SMALL):
+    words = []
+    for field in dataclasses.fields(config):
+        value = getattr(config, field.name)
+        if value != field.default and field.name != "out":
+            words += [f"--{field.name.replace('_', '-')}", str(value)]
+    return [sys.executable, str(SCRIPT), *words, "--out", str(out)]
+
+
+def environment():
+    """No data folder, no hints from the test runner's own environment."""
+    return {name: os.environ[name] for name in os.environ if name != "JAXRNN_DATA_DIR"}
+
+
+def launch(out, config=SMALL, **options):
+    return subprocess.Popen(
+        arguments(out, config),
+        stdout=subprocess.PIPE,
+        stderr=subprocess.PIPE,
+        text=True,
+        env=environment(),
+        **options,
+    )
+
+
+def contents(out):
+    """What must be equal, bit for bit: parameters, optimizer, step and metrics less the times."""
+    config = mnist.load_run(out)[0]
+    like = jax.eval_shape(lambda: mnist.initial_state(config))
+    with mnist.Checkpoints(Path(out) / "checkpoints", read_only=True) as checkpoints:
+        step, state = checkpoints.restore(like)
+    rows = [dict(row, seconds=None) for row in mnist.Run(Path(out)).metrics()]
+    return step, jax.tree.leaves(state), rows
+
+
+def assert_same(one, other):
+    assert one[0] == other[0]
+    assert one[2] == other[2]
+    for a, b in zip(one[1], other[1], strict=True):
+        np.testing.assert_array_equal(a, b)
+
+
+@pytest.fixture(scope="module")
+def whole(tmp_path_factory):
+    """A run left alone, in its own process as the interrupted ones are."""
+    out = tmp_path_factory.mktemp("whole") / "run"
+    process = launch(out)
+    output, errors = process.communicate()
+    assert process.returncode == 0, errors
+    return out, output
+
+
+def test_a_run_prints_and_writes_what_it_promises(whole):
+    out, output = whole
+    lines = re.findall(r"^step {4}(\d\d)  loss \d\.\d{4}  accuracy 0\.\d{4}$", output, re.M)
+    assert lines == ["20", "40", "60"]
+    assert "data: digits" in output
+    result = json.loads((out / "result.json").read_text())
+    rows = [json.loads(line) for line in (out / "metrics.jsonl").read_text().splitlines()]
+    assert result["dataset"] == "digits"
+    assert result["final_test_accuracy"] == rows[-1]["test_accuracy"] > 0.3
+    best = max(rows, key=lambda row: (row["validation_accuracy"], row["step"]))
+    assert result["selected_step"] == best["step"]
+    assert result["selected_test_accuracy"] == best["test_accuracy"]
+    assert set(result["seconds"]) == {"compile", "train", "evaluate"}
+    for picture in ("curves", "confusion", "mistakes", "beliefs"):
+        assert (out / f"{picture}.png").read_bytes().startswith(b"\x89PNG")
+
+
+def test_a_finished_run_shows_its_result_and_another_is_refused(whole, capsys):
+    out, _ = whole
+    before = (out / "result.json").stat().st_mtime_ns
+    config = dataclasses.replace(SMALL, out=out)
+    assert mnist.main(config) == 0
+    assert "--no-resume" in capsys.readouterr().out
+    with pytest.raises(mnist.RunError, match="seed: 0 -> 1"):
+        mnist.main(dataclasses.replace(config, seed=1))
+    assert (out / "result.json").stat().st_mtime_ns == before
+
+
+@pytest.mark.parametrize("number", [signal.SIGINT, signal.SIGTERM])
+def test_interrupted_and_started_again_it_ends_the_same(whole, tmp_path, number):
+    process = launch(tmp_path / "run")
+    for line in process.stdout:
+        if line.startswith("step    20"):
+            process.send_signal(number)
+            break
+    output = process.stdout.read()
+    assert process.wait() == 128 + number
+    assert "the same command goes on from there" in output
+    assert not (tmp_path / "run" / "result.json").exists()
+    output, errors = launch(tmp_path / "run").communicate()
+    assert "going on from step" in output, errors
+    assert "\nstep    20 " not in output
+    assert_same(contents(tmp_path / "run"), contents(whole[0]))
+
+
+def test_a_loss_that_is_not_finite_stops_the_run(tmp_path, capsys):
+    config = dataclasses.replace(SMALL, learning_rate=1e38, out=tmp_path / "run")
+    assert mnist.main(config) == 1
+    assert re.search(r"stopped: the loss is (nan|inf) at step \d", capsys.readouterr().out)
+    assert not (tmp_path / "run" / "result.json").exists()
+
+
+@pytest.mark.parametrize(
+    ("options", "words"),
+    [
+        (["--hidden-size", "0"], "--hidden-size must be at least 1"),
+        (["--batch-size", "99999"], "--batch-size must be at most"),
+        (["--learning-rate", "nan"], "--learning-rate must be positive"),
+        (["--clip-norm", "-1"], "--clip-norm must be positive"),
+        (["--seed", "-1"], "must not be negative"),
+        (["--data-dir", "/nowhere/at/all", "--dataset", "mnist"], "/nowhere/at/all"),
+    ],
+)
+def test_what_cannot_work_is_one_line_and_code_2(options, words, tmp_path, monkeypatch, capsys):
+    monkeypatch.delenv("JAXRNN_DATA_DIR", raising=False)
+    out = tmp_path / "run"
+    defaults = [] if "--dataset" in options else ["--dataset", "digits"]
+    monkeypatch.setattr(sys, "argv", ["mnist.py", *defaults, *options, "--out", str(out)])
+    assert mnist.entry() == 2
+    error = capsys.readouterr().err
+    assert words in error
+    assert error.count("\n") == 1
+    assert not out.exists()
+
+
+def test_chunks_are_cut_by_the_step_alone():
+    config = dataclasses.replace(SMALL, eval_every=250, steps=600)
+    whole, step = [0], 0
+    while step < 600:
+        step += mnist.chunk_size(step, config, 28)
+        whole.append(step)
+    assert whole == [0, 100, 200, 250, 350, 450, 500, 600]
+    assert mnist.chunk_size(0, config, 784) == 3
+
+
+def kill_until_done(out, config, kills, rng, seconds):
+    """Kills a run at random moments, starting it again each time, then lets it finish."""
+    for _ in range(kills):
+        process = launch(out, config)
+        time.sleep(rng.uniform(*seconds))
+        process.kill()
+        process.communicate()
+    process = launch(out, config)
+    output, errors = process.communicate()
+    assert process.returncode == 0, errors
+    return output
+
+
+@pytest.mark.slow
+def test_killed_ten_times_it_ends_as_one_left_alone(tmp_path):
+    config = dataclasses.replace(
+        SMALL, steps=4000, hidden_size=64, eval_every=20, checkpoint_every=20
+    )
+    alone = launch(tmp_path / "alone", config)
+    _, errors = alone.communicate()
+    assert alone.returncode == 0, errors
+    output = kill_until_done(tmp_path / "killed", config, 10, random.Random(0), (4.0, 9.0))
+    assert "going on from step" in output
+    assert_same(contents(tmp_path / "killed"), contents(tmp_path / "alone"))
+
+
+@pytest.mark.slow
+@pytest.mark.skipif(MNIST_DIR is None, reason="real MNIST: set JAXRNN_DATA_DIR to its folder")
+def test_real_mnist_is_learned(tmp_path):
+    config = mnist.Config(dataset="mnist", data_dir=Path(MNIST_DIR), steps=1000, out=tmp_path)
+    process = launch(tmp_path / "run", config)
+    _, errors = process.communicate()
+    assert process.returncode == 0, errors
+    result = json.loads((tmp_path / "run" / "result.json").read_text())
+    assert result["final_test_accuracy"] > 0.95
