@@ -14,3 +14,33 @@ jax.config.update("jax_numpy_rank_promotion", "raise")
 
 # Tests choose their data themselves; only those of real MNIST read the folder named here.
 MNIST_DIR = os.environ.get("JAXRNN_DATA_DIR")
+
+import functools  # noqa: E402
+
+import pytest  # noqa: E402
+
+
+@pytest.fixture
+def home(tmp_path, monkeypatch):
+    """An empty home: its test does not see the user's own data or cache."""
+    folder = tmp_path / "home"
+    folder.mkdir()
+    monkeypatch.setenv("HOME", str(folder))
+    monkeypatch.setenv("USERPROFILE", str(folder))
+    return folder
+
+
+@pytest.fixture
+def no_network(monkeypatch):
+    def refuse(url, timeout):
+        raise OSError("no route to host")
+
+    monkeypatch.setattr("urllib.request.urlopen", refuse)
+
+
+@pytest.fixture
+def load(home, tmp_path):
+    """`jaxrnn.data.load` with a cache of its own."""
+    from jaxrnn import data
+
+    return functools.partial(data.load, validation_size=5, cache_dir=tmp_path / "cache")

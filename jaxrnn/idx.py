@@ -1,0 +1,111 @@
+"""IDX files: the format of MNIST and its relatives, read and validated.
+
+A set is four files, images and labels for training and for testing. Whatever is wrong with one
+ends in a `DataError` that names it.
+
+Letters: N examples.
+"""
+
+import gzip
+import math
+import struct
+import zlib
+from pathlib import Path
+from typing import NamedTuple
+
+import numpy as np
+
+CLASSES = 10
+SIDE = 28
+# In the order in which a set is read: images and labels to train on, then those to test on.
+FILES = (
+    "train-images-idx3-ubyte",
+    "train-labels-idx1-ubyte",
+    "t10k-images-idx3-ubyte",
+    "t10k-labels-idx1-ubyte",
+)
+_MAGIC = {2051: "images", 2049: "labels"}
+
+
+class DataError(ValueError):
+    """Data that cannot be used: one line that names the file and what is wrong with it."""
+
+
+class Split(NamedTuple):
+    """Examples: `images` uint8 [N, 28, 28] and `labels` uint8 [N], 0 to 9."""
+
+    images: np.ndarray
+    labels: np.ndarray
+
+
+class Pair(NamedTuple):
+    """The two halves of a set as it is published: `train` and `test`."""
+
+    train: Split
+    test: Split
+
+
+def read(files: list[Path]) -> Pair:
+    """Reads and validates the four files, given in the order of `FILES`."""
+    pair = Pair(read_split(*files[:2]), read_split(*files[2:]))
+    train, test = (len(split.labels) for split in pair)
+    if train < test:
+        raise DataError(
+            f"{files[0]}: {train} training images and {test} test images: are the files swapped?"
+        )
+    return pair
+
+
+def read_split(images_path: Path, labels_path: Path) -> Split:
+    """Reads and validates the images and the labels of one split."""
+    split = Split(_read_idx(images_path, "images"), _read_idx(labels_path, "labels"))
+    images, labels = (len(array) for array in split)
+    if images != labels:
+        raise DataError(f"{labels_path}: {labels} labels for {images} images in {images_path.name}")
+    return split
+
+
+def _read_idx(path: Path, kind: str) -> np.ndarray:
+    """Reads and validates one IDX file, plain or gzipped: uint8 [N, 28, 28] or [N]."""
+    try:
+        raw = path.read_bytes()
+        # By content, not by name: some browsers unpack a .gz and keep its name.
+        raw = gzip.decompress(raw) if raw.startswith(b"\x1f\x8b") else raw
+    except (OSError, EOFError, zlib.error, struct.error, MemoryError) as error:
+        raise DataError(f"{path}: cannot be read ({one_line(error)})") from error
+    words = 4 if kind == "images" else 2
+    if len(raw) < 4 * words:
+        raise DataError(f"{path}: truncated, its {len(raw)} bytes are less than a header")
+    magic, *shape = np.frombuffer(raw, ">u4", words).tolist()
+    if _MAGIC.get(magic) != kind:
+        what = f"holds {_MAGIC[magic]}, " if magic in _MAGIC else f"wrong magic number {magic}, "
+        raise DataError(f"{path}: {what}expected an IDX file of {kind}")
+    if kind == "images" and shape[1:] != [SIDE, SIDE]:
+        raise DataError(f"{path}: images of {shape[1]}×{shape[2]}, expected {SIDE}×{SIDE}")
+    size, expected = len(raw) - 4 * words, math.prod(shape)
+    if size != expected:
+        problem = "truncated" if size < expected else "too long"
+        raise DataError(f"{path}: {problem}, {size} bytes of data where its header says {expected}")
+    array = np.frombuffer(raw, np.uint8, offset=4 * words).reshape(shape)
+    if not size:
+        raise DataError(f"{path}: holds no {kind}")
+    if kind == "labels" and array.max() >= CLASSES:
+        at = int(np.argmax(array >= CLASSES))
+        raise DataError(f"{path}: label {array[at]} at position {at}, expected 0 to 9")
+    return array
+
+
+def valid(split: Split) -> bool:
+    """Whether arrays from elsewhere are what `Split` promises, and not empty."""
+    images, labels = split
+    return bool(
+        images.dtype == labels.dtype == np.uint8
+        and images.shape == (*labels.shape, SIDE, SIDE)
+        and labels.size > 0
+        and labels.max() < CLASSES
+    )
+
+
+def one_line(error: BaseException) -> str:
+    """What an error says, on one line."""
+    return " ".join(str(error).strip("<>").split())[:300] or type(error).__name__
