@@ -292,7 +292,7 @@ def _digits() -> Pair:
     weights = large / large.sum((1, 2), keepdims=True)
     places = np.arange(large.shape[1])
     centres = np.stack([weights.sum(2) @ places, weights.sum(1) @ places], 1)
-    corners = np.clip(np.rint((SIDE - 1) / 2 - centres), 0, 8).astype(int)
+    corners = np.clip(np.rint(SIDE / 2 - centres), 0, 8).astype(int)
     images = np.zeros((len(large), SIDE, SIDE), np.uint8)
     for image, digit, (top, left) in zip(images, large, corners, strict=True):
         image[top : top + 20, left : left + 20] = np.rint(digit)
