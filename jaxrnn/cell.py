@@ -30,26 +30,31 @@ class Cell(NamedTuple):
         initial_state: `(params, batch_shape=()) -> state`, leaves `[*batch_shape, ...]`.
         step: `(params, state, x [..., I]) -> (state, y)`, one time step;
             `functools.partial(cell.step, params)` is the body of a `jax.lax.scan`.
-        gate: The elementwise part `(weights, drive, recurrent, state) -> state` of a cell made by
-            `gated`, or None. `weights` are the parameters without the matrices and the bias.
+        gate: The elementwise part of a cell made by `gated`, or None.
+        summed: Whether the gate takes the sum of drive and product instead of both.
+        is_cudnn_lstm: Whether this is the LSTM that cuDNN computes.
     """
 
     init: Callable[..., Params]
     initial_state: Callable[..., State]
     step: Callable[[Params, State, Array], tuple[State, Array]]
-    gate: Callable[[Params, Array, Array, State], State] | None = None
+    gate: Callable[..., State] | None = None
+    summed: bool = False
+    is_cudnn_lstm: bool = False
 
 
-def gated(gate: Callable, init: Callable, initial_state: Callable) -> Cell:
+def gated(gate: Callable, init: Callable, initial_state: Callable, *, summed: bool = False) -> Cell:
     """Makes a cell from an elementwise gate.
 
     Args:
-        gate: `(weights, drive [..., G·H], recurrent [..., G·H], state) -> state`, elementwise over
-            the batch and the units, so that its Jacobian is diagonal.
+        gate: `(weights, drive [..., G·H], product [..., G·H], state) -> state`, elementwise over
+            the batch and the units; `weights` are the parameters without the kernels and the bias.
         init: As in `Cell`; returns a named tuple with `kernel [I, G·H]`, `recurrent_kernel
             [H, G·H]`, `bias [G·H]`, and whatever elementwise parameters the gate uses.
         initial_state: As in `Cell`; returns a named tuple whose first leaf is the hidden state,
             which is also the output.
+        summed: The gate is `(weights, drive + product, state) -> state`. Say so where it holds:
+            the two products can then be made as one.
 
     Returns:
         The cell, with `step` = the gate applied to the two products.
@@ -57,11 +62,29 @@ def gated(gate: Callable, init: Callable, initial_state: Callable) -> Cell:
 
     def step(params, state, x):
         drive = affine(x, params.kernel, params.bias)
-        recurrent = state[0] @ params.recurrent_kernel
-        state = gate(elementwise(params), drive, recurrent, state)
+        product = state[0] @ params.recurrent_kernel
+        products = (drive + product,) if summed else (drive, product)
+        state = gate(elementwise(params), *products, state)
         return state, state[0]
 
-    return Cell(init, initial_state, step, gate)
+    return Cell(init, initial_state, step, gate, summed)
+
+
+def pointwise(function: Callable[..., Array]) -> Callable[..., Array]:
+    """An elementwise function whose derivative is kept as one slope for each argument.
+
+    Autodiff keeps a factor for each operation inside; multiplying them at once leaves less to
+    store in the forward loop over time and nothing to compute in the backward one.
+    """
+    wrapped = jax.custom_jvp(function)
+
+    @wrapped.defjvp
+    def jvp(arguments, tangents):
+        value, pullback = jax.vjp(function, *arguments)
+        slopes = pullback(jnp.ones_like(value))
+        return value, sum(slope * tangent for slope, tangent in zip(slopes, tangents, strict=True))
+
+    return wrapped
 
 
 def elementwise(params: Params) -> Params:
@@ -73,7 +96,8 @@ def affine(
     x: Float[Array, "*batch I"], kernel: Float[Array, "I G"], bias: Float[Array, " G"]
 ) -> Float[Array, "*batch G"]:
     """`x·kernel + bias`, with the bias broadcast explicitly over the batch axes."""
-    return along(bias, product := x @ kernel) + product
+    product = x @ kernel
+    return product + along(bias, product)
 
 
 def along(vector: Float[Array, " N"], like: Float[Array, "*batch N"]) -> Float[Array, "*batch N"]:

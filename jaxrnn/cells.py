@@ -14,11 +14,10 @@ from typing import NamedTuple
 
 import jax
 import jax.numpy as jnp
-from jax.nn import sigmoid
 from jax.nn.initializers import glorot_uniform
 from jaxtyping import Array, Float
 
-from jaxrnn.cell import Cell, affine, along, gated, zeros
+from jaxrnn.cell import Cell, affine, along, gated, pointwise, zeros
 
 
 class RNNParams(NamedTuple):
@@ -99,10 +98,10 @@ def rnn(hidden_size: int, *, activation: Callable[[Array], Array] = jnp.tanh) ->
     def initial_state(params, batch_shape=()):
         return RNNState(zeros(params, batch_shape, hidden_size))
 
-    def gate(weights, drive, recurrent, state):
-        return RNNState(activation(drive + recurrent))
+    def gate(weights, total, state):
+        return RNNState(activation(total))
 
-    return gated(gate, init, initial_state)
+    return gated(gate, init, initial_state, summed=True)
 
 
 @cache
@@ -163,28 +162,37 @@ def lstm(
             zeros(params, batch_shape, output_size), zeros(params, batch_shape, hidden_size)
         )
 
-    def gate(weights, drive, recurrent, state):
-        i, f, g, o = jnp.split(drive + recurrent, 4, axis=-1)
+    @pointwise
+    def write(i, f, g, cell):
+        return sigmoid(f) * cell + sigmoid(i) * activation(g)
+
+    @pointwise
+    def show(o, cell):
+        return sigmoid(o) * activation(cell)
+
+    def gate(weights, total, state):
+        i, f, g, o = jnp.split(total, 4, axis=-1)
         if peephole:
             i = i + along(weights.peephole[0], i) * state.cell
             f = f + along(weights.peephole[1], f) * state.cell
-        cell = sigmoid(f) * state.cell + sigmoid(i) * activation(g)
+        cell = write(i, f, g, state.cell)
         if cell_clip is not None:
             cell = jnp.clip(cell, -cell_clip, cell_clip)
         if peephole:
             o = o + along(weights.peephole[2], o) * cell
-        return LSTMState(sigmoid(o) * activation(cell), cell)
+        return LSTMState(show(o, cell), cell)
 
     def projected_step(params, state, x):
         # The projection is a second product within the step, so this is no gate.
-        drive = affine(x, params.kernel, params.bias)
-        state = gate(params, drive, state.hidden @ params.recurrent_kernel, state)
+        total = affine(x, params.kernel, params.bias) + state.hidden @ params.recurrent_kernel
+        state = gate(params, total, state)
         state = LSTMState(state.hidden @ params.projection, state.cell)
         return state, state.hidden
 
     if projection_size is not None:
         return Cell(init, initial_state, projected_step)
-    return gated(gate, init, initial_state)
+    plain = activation is jnp.tanh and not peephole and cell_clip is None
+    return gated(gate, init, initial_state, summed=True)._replace(is_cudnn_lstm=plain)
 
 
 @cache
@@ -219,13 +227,16 @@ def gru(hidden_size: int, *, reset_after: bool = True) -> Cell:
     def initial_state(params, batch_shape=()):
         return GRUState(zeros(params, batch_shape, hidden_size))
 
-    def gate(weights, drive, recurrent, state):
+    @pointwise
+    def update(r, z, n_drive, n_past, hidden):
+        n = jnp.tanh(n_drive + sigmoid(r) * n_past)
+        return n + sigmoid(z) * (hidden - n)
+
+    def gate(weights, drive, product, state):
         r_drive, z_drive, n_drive = jnp.split(drive, 3, axis=-1)
-        r_past, z_past, n_past = jnp.split(recurrent, 3, axis=-1)
-        r = sigmoid(r_drive + r_past)
-        z = sigmoid(z_drive + z_past)
-        n = jnp.tanh(n_drive + r * (n_past + along(weights.recurrent_bias, n_past)))
-        return GRUState((1 - z) * n + z * state.hidden)
+        r_past, z_past, n_past = jnp.split(product, 3, axis=-1)
+        n_past = n_past + along(weights.recurrent_bias, n_past)
+        return GRUState(update(r_drive + r_past, z_drive + z_past, n_drive, n_past, state.hidden))
 
     def reset_before_step(params, state, x):
         # The reset stands inside the product, so this is no gate.
@@ -234,7 +245,7 @@ def gru(hidden_size: int, *, reset_after: bool = True) -> Cell:
         rz_drive, n_drive = jnp.split(drive, [2 * hidden_size], axis=-1)
         r, z = jnp.split(sigmoid(rz_drive + state.hidden @ rz_kernel), 2, axis=-1)
         n = jnp.tanh(n_drive + (r * state.hidden) @ n_kernel)
-        state = GRUState((1 - z) * n + z * state.hidden)
+        state = GRUState(n + z * (state.hidden - n))
         return state, state.hidden
 
     return (
@@ -242,6 +253,11 @@ def gru(hidden_size: int, *, reset_after: bool = True) -> Cell:
         if reset_after
         else Cell(init, initial_state, reset_before_step)
     )
+
+
+def sigmoid(x: Array) -> Array:
+    """The logistic function, written so that XLA's vectorised tanh computes it."""
+    return 0.5 * jnp.tanh(0.5 * x) + 0.5
 
 
 def _positive(name: str, value: int) -> None:

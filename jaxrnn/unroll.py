@@ -5,25 +5,28 @@ Shapes: B batch (any number of axes, also none), T time, I input features, P out
 
 from __future__ import annotations
 
-from typing import NamedTuple
+import math
+from collections.abc import Callable
+from functools import partial
 
 import jax
 import jax.numpy as jnp
 import numpy as np
 from jax import lax
-from jaxtyping import Array, Bool, Float
+from jax.ad_checkpoint import checkpoint_name
+from jaxtyping import Array, Float
 
 from jaxrnn.cell import Cell, Params, State
+from jaxrnn.cudnn import cudnn, why_not
+from jaxrnn.fused import Steps, fused, where
 
-IMPLEMENTATIONS = ("scan",)
-
-
-class Steps(NamedTuple):
-    """What the scan runs over, time first, in the order of processing."""
-
-    inputs: Float[Array, "T *B I"]
-    alive: Bool[Array, "T *B"] | None  # False past a row's length
-    resets: Bool[Array, "T *B"] | None  # True where the initial state is put back before the step
+IMPLEMENTATIONS = ("scan", "fused", "cudnn")
+MEMORY = ("save", "recompute", "offload")
+# What a step saves for the gradient stays in a core's cache up to about this many bytes over all
+# steps; beyond it, recomputing blocks of steps is faster than writing and reading it.
+SAVE_BYTES = 2**26
+# Steps of a block. Longer blocks save more for a moment, shorter ones keep more starts.
+BLOCK = 14
 
 
 def unroll(
@@ -37,6 +40,7 @@ def unroll(
     reverse: bool = False,
     time_major: bool = False,
     implementation: str | None = None,
+    memory: str | None = None,
     unroll: int = 1,
 ) -> tuple[Float[Array, "..."], State]:
     """Runs a cell over a sequence with `jax.lax.scan`.
@@ -54,8 +58,13 @@ def unroll(
         reverse: Read from the end to the start, each row within its own length. Outputs stand
             where their inputs stand.
         time_major: Whether time is the first axis of inputs, resets and outputs.
-        implementation: "scan" is `jax.lax.scan` and its autodiff; None takes the fastest that
-            gives the same result.
+        implementation: "scan" is `jax.lax.scan` and its autodiff, for every cell and also for
+            forward mode; "fused" the deferred gradient of `jaxrnn.fused`, for cells made by
+            `jaxrnn.gated`; "cudnn" NVIDIA's LSTM. None takes "fused" where it can, else "scan".
+        memory: What the gradient is computed from. "save" keeps what every step saves;
+            "recompute" keeps the state at the start of every 14 steps and runs those forward
+            again; "offload" does so too, and keeps those states in the host's memory (TF1's
+            `swap_memory`). None takes "recompute" where "save" would not fit a core's cache.
         unroll: Steps per iteration of the loop, as in `jax.lax.scan`.
 
     Returns:
@@ -64,18 +73,43 @@ def unroll(
     Raises:
         ValueError: If a shape, dtype, length or option is wrong; names the argument.
     """
-    _check_options(implementation, unroll)
+    _check_options(implementation, memory, unroll)
     inputs, resets, batch_shape = _time_first(params, inputs, resets, time_major)
     lengths = _check_lengths(lengths, batch_shape, len(inputs))
     initial_state = _check_state(cell, params, initial_state, batch_shape)
+    run = _choose(cell, params, initial_state, inputs, resets, implementation, unroll)
+    memory = memory or _choose_memory(params, inputs)
     steps = _steps(inputs, lengths, resets, reverse)
-    outputs, state = _scan(cell, params, initial_state, steps, unroll)
+    outputs, state = (
+        run(initial_state, steps)
+        if memory == "save"
+        else _in_blocks(run, initial_state, steps, memory)
+    )
     if reverse:
         outputs = _reverse(outputs, lengths)
     return outputs if time_major else jnp.moveaxis(outputs, 0, -2), state
 
 
-def _scan(cell: Cell, params, initial_state, steps: Steps, unroll: int):
+Run = Callable[[State, Steps], tuple[Array, State]]
+
+
+def _choose(cell, params, initial_state, inputs, resets, implementation, unroll) -> Run:
+    """The implementation as a function of the state it starts from and the steps."""
+    if implementation == "cudnn":
+        if reason := why_not(cell, inputs, resets):
+            raise ValueError(f"implementation 'cudnn' cannot compute this: {reason}")
+        return partial(cudnn, params)
+    if implementation == "fused" and cell.gate is None:
+        raise ValueError(
+            "implementation 'fused' needs a cell made by jaxrnn.gated, "
+            "got one with a step of its own; 'scan' runs every cell"
+        )
+    if implementation == "scan" or cell.gate is None:
+        return partial(_scan, cell, unroll, params, initial_state)
+    return lambda start, steps: fused(cell, unroll, params, start, initial_state, steps)
+
+
+def _scan(cell: Cell, unroll: int, params, initial_state, start, steps: Steps):
     """The reference: the cell's step under `lax.scan`."""
 
     def body(state, now: Steps):
@@ -88,18 +122,44 @@ def _scan(cell: Cell, params, initial_state, steps: Steps, unroll: int):
             output = where(now.alive, output, jnp.zeros_like(output))
         return after, output
 
-    state, outputs = lax.scan(body, initial_state, steps, unroll=unroll)
+    state, outputs = lax.scan(body, start, steps, unroll=unroll)
     return outputs, state
 
 
-def where(condition: Bool[Array, "*B"], this: State, that: State) -> State:
-    """`this` in the rows where the condition holds, else `that`; over trees."""
+def _choose_memory(params, inputs) -> str:
+    leaves = [leaf for leaf in jax.tree.leaves(params) if leaf.ndim == 2]
+    width = sum(leaf.shape[-1] for leaf in leaves)
+    size = math.prod(inputs.shape[:-1]) * width * inputs.dtype.itemsize
+    return "save" if size <= SAVE_BYTES else "recompute"
 
-    def select(a, b):
-        extra = a.ndim - condition.ndim
-        return jnp.where(condition.reshape(condition.shape + (1,) * extra), a, b)
 
-    return jax.tree.map(select, this, that)
+def _in_blocks(run: Run, start: State, steps: Steps, memory: str):
+    """Runs blocks of steps one after the other; the gradient recomputes each from its start."""
+    policy = None
+    if memory == "offload":
+        policy = jax.checkpoint_policies.save_and_offload_only_these_names(
+            names_which_can_be_saved=[],
+            names_which_can_be_offloaded=["start"],
+            offload_src="device",
+            offload_dst="pinned_host",
+        )
+
+    @partial(jax.checkpoint, prevent_cse=False, policy=policy)
+    def block(state, steps):
+        if memory == "offload":
+            state = jax.tree.map(lambda leaf: checkpoint_name(leaf, "start"), state)
+        outputs, state = run(state, steps)
+        return state, outputs
+
+    blocks, rest = divmod(len(steps.inputs), BLOCK)
+    end = blocks * BLOCK
+    whole = jax.tree.map(lambda leaf: leaf[:end].reshape(blocks, BLOCK, *leaf.shape[1:]), steps)
+    state, outputs = lax.scan(block, start, whole)
+    outputs = outputs.reshape(-1, *outputs.shape[2:])
+    if rest:
+        state, last = block(state, jax.tree.map(lambda leaf: leaf[end:], steps))
+        outputs = jnp.concatenate([outputs, last])
+    return outputs, state
 
 
 def _steps(inputs, lengths, resets, reverse: bool) -> Steps:
@@ -125,11 +185,13 @@ def _reverse(sequence, lengths):
     return jnp.take_along_axis(sequence, source, axis=0)
 
 
-def _check_options(implementation, unroll):
+def _check_options(implementation, memory, unroll):
     if implementation is not None and implementation not in IMPLEMENTATIONS:
         raise ValueError(
             f"implementation must be None or one of {IMPLEMENTATIONS}, got {implementation!r}"
         )
+    if memory is not None and memory not in MEMORY:
+        raise ValueError(f"memory must be None or one of {MEMORY}, got {memory!r}")
     if not isinstance(unroll, int) or isinstance(unroll, bool) or unroll < 1:
         raise ValueError(f"unroll must be a positive integer, got {unroll!r}")
 

@@ -43,6 +43,10 @@ def loop(cell, params, row, state, length=T, resets=(False,) * T, reverse=False)
     return jnp.stack([outputs.get(t, blank) for t in range(T)]), state
 
 
+def at(tree, index):
+    return jax.tree.map(lambda leaf: leaf[index], tree)
+
+
 def close(actual, expected):
     jax.tree.map(lambda a, b: np.testing.assert_allclose(a, b, atol=1e-5), actual, expected)
 
@@ -57,12 +61,11 @@ def test_every_row_is_the_plain_loop_within_its_length(name, reverse):
         cell, params, inputs, initial_state=state, lengths=lengths, resets=resets, reverse=reverse
     )
     for row in range(4):
-        start = jax.tree.map(lambda leaf: leaf[row], state)  # noqa: B023
         expected, end = loop(
-            cell, params, inputs[row], start, int(lengths[row]), resets[row], reverse
+            cell, params, inputs[row], at(state, row), int(lengths[row]), resets[row], reverse
         )
         close(outputs[row], expected)
-        close(jax.tree.map(lambda leaf: leaf[row], final), end)  # noqa: B023
+        close(at(final, row), end)
 
 
 def test_length_zero_gives_back_the_initial_state():
@@ -80,11 +83,9 @@ def test_any_number_of_batch_axes_and_either_layout(batch):
     outputs, final = jaxrnn.unroll(cell, params, inputs, initial_state=state)
     assert outputs.shape == (*batch, T, 5)
     for index in np.ndindex(batch):
-        expected, end = loop(
-            cell, params, inputs[index], jax.tree.map(lambda leaf: leaf[index], state)
-        )
+        expected, end = loop(cell, params, inputs[index], at(state, index))
         close(outputs[index], expected)
-        close(jax.tree.map(lambda leaf: leaf[index], final), end)
+        close(at(final, index), end)
     major, _ = jaxrnn.unroll(
         cell, params, jnp.moveaxis(inputs, -2, 0), initial_state=state, time_major=True
     )

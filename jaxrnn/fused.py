@@ -1,0 +1,192 @@
+"""The deferred gradient: every matrix product that can wait is made once, over all steps.
+
+Autodiff through a scan adds up dW inside the loop, one small product a step. Here the forward loop
+saves what the gate's own pullback needs, the backward loop runs that pullback and the one product
+that cannot wait (dh = dr·Wᵀ), and after the loop
+
+    dW = [h_0 … h_{T-1}]ᵀ · [dr_1 … dr_T]        dU = [x_1 … x_T]ᵀ · [dz_1 … dz_T]
+
+are one product each over all T·B rows.
+
+Shapes: B batch (any number of axes), T time, I input features, H hidden units, G gates.
+"""
+
+from __future__ import annotations
+
+from functools import partial
+from typing import NamedTuple
+
+import jax
+import jax.numpy as jnp
+from jax import lax
+from jaxtyping import Array, Bool, Float
+
+from jaxrnn.cell import Cell, Params, State, affine, elementwise
+
+
+class Steps(NamedTuple):
+    """What a scan over time runs over, time first, in the order of processing."""
+
+    inputs: Float[Array, "T *B I"]
+    alive: Bool[Array, "T *B"] | None  # False past a row's length
+    resets: Bool[Array, "T *B"] | None  # True where the initial state is put back before the step
+
+
+def where(condition: Bool[Array, "*B"], this: State, that: State) -> State:
+    """`this` in the rows where the condition holds, else `that`; over trees."""
+
+    def select(a, b):
+        extra = a.ndim - condition.ndim
+        return jnp.where(condition.reshape(condition.shape + (1,) * extra), a, b)
+
+    return jax.tree.map(select, this, that)
+
+
+@partial(jax.custom_vjp, nondiff_argnums=(0, 1))
+def fused(
+    cell: Cell, unroll: int, params: Params, start: State, initial_state: State, steps: Steps
+) -> tuple[Float[Array, "T *B H"], State]:
+    """Runs a cell made by `jaxrnn.gated` over time, with the deferred gradient.
+
+    Args:
+        cell: The cell.
+        unroll: Steps per iteration of the loop.
+        params: The cell's parameters.
+        start: The state before the first step.
+        initial_state: What a reset puts back.
+        steps: The sequence.
+
+    Returns:
+        The outputs, zero where a row is not alive, and the state after the last step.
+    """
+    return _forward(cell, unroll, params, start, initial_state, steps, with_pullbacks=False)[:2]
+
+
+def _forward(cell, unroll, params, start, initial_state, steps, with_pullbacks):
+    weights, products = elementwise(params), _Products(cell, params)
+
+    def body(state, now):
+        ahead, alive, resets = now
+        before = state if resets is None else where(resets, initial_state, state)
+        row, arguments = products.make(before[0], ahead)
+        if with_pullbacks:
+            after, pullback = jax.vjp(cell.gate, weights, *arguments, before)
+        else:
+            after, pullback, row = cell.gate(weights, *arguments, before), None, None
+        output = after[0]
+        if alive is not None:
+            after = where(alive, after, state)
+            output = where(alive, output, jnp.zeros_like(output))
+        return after, (output, pullback, row)
+
+    state, (outputs, pullbacks, rows) = lax.scan(
+        body,
+        start,
+        (products.ahead(steps.inputs), steps.alive, steps.resets),
+        unroll=unroll,
+    )
+    return outputs, state, pullbacks, rows
+
+
+class _Products:
+    """The products of one step, and the gradients of the kernels over all steps.
+
+    Where the gate sees only the sum of drive and product, and the inputs are not wider than the
+    state, one product of the row (h, x, 1) with the stacked (W; U; b) makes both. It saves writing
+    and reading the drive, and the saved rows give dW, dU and db in one product as well.
+    """
+
+    def __init__(self, cell, params):
+        self.params = params
+        self.stacked = cell.summed and len(params.kernel) <= len(params.recurrent_kernel)
+        self.summed = cell.summed
+        if self.stacked:
+            kernels = params.recurrent_kernel, params.kernel, params.bias[None]
+            self.matrix = jnp.concatenate(kernels)
+
+    def ahead(self, inputs):
+        """What can be made for all steps at once: the drive, unless it is stacked."""
+        if not self.stacked:
+            return affine(inputs, self.params.kernel, self.params.bias)
+        return inputs
+
+    def make(self, hidden, ahead):
+        """One step: the row to save, and the gate's arguments."""
+        if self.stacked:
+            one = jnp.ones((*hidden.shape[:-1], 1), hidden.dtype)
+            row = jnp.concatenate([hidden, ahead, one], axis=-1)
+            return row, (row @ self.matrix,)
+        product = hidden @ self.params.recurrent_kernel
+        return hidden, ((ahead + product,) if self.summed else (ahead, product))
+
+    def gradients(self, inputs, saved, d_arguments):
+        """The gradients of the kernels, the bias and the inputs."""
+        d_drives, d_products = d_arguments[0], d_arguments[-1]
+        d_inputs = d_drives @ self.params.kernel.T
+        if self.stacked:
+            hidden_size, input_size = len(self.params.recurrent_kernel), len(self.params.kernel)
+            d_matrix = rows(saved).T @ rows(d_drives)
+            split = [hidden_size, hidden_size + input_size]
+            d_recurrent, d_kernel, d_bias = jnp.split(d_matrix, split)
+            return d_kernel, d_recurrent, d_bias[0], d_inputs
+        d_kernel = rows(inputs).T @ rows(d_drives)
+        return d_kernel, rows(saved).T @ rows(d_products), rows(d_drives).sum(0), d_inputs
+
+
+def _fused_forward(cell, unroll, *arguments):
+    outputs, state, *saved = _forward(cell, unroll, *arguments, with_pullbacks=True)
+    return (outputs, state), (*arguments, *saved)
+
+
+def _fused_backward(cell, unroll, saved, cotangents):
+    params, _, initial_state, steps, pullbacks, saved_rows = saved
+    d_outputs, d_state = cotangents
+    transposed = params.recurrent_kernel.T
+
+    def body(carry, now):
+        d_state, d_weights, d_initial = carry
+        d_output, pullback, alive, resets = now
+        d_after = _add_hidden(d_state, d_output)
+        if alive is not None:
+            nothing = jax.tree.map(jnp.zeros_like, d_state)
+            d_after, d_copied = where(alive, d_after, nothing), where(alive, nothing, d_state)
+        d_gate, *d_arguments, d_before = pullback(d_after)
+        d_before = _add_hidden(d_before, d_arguments[-1] @ transposed)
+        if resets is not None:
+            nothing = jax.tree.map(jnp.zeros_like, d_before)
+            d_initial = add(d_initial, where(resets, d_before, nothing))
+            d_before = where(resets, nothing, d_before)
+        if alive is not None:
+            d_before = add(d_before, d_copied)
+        return (d_before, add(d_weights, d_gate), d_initial), d_arguments
+
+    zeros = partial(jax.tree.map, jnp.zeros_like)
+    (d_state, d_weights, d_initial), d_arguments = lax.scan(
+        body,
+        (d_state, zeros(elementwise(params)), zeros(initial_state)),
+        (d_outputs, pullbacks, steps.alive, steps.resets),
+        reverse=True,
+        unroll=unroll,
+    )
+    d_kernel, d_recurrent, d_bias, d_inputs = _Products(cell, params).gradients(
+        steps.inputs, saved_rows, d_arguments
+    )
+    d_params = d_weights._replace(kernel=d_kernel, recurrent_kernel=d_recurrent, bias=d_bias)
+    return d_params, d_state, d_initial, Steps(d_inputs, None, None)
+
+
+def _add_hidden(state: State, hidden: Array) -> State:
+    return state._replace(**{state._fields[0]: state[0] + hidden})
+
+
+def add(a: State, b: State) -> State:
+    """The sum of two trees."""
+    return jax.tree.map(jnp.add, a, b)
+
+
+def rows(sequence: Float[Array, "T *B N"]) -> Float[Array, "R N"]:
+    """All steps of all rows of the batch as one matrix."""
+    return sequence.reshape(-1, sequence.shape[-1])
+
+
+fused.defvjp(_fused_forward, _fused_backward)
