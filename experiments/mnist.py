@@ -22,9 +22,9 @@ from pathlib import Path
 from typing import Any, Literal
 
 import jax
-import jax.numpy as jnp
 import numpy as np
 import tyro
+from jax.sharding import Mesh
 from rich.console import Console
 from rich.panel import Panel
 from rich.progress import BarColumn, Progress, TextColumn, TimeRemainingColumn
@@ -33,12 +33,12 @@ import jaxrnn
 from jaxrnn import data, report, train
 from jaxrnn.checkpoint import CheckpointError, Checkpoints
 from jaxrnn.linen import Classifier
-from jaxrnn.run import Run, RunError, peak_memory
+from jaxrnn.run import Run, RunError, cores, peak_memory
 
 CELLS = {"lstm": jaxrnn.lstm, "gru": jaxrnn.gru, "rnn": jaxrnn.rnn}
 NUM_CLASSES = 10
 # Options that may differ when a run is taken up again, since no number depends on them.
-FREE = ("data_dir", "out", "resume", "checkpoint_every")
+FREE = ("data_dir", "out", "resume", "checkpoint_every", "devices")
 # A program on the device cannot be interrupted, so a chunk of steps is kept to about a second.
 TIME_STEPS_PER_CHUNK = 2800
 
@@ -79,14 +79,17 @@ class Config:
     """Go on with the run in the folder; --no-resume starts it over."""
     checkpoint_every: int = 1000
     """Steps between two checkpoints, besides those of the best validation accuracy."""
+    devices: int | None = None
+    """GPUs, TPU cores or CPU cores that share each batch; by default all that divide it evenly."""
 
     def check(self) -> None:
         """Raises RunError for a value that cannot work."""
         for name in ("hidden_size", "num_layers", "batch_size", "eval_every", "checkpoint_every"):
             if getattr(self, name) < 1:
                 raise RunError(f"--{name.replace('_', '-')} must be at least 1")
-        if self.steps is not None and self.steps < 1:
-            raise RunError("--steps must be at least 1")
+        for name in ("steps", "devices"):
+            if (getattr(self, name) or 1) < 1 or getattr(self, name) == 0:
+                raise RunError(f"--{name} must be at least 1")
         if self.validation_size < 0 or self.seed < 0:
             raise RunError("--validation-size and --seed must not be negative")
         if not 0 < self.learning_rate < float("inf"):
@@ -98,12 +101,14 @@ class Config:
 def main(config: Config) -> int:
     """Trains, or goes on training; returns the exit code."""
     config.check()
+    mesh = build_mesh(config)
     dataset = load_dataset(config)
     steps = config.steps or (2_000 if dataset.name == "digits" else 20_000)
     config = dataclasses.replace(config, dataset=dataset.name, steps=steps)
     if config.batch_size > len(dataset.train.labels):
         raise RunError(f"--batch-size must be at most {len(dataset.train.labels)}")
     announce(dataset)
+    console.print(f"device: {mesh.size} × {mesh.devices.flat[0].device_kind}")
     run = Run(config.out)
     changes = run.open(identity(config, dataset), start_over=not config.resume)
     if run.finished:
@@ -116,7 +121,7 @@ def main(config: Config) -> int:
 
     model = build_model(config)
     with Checkpoints(run.checkpoints, warn=console.print) as checkpoints:
-        seconds, code = fit(config, model, dataset, run, checkpoints)
+        seconds, code = fit(config, model, mesh, dataset, run, checkpoints)
         if code:
             return code
     _, _, params = load_run(config.out)
@@ -128,17 +133,24 @@ def main(config: Config) -> int:
 
 
 def fit(
-    config: Config, model: Classifier, dataset: data.Dataset, run: Run, checkpoints: Checkpoints
+    config: Config,
+    model: Classifier,
+    mesh: Mesh,
+    dataset: data.Dataset,
+    run: Run,
+    checkpoints: Checkpoints,
 ) -> tuple[dict[str, float], int]:
     """Trains to the last step; returns the seconds spent in each phase and an exit code."""
-    sequences, labels = on_device(dataset.train, config)
-    validation, test = on_device(dataset.validation, config), on_device(dataset.test, config)
+    (sequences, labels), validation, test = (
+        train.replicate(as_sequences(split, config), mesh)
+        for split in (dataset.train, dataset.validation, dataset.test)
+    )
     optimizer = build_optimizer(config)
-    state = initial_state(config)
-    step = 0
+    step, state = 0, initial_state(config)
     if (restored := checkpoints.restore(state)) is not None:
-        step, state = restored[0], jax.device_put(restored[1])
+        step, state = restored
         console.print(f"going on from step {step} of {config.out}")
+    state = train.replicate(state, mesh)
     rows = run.rewind_metrics(step)
     best = max((row["validation_accuracy"] or 0 for row in rows), default=0)
     before = rows[-1]["seconds"] if rows else 0.0
@@ -150,7 +162,7 @@ def fit(
             indices = data.batch_indices(config.seed, step, count, config.batch_size, len(labels))
             with clock.phase("train"):
                 state, losses = train.train_chunk(
-                    model, optimizer, state, sequences, labels, jnp.asarray(indices)
+                    model, optimizer, mesh, state, sequences, labels, indices
                 )
                 losses = np.asarray(losses)
             if not np.isfinite(losses).all():
@@ -160,9 +172,9 @@ def fit(
             last_step, step, score = step, step + count, None
             if step % config.eval_every == 0 or step == config.steps:
                 with clock.phase("evaluate"):
-                    accuracy = train.evaluate(model, state.params, *test)
+                    accuracy = train.evaluate(model, mesh, state.params, *test)
                     if len(validation[1]):
-                        score = train.evaluate(model, state.params, *validation)
+                        score = train.evaluate(model, mesh, state.params, *validation)
                 loss = float(losses.mean())
                 console.print(f"step {step:5d}  loss {loss:.4f}  accuracy {accuracy:.4f}")
                 run.append_metrics(
@@ -207,10 +219,35 @@ def load_dataset(config: Config) -> data.Dataset:
     return data.load(config.dataset, data_dir, config.validation_size)
 
 
-def on_device(split: data.Split, config: Config) -> tuple[jax.Array, jax.Array]:
+def as_sequences(split: data.Split, config: Config) -> tuple[np.ndarray, np.ndarray]:
     """Sequences uint8 `[N, T, I]` and labels uint8 `[N]`."""
-    sequences = data.sequences(split.images, config.order, config.seed)
-    return jnp.asarray(sequences), jnp.asarray(split.labels)
+    return data.sequences(split.images, config.order, config.seed), split.labels
+
+
+def build_mesh(config: Config) -> Mesh:
+    """The devices that share each batch.
+
+    XLA does not speed up a cell's small products with a second thread, so a CPU is filled with one
+    single-threaded device a core. Both must be said before JAX starts its backend.
+
+    Raises:
+        RunError: If there are fewer devices than asked for, or they cannot share the batch.
+    """
+    available = config.devices or max(cores() or 1, 1)
+    share = max(n for n in range(1, available + 1) if config.batch_size % n == 0)
+    if share > 1:
+        flags = os.environ.get("XLA_FLAGS", "")
+        os.environ["XLA_FLAGS"] = f"{flags} --xla_cpu_multi_thread_eigen=false".strip()
+    with contextlib.suppress(RuntimeError):  # the backend runs already, with the devices it has
+        jax.config.update("jax_num_cpu_devices", share)
+    if config.devices is None:
+        available = jax.device_count()
+        share = max(n for n in range(1, available + 1) if config.batch_size % n == 0)
+    elif share < config.devices:
+        raise RunError(f"--devices {config.devices} cannot share --batch-size {config.batch_size}")
+    elif jax.device_count() < share:
+        raise RunError(f"--devices must be at most {jax.device_count()} here")
+    return train.make_mesh(share)
 
 
 def build_model(config: Config) -> Classifier:

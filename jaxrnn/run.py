@@ -137,7 +137,7 @@ def environment() -> dict[str, Any]:
         **{name: importlib.metadata.version(name) for name in PACKAGES},
         "device": jax.devices()[0].device_kind,
         "devices": jax.device_count(),
-        "cores": _cores(),
+        "cores": cores(),
         "machine": platform.machine(),
         "xla_flags": os.environ.get("XLA_FLAGS", ""),
         "git_revision": _git_revision(),
@@ -164,7 +164,7 @@ def _write(path: Path, lines: Iterable[str]) -> None:
     temporary.replace(path)
 
 
-def _cores() -> int | None:
+def cores() -> int | None:
     """The cores this process may use, which is what XLA counts."""
     if hasattr(os, "sched_getaffinity"):
         return len(os.sched_getaffinity(0))

@@ -1,6 +1,7 @@
 """Training a classifier as pure functions: a step, a chunk of steps on the device, evaluation.
 
-Sequences stay uint8 on the device and are scaled to [0, 1] inside the step.
+Sequences stay uint8 on the devices and are scaled to [0, 1] inside the step. The batch is sharded
+over the devices of a mesh, GPUs, TPU cores or CPU cores alike; everything else is replicated.
 
 Shapes: N examples, B batch, K steps of a chunk, T time, I input features, C classes.
 """
@@ -17,8 +18,12 @@ import jax.numpy as jnp
 import numpy as np
 import optax
 from jax import lax
+from jax.flatten_util import ravel_pytree
+from jax.sharding import Mesh, NamedSharding
+from jax.sharding import PartitionSpec as P
 from jaxtyping import Array, Float, Int, UInt8
 
+AXIS = "batch"
 # Large enough to fill a core, small enough that a layer's outputs stay in its cache.
 EVALUATION_BATCH = 500
 # Points along a sequence at which `beliefs` looks.
@@ -92,75 +97,131 @@ def train_step(
     state: TrainState,
     sequences: UInt8[Array, "B T I"],
     labels: UInt8[Array, " B"],
+    *,
+    axis: str | None = None,
 ) -> tuple[TrainState, Float[Array, ""]]:
-    """One update; returns the new state and the loss before it."""
-    loss, grads = jax.value_and_grad(loss_fn, argnums=1)(model, state.params, sequences, labels)
+    """One update.
+
+    Args:
+        model: The classifier.
+        optimizer: The optimizer.
+        state: The state before the step.
+        sequences: The batch, or this device's share of it.
+        labels: Its classes.
+        axis: The mesh axis over which the batch is shared, if it is.
+
+    Returns:
+        The state after the step and the loss before it, over the whole batch.
+    """
+    found = jax.value_and_grad(loss_fn, argnums=1)(model, state.params, sequences, labels)
+    if axis is not None:
+        flat, unravel = ravel_pytree(found)  # one collective instead of one for each leaf
+        found = unravel(lax.pmean(flat, axis))
+    loss, grads = found
     updates, opt_state = optimizer.update(grads, state.opt_state, state.params)
     params = optax.apply_updates(state.params, updates)
     return TrainState(state.step + 1, params, opt_state), loss
 
 
-@partial(jax.jit, static_argnames=("model", "optimizer"), donate_argnames="state")
+def make_mesh(devices: int | None = None) -> Mesh:
+    """A mesh of the first `devices` devices (all by default) with the one axis "batch"."""
+    return Mesh(np.array(jax.devices()[:devices]), (AXIS,))
+
+
+def replicate(tree: Any, mesh: Mesh) -> Any:
+    """Puts a copy of the tree on every device of the mesh."""
+    return jax.device_put(tree, NamedSharding(mesh, P()))
+
+
+@partial(jax.jit, static_argnames=("model", "optimizer", "mesh"), donate_argnames="state")
 def train_chunk(
     model: nn.Module,
     optimizer: optax.GradientTransformation,
+    mesh: Mesh,
     state: TrainState,
     sequences: UInt8[Array, "N T I"],
     labels: UInt8[Array, " N"],
     indices: Int[Array, "K B"],
 ) -> tuple[TrainState, Float[Array, " K"]]:
-    """K updates in one program on the device; step k reads the examples `indices[k]`.
+    """K updates in one program on the devices; step k reads the examples `indices[k]`.
 
-    The state is donated: the one passed in must not be used again.
+    The state is donated: the one passed in must not be used again. B must be a multiple of the
+    number of devices.
 
     Returns:
         The state after K steps and the K losses.
     """
 
-    def body(state, batch):
-        return train_step(model, optimizer, state, sequences[batch], labels[batch])
+    def chunk(state, sequences, labels, indices):
+        def body(state, batch):
+            step = partial(train_step, model, optimizer, axis=AXIS)
+            return step(state, sequences[batch], labels[batch])
 
-    return lax.scan(body, state, indices)
+        return lax.scan(body, state, indices)
+
+    return jax.shard_map(
+        chunk,
+        mesh=mesh,
+        in_specs=(P(), P(), P(), P(None, AXIS)),
+        out_specs=P(),
+        check_vma=False,
+    )(state, sequences, labels, indices)
 
 
-@partial(jax.jit, static_argnames="model")
+@partial(jax.jit, static_argnames=("model", "mesh"))
 def logits(
     model: nn.Module,
+    mesh: Mesh,
     params: Any,
     sequences: UInt8[Array, "N T I"],
     lengths: Int[Array, " N"] | None = None,
 ) -> Float[Array, "N C"]:
     """Logits of any number of sequences, computed in batches to bound memory."""
+    count = len(sequences)
+    missing = -count % mesh.size
 
-    def one(example):
-        sequence, length = example
-        return model.apply({"params": params}, scale(sequence), length)
+    def pad(leaf):
+        return jnp.concatenate([leaf, jnp.zeros((missing, *leaf.shape[1:]), leaf.dtype)])
 
-    return lax.map(one, (sequences, lengths), batch_size=min(EVALUATION_BATCH, len(sequences)))
+    def share(params, examples):
+        def one(example):
+            sequence, length = example
+            return model.apply({"params": params}, scale(sequence), length)
+
+        return lax.map(one, examples, batch_size=min(EVALUATION_BATCH, len(examples[0])))
+
+    examples = jax.tree.map(pad, (sequences, lengths))
+    sharded = jax.shard_map(
+        share, mesh=mesh, in_specs=(P(), P(AXIS)), out_specs=P(AXIS), check_vma=False
+    )
+    return sharded(params, examples)[:count]
 
 
 def evaluate(
-    model: nn.Module, params: Any, sequences: UInt8[Array, "N T I"], labels: UInt8[Array, " N"]
+    model: nn.Module,
+    mesh: Mesh,
+    params: Any,
+    sequences: UInt8[Array, "N T I"],
+    labels: UInt8[Array, " N"],
 ) -> float:
     """The share of the sequences that the model classifies correctly."""
-    return _count_correct(model, params, sequences, labels).item() / len(labels)
+    return _count_correct(model, mesh, params, sequences, labels).item() / len(labels)
 
 
-@partial(jax.jit, static_argnames="model")
-def _count_correct(model, params, sequences, labels):
-    return (logits(model, params, sequences).argmax(-1) == labels.astype(jnp.int32)).sum()
+@partial(jax.jit, static_argnames=("model", "mesh"))
+def _count_correct(model, mesh, params, sequences, labels):
+    predictions = logits(model, mesh, params, sequences).argmax(-1)
+    return (predictions == labels.astype(predictions.dtype)).sum()
 
 
 def probabilities(
-    model: nn.Module, params: Any, sequences: UInt8[np.ndarray | Array, "N T I"]
+    model: nn.Module, params: Any, sequences: UInt8[np.ndarray, "N T I"]
 ) -> np.ndarray:
     """Class probabilities `[N, C]`, float32."""
-    return np.asarray(jax.nn.softmax(logits(model, params, jnp.asarray(sequences))))
+    return np.asarray(jax.nn.softmax(logits(model, make_mesh(), params, sequences)))
 
 
-def beliefs(
-    model: nn.Module, params: Any, sequences: UInt8[np.ndarray | Array, "N T I"]
-) -> np.ndarray:
+def beliefs(model: nn.Module, params: Any, sequences: UInt8[np.ndarray, "N T I"]) -> np.ndarray:
     """What the model believes while it reads.
 
     Each sequence is read up to 28 evenly spaced points (or every step, if it has fewer) and
@@ -173,12 +234,8 @@ def beliefs(
     points = min(BELIEF_POINTS, time)
     lengths = np.arange(1, points + 1, dtype=np.int32) * time // points
     prefixes = np.broadcast_to(sequences[:, None], (count, points, time, features))
-    beliefs = logits(
-        model,
-        params,
-        jnp.asarray(prefixes.reshape(-1, time, features)),
-        jnp.asarray(np.tile(lengths, count)),
-    )
+    prefixes = prefixes.reshape(-1, time, features)
+    beliefs = logits(model, make_mesh(), params, prefixes, np.tile(lengths, count))
     return np.asarray(jax.nn.softmax(beliefs)).reshape(count, points, -1)
 
 

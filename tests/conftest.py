@@ -9,6 +9,7 @@ hook = install_import_hook("jaxrnn", "beartype.beartype")
 
 import jax  # noqa: E402
 
+jax.config.update("jax_num_cpu_devices", 2)
 jax.config.update("jax_numpy_dtype_promotion", "strict")
 jax.config.update("jax_numpy_rank_promotion", "raise")
 

@@ -12,6 +12,7 @@ from jaxrnn.linen import Classifier
 
 MODEL = Classifier(jaxrnn.lstm(8), num_classes=3)
 OPTIMIZER = train.optimizer(1e-2)
+MESH = train.make_mesh(1)
 
 
 @pytest.fixture(autouse=True)
@@ -58,21 +59,40 @@ def test_a_step_is_adam_on_the_mean_cross_entropy(examples):
 
 def test_chunks_cut_anywhere_make_the_same_steps(examples):
     indices = np.arange(60, dtype=np.int32).reshape(6, 10)
-    whole, losses = train.train_chunk(MODEL, OPTIMIZER, new_state(), *examples, indices)
-    part, first = train.train_chunk(MODEL, OPTIMIZER, new_state(), *examples, indices[:2])
-    part, second = train.train_chunk(MODEL, OPTIMIZER, part, *examples, indices[2:])
+    whole, losses = train.train_chunk(MODEL, OPTIMIZER, MESH, new_state(), *examples, indices)
+    part, first = train.train_chunk(MODEL, OPTIMIZER, MESH, new_state(), *examples, indices[:2])
+    part, second = train.train_chunk(MODEL, OPTIMIZER, MESH, part, *examples, indices[2:])
     assert whole.step == part.step == 6
     np.testing.assert_allclose(losses, np.concatenate([first, second]), rtol=1e-5)
     for a, b in zip(*map(jax.tree.leaves, (whole.params, part.params)), strict=True):
         np.testing.assert_allclose(a, b, atol=1e-4)
 
 
+def test_a_batch_shared_by_two_devices_makes_the_same_steps(examples):
+    indices = np.arange(60, dtype=np.int32).reshape(6, 10)
+    one, losses = train.train_chunk(MODEL, OPTIMIZER, MESH, new_state(), *examples, indices)
+    mesh = train.make_mesh(2)
+    assert mesh.size == 2
+    arguments = train.replicate((new_state(), *examples), mesh)
+    two, shared = train.train_chunk(MODEL, OPTIMIZER, mesh, *arguments, indices)
+    np.testing.assert_allclose(losses, shared, rtol=1e-5)
+    for a, b in zip(*map(jax.tree.leaves, (one.params, two.params)), strict=True):
+        np.testing.assert_allclose(a, b, atol=1e-4)
+    for count in (90, 89, 1):  # 89 needs a row of padding
+        some = examples[0][:count]
+        np.testing.assert_allclose(
+            train.logits(MODEL, mesh, two.params, some),
+            train.logits(MODEL, MESH, jax.device_get(two.params), some),
+            atol=1e-5,
+        )
+
+
 def test_it_learns(examples):
     indices = np.tile(np.arange(90, dtype=np.int32).reshape(9, 10), (12, 1))
-    assert train.evaluate(MODEL, new_state().params, *examples) < 0.7
-    state, losses = train.train_chunk(MODEL, OPTIMIZER, new_state(), *examples, indices)
+    assert train.evaluate(MODEL, MESH, new_state().params, *examples) < 0.7
+    state, losses = train.train_chunk(MODEL, OPTIMIZER, MESH, new_state(), *examples, indices)
     assert losses[-9:].mean() < 0.2 * losses[:9].mean()
-    assert train.evaluate(MODEL, state.params, *examples) == 1.0
+    assert train.evaluate(MODEL, MESH, state.params, *examples) == 1.0
 
 
 def test_evaluation_counts_every_example_once(examples, monkeypatch):
@@ -83,11 +103,11 @@ def test_evaluation_counts_every_example_once(examples, monkeypatch):
     for batch in (1, 7, 45, 1000):  # with and without a remainder
         monkeypatch.setattr(train, "EVALUATION_BATCH", batch)
         jax.clear_caches()
-        assert train.evaluate(MODEL, params, sequences, labels) == pytest.approx(expected)
+        assert train.evaluate(MODEL, MESH, params, sequences, labels) == pytest.approx(expected)
 
 
 def test_beliefs_end_at_the_probabilities(examples):
-    sequences, params = examples[0][:4], new_state().params
+    sequences, params = np.asarray(examples[0][:4]), new_state().params
     beliefs = train.beliefs(MODEL, params, sequences)
     assert beliefs.shape == (4, 6, 3)
     np.testing.assert_allclose(beliefs.sum(-1), 1, atol=1e-5)

@@ -1,0 +1,492 @@
+"""Times jaxrnn side by side with its peers.
+
+    pip install -e '.[bench]' && python experiments/benchmark.py
+
+Each library runs in a process of its own, one after the other, for several rounds; the figures are
+medians over the rounds, the ratios are to jaxrnn on one device (above 1: jaxrnn is faster). The
+floor is the task's matrix products at the rate of a 2048³ product measured in the same rounds.
+Run nothing beside it.
+
+What paid on XLA:CPU, and stayed: one product of (h, x, 1) with the stacked kernels instead of a
+drive computed ahead (13 % of a step); slopes multiplied out in the forward loop (25 %);
+the gradients of all kernels as one product after the loop; one single-threaded device a core; one
+collective for the flattened gradient. What did not: computing all slopes outside the loop from
+saved pre-activations; a separate product for each gate to avoid a concatenation; one tanh over all
+gates instead of one for each (no difference once slopes are saved); shifted slices instead of
+saved rows for dW; `unroll` > 1; blocks of recomputed steps on short sequences.
+"""
+
+from __future__ import annotations
+
+import importlib
+import json
+import os
+import statistics
+import subprocess
+import sys
+import time
+from collections.abc import Callable
+from dataclasses import dataclass
+from functools import partial
+from pathlib import Path
+from typing import Any, Literal, NamedTuple
+
+import numpy as np
+import tyro
+from rich.console import Console
+from rich.table import Table
+
+BATCH, HIDDEN, CLASSES = 100, 128, 10
+
+
+class Task(NamedTuple):
+    """What is timed."""
+
+    title: str
+    cell: str = "lstm"
+    time: int = 28
+    features: int = 28
+    train: bool = True
+    examples: int = BATCH  # per unit of time
+    repeats: int = 20  # units timed at once
+
+    @property
+    def flops(self) -> float:
+        """Floating point operations of the recurrent layer's and the readout's products."""
+        gates = {"lstm": 4, "gru": 3, "rnn": 1}[self.cell]
+        forward = 2 * self.examples * self.time * (self.features + HIDDEN) * gates * HIDDEN
+        # Backward: the kernels' gradients cost what the forward pass does, the state's the same
+        # less the inputs', which nobody needs.
+        state = 2 * self.examples * self.time * HIDDEN * gates * HIDDEN
+        return forward + (forward + state if self.train else 0)
+
+
+TASKS = {
+    "step": Task("train step, LSTM"),
+    "evaluate": Task("evaluate 10,000", train=False, examples=10_000, repeats=1),
+    "gru": Task("train step, GRU", cell="gru"),
+    "rnn": Task("train step, tanh RNN", cell="rnn"),
+    "pixels": Task("train step, 784 × 1", time=784, features=1, repeats=2),
+}
+
+
+@dataclass(frozen=True)
+class Config:
+    """Time jaxrnn side by side with its peers."""
+
+    tasks: tuple[Literal["step", "evaluate", "gru", "rnn", "pixels"], ...] = tuple(TASKS)
+    libraries: tuple[str, ...] = ()
+    """All by default; --worker names are those of the table."""
+    rounds: int = 5
+    out: Path = Path("runs/benchmark.json")
+    worker: str = ""
+    """Internal: measure this library here and print JSON."""
+
+
+# --- Peers: each `make(task)` returns a function that runs `task.repeats` units and waits. --------
+
+
+def inputs(task: Task) -> tuple[np.ndarray, np.ndarray]:
+    """Random sequences `[K, B, T, I]` and labels `[K, B]`."""
+    rng = np.random.default_rng(0)
+    shape = (task.repeats, task.examples, task.time, task.features)
+    return rng.random(shape, np.float32), rng.integers(0, CLASSES, shape[:2])
+
+
+def jax_program(task: Task, apply: Callable, params: Any) -> Callable[[], None]:
+    """Training steps scanned in one program, or evaluation in batches of 500, on one device."""
+    import jax
+    import jax.numpy as jnp
+    import optax
+
+    x, y = map(jnp.asarray, inputs(task))
+    if not task.train:
+        batches = x.reshape(-1, 500, task.time, task.features)
+        program = jax.jit(
+            lambda params: jax.lax.map(lambda b: apply(params, b).argmax(-1), batches)
+        )
+        return lambda: program(params).block_until_ready()
+    adam = optax.adam(1e-3)
+
+    def step(carry, batch):
+        def loss(params):
+            logits = apply(params, batch[0])
+            return optax.softmax_cross_entropy_with_integer_labels(logits, batch[1]).mean()
+
+        params, state = carry
+        value, grads = jax.value_and_grad(loss)(params)
+        updates, state = adam.update(grads, state, params)
+        return (optax.apply_updates(params, updates), state), value
+
+    chunk = jax.jit(lambda carry: jax.lax.scan(step, carry, (x, y)), donate_argnums=0)
+    carry = jax.tree.map(jnp.copy, (params, adam.init(params)))
+
+    def run():
+        nonlocal carry
+        carry, losses = chunk(carry)
+        losses.block_until_ready()
+
+    return run
+
+
+def jaxrnn_one(task: Task, implementation: str | None = None) -> Callable[[], None]:
+    """One device, in the same program as the other JAX libraries."""
+    import jax
+    import jax.numpy as jnp
+
+    import jaxrnn
+
+    cell = getattr(jaxrnn, task.cell)(HIDDEN)
+    key = jax.random.key(0)
+    readout = jax.random.normal(key, (HIDDEN, CLASSES)) * 0.1
+
+    def apply(params, x):
+        outputs, _ = jaxrnn.unroll(cell, params[0], x, implementation=implementation)
+        return outputs[:, -1] @ params[1] + params[2]
+
+    return jax_program(
+        task, apply, (cell.init(key, task.features), readout, jnp.zeros((1, CLASSES)))
+    )
+
+
+def jaxrnn_all(task: Task) -> Callable[[], None]:
+    """All cores, through the functions that experiments/mnist.py uses."""
+    import jax
+
+    import jaxrnn
+    from jaxrnn import train
+    from jaxrnn.linen import Classifier
+
+    model, adam = Classifier(getattr(jaxrnn, task.cell)(HIDDEN), CLASSES), train.optimizer(1e-3)
+    mesh = train.make_mesh()
+    x, y = inputs(task)
+    x, y = (255 * x.reshape(-1, *x.shape[2:])).astype(np.uint8), y.reshape(-1).astype(np.uint8)
+    state = train.create_state(model, adam, jax.random.key(0), task.features)
+    state, x, y = train.replicate((state, x, y), mesh)
+    if not task.train:
+        return lambda: train.evaluate(model, mesh, state.params, x, y)
+    indices = np.arange(task.repeats * BATCH, dtype=np.int32).reshape(task.repeats, BATCH)
+
+    def run():
+        nonlocal state
+        state, losses = train.train_chunk(model, adam, mesh, state, x, y, indices)
+        losses.block_until_ready()
+
+    return run
+
+
+def flax_linen(task: Task) -> Callable[[], None]:
+    """flax.linen.RNN."""
+    import flax.linen as nn
+    import jax
+    import jax.numpy as jnp
+
+    cells = {"lstm": nn.OptimizedLSTMCell, "gru": nn.GRUCell, "rnn": nn.SimpleCell}
+
+    class Model(nn.Module):
+        @nn.compact
+        def __call__(self, x):
+            return nn.Dense(CLASSES)(nn.RNN(cells[task.cell](HIDDEN))(x)[:, -1])
+
+    params = Model().init(jax.random.key(0), jnp.zeros((1, task.time, task.features)))
+    return jax_program(task, Model().apply, params)
+
+
+def flax_nnx(task: Task) -> Callable[[], None]:
+    """flax.nnx.RNN."""
+    from flax import nnx
+
+    cells = {"lstm": nnx.OptimizedLSTMCell, "gru": nnx.GRUCell, "rnn": nnx.SimpleCell}
+
+    class Model(nnx.Module):
+        def __init__(self):
+            rngs = nnx.Rngs(0)
+            self.rnn = nnx.RNN(cells[task.cell](task.features, HIDDEN, rngs=rngs))
+            self.readout = nnx.Linear(HIDDEN, CLASSES, rngs=rngs)
+
+        def __call__(self, x):
+            return self.readout(self.rnn(x)[:, -1])
+
+    graph, params, rest = nnx.split(Model(), nnx.Param, ...)
+    return jax_program(task, lambda params, x: nnx.merge(graph, params, rest)(x), params)
+
+
+def haiku(task: Task) -> Callable[[], None]:
+    """haiku.dynamic_unroll."""
+    import haiku as hk
+    import jax
+    import jax.numpy as jnp
+
+    cells = {"lstm": hk.LSTM, "gru": hk.GRU, "rnn": hk.VanillaRNN}
+
+    def forward(x):
+        core = cells[task.cell](HIDDEN)
+        state = core.initial_state(x.shape[0])
+        outputs, _ = hk.dynamic_unroll(core, x, state, time_major=False)
+        return hk.Linear(CLASSES)(outputs[:, -1])
+
+    model = hk.without_apply_rng(hk.transform(forward))
+    params = model.init(jax.random.key(0), jnp.zeros((1, task.time, task.features)))
+    return jax_program(task, model.apply, params)
+
+
+def equinox(task: Task) -> Callable[[], None]:
+    """An equinox cell under jax.lax.scan, as its documentation shows."""
+    import equinox as eqx
+    import jax
+    import jax.numpy as jnp
+
+    keys = jax.random.split(jax.random.key(0))
+    cells = {"lstm": eqx.nn.LSTMCell, "gru": eqx.nn.GRUCell}
+    cell = cells[task.cell](task.features, HIDDEN, key=keys[0])
+    readout = eqx.nn.Linear(HIDDEN, CLASSES, key=keys[1])
+    params, static = eqx.partition((cell, readout), eqx.is_array)
+
+    def apply(params, x):
+        cell, readout = eqx.combine(params, static)
+
+        def one(row):
+            zero = jnp.zeros(HIDDEN)
+            start = (zero, zero) if task.cell == "lstm" else zero
+            state, _ = jax.lax.scan(lambda state, x: (cell(x, state), None), start, row)
+            return readout(state[0] if task.cell == "lstm" else state)
+
+        return jax.vmap(one)(x)
+
+    return jax_program(task, apply, params)
+
+
+def keras(task: Task) -> Callable[[], None]:
+    """Keras 3 on the JAX backend."""
+    os.environ["KERAS_BACKEND"] = "jax"
+    import keras
+
+    layer = {"lstm": "LSTM", "gru": "GRU", "rnn": "SimpleRNN"}[task.cell]
+    model = keras.Sequential(
+        [
+            keras.Input((task.time, task.features)),
+            getattr(keras.layers, layer)(HIDDEN),
+            keras.layers.Dense(CLASSES),
+        ]
+    )
+    params = [variable.value for variable in model.trainable_variables]
+    rest = [variable.value for variable in model.non_trainable_variables]
+    return jax_program(task, lambda p, x: model.stateless_call(p, rest, x)[0], params)
+
+
+def torch(task: Task, compiled: bool = False) -> Callable[[], None]:
+    """torch.nn on the CPU (oneDNN), or on the GPU where there is one (cuDNN)."""
+    import torch
+
+    device = "cuda" if torch.cuda.is_available() else "cpu"
+    layers = {"lstm": torch.nn.LSTM, "gru": torch.nn.GRU, "rnn": torch.nn.RNN}
+
+    class Model(torch.nn.Module):
+        def __init__(self):
+            super().__init__()
+            self.rnn = layers[task.cell](task.features, HIDDEN, batch_first=True)
+            self.readout = torch.nn.Linear(HIDDEN, CLASSES)
+
+        def forward(self, x):
+            return self.readout(self.rnn(x)[0][:, -1])
+
+    model = Model().to(device)
+    forward = torch.compile(model) if compiled else model
+    adam = torch.optim.Adam(model.parameters(), 1e-3)
+    x, y = (torch.from_numpy(array).to(device) for array in inputs(task))
+
+    def evaluate():
+        with torch.inference_mode():
+            found = [forward(batch).argmax(-1) for batch in x[0].split(500)]
+        return torch.cat(found).cpu()
+
+    def train():
+        for batch, labels in zip(x, y, strict=True):
+            adam.zero_grad()
+            loss = torch.nn.functional.cross_entropy(forward(batch), labels)
+            loss.backward()
+            adam.step()
+        loss.item()
+
+    return train if task.train else evaluate
+
+
+def onnx(task: Task) -> Callable[[], None]:
+    """ONNX Runtime's LSTM operator; evaluation only."""
+    if task.train or task.cell != "lstm":
+        raise NotImplementedError
+    import onnxruntime
+    from onnx import TensorProto, helper, numpy_helper
+
+    rng = np.random.default_rng(0)
+    shapes = {
+        "W": (1, 4 * HIDDEN, task.features),
+        "R": (1, 4 * HIDDEN, HIDDEN),
+        "B": (1, 8 * HIDDEN),
+        "K": (HIDDEN, CLASSES),
+    }
+    weights = [
+        numpy_helper.from_array((rng.standard_normal(shape) * 0.1).astype(np.float32), name)
+        for name, shape in shapes.items()
+    ]
+    axis = numpy_helper.from_array(np.array([0]), "axis")
+    nodes = [
+        helper.make_node("LSTM", ["x", "W", "R", "B"], ["", "h"], hidden_size=HIDDEN),
+        helper.make_node("Squeeze", ["h", "axis"], ["last"]),
+        helper.make_node("MatMul", ["last", "K"], ["logits"]),
+    ]
+    value = partial(helper.make_tensor_value_info, elem_type=TensorProto.FLOAT)
+    graph = helper.make_graph(
+        nodes,
+        "lstm",
+        [value("x", shape=[task.time, "batch", task.features])],
+        [value("logits", shape=["batch", CLASSES])],
+        [*weights, axis],
+    )
+    model = helper.make_model(graph, opset_imports=[helper.make_opsetid("", 17)], ir_version=9)
+    session = onnxruntime.InferenceSession(model.SerializeToString())
+    batches = np.split(inputs(task)[0][0].swapaxes(0, 1), task.examples // 500, axis=1)
+    return lambda: [session.run(None, {"x": batch})[0].argmax(-1) for batch in batches]
+
+
+def matrix_product(task: Task) -> Callable[[], None]:
+    """The floor's yardstick: a 2048³ product (its own 17.2 GFLOP, whatever the task)."""
+    import jax
+    import jax.numpy as jnp
+
+    matrix = jnp.ones((2048, 2048))
+    program = jax.jit(lambda a: a @ a)
+    return lambda: program(matrix).block_until_ready()
+
+
+FLOOR = "floor"
+LIBRARIES: dict[str, tuple[Callable, str]] = {
+    "jaxrnn": (jaxrnn_one, "jax"),
+    "jaxrnn, all cores": (jaxrnn_all, "jax"),
+    "jaxrnn, scan": (partial(jaxrnn_one, implementation="scan"), "jax"),
+    "jaxrnn, cudnn": (partial(jaxrnn_one, implementation="cudnn"), "jax"),
+    "flax.linen": (flax_linen, "flax"),
+    "flax.nnx": (flax_nnx, "flax"),
+    "haiku": (haiku, "haiku"),
+    "equinox": (equinox, "equinox"),
+    "keras (jax)": (keras, "keras"),
+    "torch": (torch, "torch"),
+    "torch.compile": (partial(torch, compiled=True), "torch"),
+    "onnxruntime": (onnx, "onnxruntime"),
+    FLOOR: (matrix_product, "jax"),
+}
+
+
+# --- Measuring ------------------------------------------------------------------------------------
+
+
+def measure(library: str, tasks: tuple[str, ...]) -> dict[str, Any]:
+    """Times one library in this process; milliseconds a unit, the first call's seconds, bytes."""
+    from jaxrnn.run import peak_memory
+
+    make, module = LIBRARIES[library]
+    if importlib.util.find_spec(module) is None:
+        return {"missing": module}
+    found = {}
+    for name in tasks if library != FLOOR else ("step",):
+        try:
+            started = time.perf_counter()
+            run = make(TASKS[name])
+            run()
+            first = time.perf_counter() - started
+        except (NotImplementedError, KeyError, ValueError) as error:
+            found[name] = {"cannot": str(error)}
+            continue
+        run()
+        times = []
+        started = time.perf_counter()
+        while len(times) < 5 or (time.perf_counter() - started < 2 and len(times) < 50):
+            before = time.perf_counter()
+            run()
+            times.append(time.perf_counter() - before)
+        repeats = 1 if library == FLOOR else TASKS[name].repeats
+        found[name] = {
+            "ms": 1e3 * statistics.median(times) / repeats,
+            "first_s": first,
+            "peak_bytes": peak_memory(),
+        }
+    return found
+
+
+def work(config: Config) -> None:
+    """The inner process: all cores as devices only where that is what is measured."""
+    if config.worker == "jaxrnn, all cores":
+        from jaxrnn.run import cores
+
+        flags = os.environ.get("XLA_FLAGS", "")
+        os.environ["XLA_FLAGS"] = f"{flags} --xla_cpu_multi_thread_eigen=false".strip()
+        import jax
+
+        share = max(n for n in range(1, cores() + 1) if BATCH % n == 0)
+        jax.config.update("jax_num_cpu_devices", share)
+    print(json.dumps(measure(config.worker, config.tasks)))
+
+
+def compare(config: Config, console: Console) -> dict[str, list[dict[str, Any]]]:
+    """Runs every library in turn, round after round."""
+    libraries = (*config.libraries, FLOOR) if config.libraries else tuple(LIBRARIES)
+    found: dict[str, list] = {library: [] for library in libraries}
+    for number in range(config.rounds):
+        for library in libraries:
+            command = [sys.executable, __file__, "--worker", library, "--tasks", *config.tasks]
+            result = subprocess.run(command, capture_output=True, text=True)
+            if result.returncode:
+                error = result.stderr.strip().splitlines()[-1:]
+                found[library].append({"missing": f"failed: {' '.join(error)}"})
+            else:
+                found[library].append(json.loads(result.stdout.splitlines()[-1]))
+            console.print(f"round {number + 1}: {library} {json.dumps(found[library][-1])}")
+    return found
+
+
+def median(rounds: list[dict[str, Any]], task: str, field: str = "ms") -> float | None:
+    """The median over the rounds, or None if it was not measured."""
+    values = [found[task][field] for found in rounds if field in found.get(task, {})]
+    return statistics.median(values) if values else None
+
+
+def table(found: dict[str, list[dict[str, Any]]], tasks: tuple[str, ...]) -> Table:
+    """Milliseconds and the ratio to jaxrnn; what is missing is named."""
+    shown = Table("library", *(TASKS[task].title for task in tasks), "first call", "peak memory")
+    floor_ms = median(found[FLOOR], "step")
+    rate = 2 * 2048**3 / floor_ms if floor_ms else None
+    for library, rounds in found.items():
+        if "missing" in rounds[0]:
+            shown.add_row(library, f"missing: {rounds[0]['missing']}")
+            continue
+        cells = []
+        for task in tasks:
+            ms = median(rounds, task)
+            if library == FLOOR:
+                ms = TASKS[task].flops / rate if rate else None
+            ours = median(found.get("jaxrnn", []), task)
+            ratio = f" ({ms / ours:.2f}×)" if ms and ours else ""
+            cells.append(f"{ms:.2f} ms{ratio}" if ms else "–")
+        first, peak = (median(rounds, tasks[0], field) for field in ("first_s", "peak_bytes"))
+        extra = [f"{first:.1f} s", f"{peak / 2**20:.0f} MiB"] if first and library != FLOOR else []
+        shown.add_row(library, *cells, *extra)
+    return shown
+
+
+def main() -> int:
+    """The command line."""
+    config = tyro.cli(Config, description=__doc__)
+    if config.worker:
+        work(config)
+        return 0
+    console = Console(highlight=False, soft_wrap=True)
+    found = compare(config, console)
+    config.out.parent.mkdir(parents=True, exist_ok=True)
+    config.out.write_text(json.dumps(found, indent=1))
+    console.print(table(found, config.tasks))
+    console.print(f"written to {config.out}")
+    return 0
+
+
+if __name__ == "__main__":
+    sys.exit(main())
