@@ -77,6 +77,9 @@ def unroll(
     inputs, resets, batch_shape = _time_first(params, inputs, resets, time_major)
     lengths = _check_lengths(lengths, batch_shape, len(inputs))
     initial_state = _check_state(cell, params, initial_state, batch_shape)
+    params, initial_state, inputs, lengths, resets = _alike(
+        (params, initial_state, inputs, lengths, resets)
+    )
     run = _choose(cell, params, initial_state, inputs, resets, implementation, unroll)
     memory = memory or _choose_memory(params, inputs)
     steps = _steps(inputs, lengths, resets, reverse)
@@ -183,6 +186,25 @@ def _reverse(sequence, lengths):
     source = jnp.where(time < lengths[None], lengths[None] - 1 - time, time)
     source = source.reshape(source.shape + (1,) * (sequence.ndim - source.ndim))
     return jnp.take_along_axis(sequence, source, axis=0)
+
+
+def _alike(tree):
+    """Makes all leaves vary over the mesh axes of a `jax.shard_map` over which any of them does.
+
+    The state of a loop must keep its type, and a gradient has the type of what it belongs to; the
+    cast's transpose adds up the devices' shares of it.
+    """
+
+    def varying(leaf):
+        return jax.typeof(leaf).manual_axis_type.varying
+
+    axes = frozenset().union(*map(varying, jax.tree.leaves(tree)))
+
+    def cast(leaf):
+        missing = tuple(sorted(axes - varying(leaf)))
+        return lax.pcast(leaf, missing, to="varying") if missing else leaf
+
+    return jax.tree.map(cast, tree)
 
 
 def _check_options(implementation, memory, unroll):
