@@ -13,9 +13,7 @@ import dataclasses
 import hashlib
 import logging
 import os
-import signal
 import sys
-import time
 from collections.abc import Iterator
 from dataclasses import dataclass
 from pathlib import Path
@@ -33,7 +31,7 @@ import jaxrnn
 from jaxrnn import data, report, train
 from jaxrnn.checkpoint import CheckpointError, Checkpoints
 from jaxrnn.linen import Classifier
-from jaxrnn.run import Run, RunError, cores, peak_memory
+from jaxrnn.run import Clock, Run, RunError, Stop, cores, peak_memory
 
 CELLS = {"lstm": jaxrnn.lstm, "gru": jaxrnn.gru, "rnn": jaxrnn.rnn}
 NUM_CLASSES = 10
@@ -88,7 +86,7 @@ class Config:
             if getattr(self, name) < 1:
                 raise RunError(f"--{name.replace('_', '-')} must be at least 1")
         for name in ("steps", "devices"):
-            if (getattr(self, name) or 1) < 1 or getattr(self, name) == 0:
+            if getattr(self, name) is not None and getattr(self, name) < 1:
                 raise RunError(f"--{name} must be at least 1")
         if self.validation_size < 0 or self.seed < 0:
             raise RunError("--validation-size and --seed must not be negative")
@@ -233,21 +231,24 @@ def build_mesh(config: Config) -> Mesh:
     Raises:
         RunError: If there are fewer devices than asked for, or they cannot share the batch.
     """
-    available = config.devices or max(cores() or 1, 1)
-    share = max(n for n in range(1, available + 1) if config.batch_size % n == 0)
-    if share > 1:
+    wanted = config.devices or cores()
+    on_cpu = largest_share(config.batch_size, wanted)
+    if on_cpu > 1:
         flags = os.environ.get("XLA_FLAGS", "")
         os.environ["XLA_FLAGS"] = f"{flags} --xla_cpu_multi_thread_eigen=false".strip()
     with contextlib.suppress(RuntimeError):  # the backend runs already, with the devices it has
-        jax.config.update("jax_num_cpu_devices", share)
-    if config.devices is None:
-        available = jax.device_count()
-        share = max(n for n in range(1, available + 1) if config.batch_size % n == 0)
-    elif share < config.devices:
+        jax.config.update("jax_num_cpu_devices", on_cpu)
+    share = largest_share(config.batch_size, config.devices or jax.device_count())
+    if config.devices not in (None, share):
         raise RunError(f"--devices {config.devices} cannot share --batch-size {config.batch_size}")
-    elif jax.device_count() < share:
+    if share > jax.device_count():
         raise RunError(f"--devices must be at most {jax.device_count()} here")
     return train.make_mesh(share)
+
+
+def largest_share(batch_size: int, available: int) -> int:
+    """The most devices, of those available, that divide a batch evenly."""
+    return max(n for n in range(1, available + 1) if batch_size % n == 0)
 
 
 def build_model(config: Config) -> Classifier:
@@ -381,56 +382,6 @@ def conclude(result: dict[str, Any]) -> None:
         f"{result['best_of_looks_at_the_test_set']:.4f} (the tutorial's figure; optimistic)"
     )
     console.print(f"{result['parameters']:,} parameters; {spent}")
-
-
-class Clock:
-    """Seconds by phase, those that JAX spent compiling counted apart."""
-
-    def __init__(self):
-        self.seconds = {"compile": 0.0, "train": 0.0, "evaluate": 0.0}
-        self._spans: list[tuple[float, float]] = []
-        jax.monitoring.register_event_duration_secs_listener(self._heard)
-
-    def _heard(self, event: str, duration: float, **_: Any) -> None:
-        if event.startswith("/jax/core/compile/"):
-            end = time.perf_counter()
-            # Traces nest; the outer one is heard last and takes the place of those inside it.
-            self._spans = [span for span in self._spans if span[0] < end - duration]
-            self._spans.append((end - duration, end))
-
-    @contextlib.contextmanager
-    def phase(self, name: str) -> Iterator[None]:
-        """Adds the time of a block to a phase, less what was spent compiling in it."""
-        started, self._spans = time.perf_counter(), []
-        yield
-        compiling = sum(end - start for start, end in self._spans)
-        self.seconds["compile"] += compiling
-        self.seconds[name] += time.perf_counter() - started - compiling
-
-    def total(self) -> float:
-        """Seconds in all phases."""
-        return sum(self.seconds.values())
-
-
-class Stop:
-    """Catches the first Ctrl-C or SIGTERM, so that the chunk can be finished and saved."""
-
-    signal: int | None = None
-
-    def __enter__(self) -> Stop:
-        self._before = {
-            number: signal.signal(number, self._catch) for number in (signal.SIGINT, signal.SIGTERM)
-        }
-        return self
-
-    def _catch(self, number: int, _: Any) -> None:
-        if self.signal is not None:
-            raise KeyboardInterrupt
-        self.signal = number
-
-    def __exit__(self, *_: object) -> None:
-        for number, handler in self._before.items():
-            signal.signal(number, handler)
 
 
 @contextlib.contextmanager

@@ -12,7 +12,7 @@ import math
 import shutil
 from collections.abc import Callable, Mapping
 from pathlib import Path
-from typing import Any
+from typing import IO, Any
 
 import jax
 import numpy as np
@@ -58,7 +58,7 @@ class Checkpoints:
         self.directory = directory.absolute()
         self._read_only = read_only
         self._warn = warn
-        self._lock = None if read_only else _lock(self.directory)
+        self._lock = None if read_only else lock(self.directory)
         self._scores: dict[int, float] = {}
         policy = AnyPreservationPolicy([LatestN(2), KeepBest(self._scores)])
         options = ocp.CheckpointManagerOptions(
@@ -193,8 +193,12 @@ def _digest(leaves: dict[str, np.ndarray]) -> str:
     return digest.hexdigest()
 
 
-def _lock(directory: Path):
-    """Holds the folder against other writers for as long as the returned file is open."""
+def lock(directory: Path) -> IO[str]:
+    """Holds the folder against other writers for as long as the returned file is open.
+
+    Raises:
+        CheckpointError: If another process holds it.
+    """
     directory.mkdir(parents=True, exist_ok=True)
     file = (directory / "lock").open("w")
     try:

@@ -1,4 +1,4 @@
-"""A run on disk: what was asked for, what was measured, what came out.
+"""A run: its folder on disk, its clock, and the signals that stop it.
 
 config.json     the configuration, the data and the machine
 metrics.jsonl   one object per evaluation
@@ -8,19 +8,24 @@ result.json     the outcome; present only when the run is finished
 
 from __future__ import annotations
 
+import contextlib
 import importlib.metadata
 import json
 import os
 import platform
 import resource
 import shutil
+import signal
 import subprocess
 import sys
-from collections.abc import Iterable, Mapping
+import time
+from collections.abc import Iterable, Iterator, Mapping
 from pathlib import Path
 from typing import Any
 
 import jax
+
+from jaxrnn.checkpoint import lock
 
 PACKAGES = ("jax", "jaxlib", "flax", "optax", "orbax-checkpoint", "numpy")
 
@@ -54,6 +59,7 @@ class Run:
 
         Raises:
             RunError: If the folder holds something else, or cannot be written.
+            CheckpointError: If it is to be started over and another process writes there.
         """
         now = {"config": json.loads(json.dumps(config)), "environment": environment()}
         try:
@@ -70,7 +76,8 @@ class Run:
                     f"({'; '.join(changes)}): choose another folder with --out"
                 )
             if start_over:
-                shutil.rmtree(self.directory)
+                with lock(self.checkpoints):  # not under the hands of a process that writes there
+                    shutil.rmtree(self.directory)
                 return self.open(config)
         except OSError as error:
             raise RunError(f"{self.directory} cannot be used: {error}") from None
@@ -120,6 +127,56 @@ class Run:
         return rows
 
 
+class Clock:
+    """Seconds by phase, those that JAX spent compiling counted apart."""
+
+    def __init__(self):
+        self.seconds = {"compile": 0.0, "train": 0.0, "evaluate": 0.0}
+        self._spans: list[tuple[float, float]] = []
+        jax.monitoring.register_event_duration_secs_listener(self._heard)
+
+    def _heard(self, event: str, duration: float, **_: Any) -> None:
+        if event.startswith("/jax/core/compile/"):
+            end = time.perf_counter()
+            # Traces nest; the outer one is heard last and takes the place of those inside it.
+            self._spans = [span for span in self._spans if span[0] < end - duration]
+            self._spans.append((end - duration, end))
+
+    @contextlib.contextmanager
+    def phase(self, name: str) -> Iterator[None]:
+        """Adds the time of a block to a phase, less what was spent compiling in it."""
+        started, self._spans = time.perf_counter(), []
+        yield
+        compiling = sum(end - start for start, end in self._spans)
+        self.seconds["compile"] += compiling
+        self.seconds[name] += time.perf_counter() - started - compiling
+
+    def total(self) -> float:
+        """Seconds in all phases."""
+        return sum(self.seconds.values())
+
+
+class Stop:
+    """Catches the first Ctrl-C or SIGTERM, so that the chunk can be finished and saved."""
+
+    signal: int | None = None
+
+    def __enter__(self) -> Stop:
+        self._before = {
+            number: signal.signal(number, self._catch) for number in (signal.SIGINT, signal.SIGTERM)
+        }
+        return self
+
+    def _catch(self, number: int, _: Any) -> None:
+        if self.signal is not None:
+            raise KeyboardInterrupt
+        self.signal = number
+
+    def __exit__(self, *_: object) -> None:
+        for number, handler in self._before.items():
+            signal.signal(number, handler)
+
+
 def differences(before: Mapping[str, Any], now: Mapping[str, Any]) -> list[str]:
     """One `name: before -> now` for each entry that differs."""
     names = sorted(before.keys() | now.keys())
@@ -164,11 +221,11 @@ def _write(path: Path, lines: Iterable[str]) -> None:
     temporary.replace(path)
 
 
-def cores() -> int | None:
+def cores() -> int:
     """The cores this process may use, which is what XLA counts."""
     if hasattr(os, "sched_getaffinity"):
         return len(os.sched_getaffinity(0))
-    return os.cpu_count()
+    return os.cpu_count() or 1
 
 
 def _git_revision() -> str | None:

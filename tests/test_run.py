@@ -4,6 +4,7 @@ import json
 
 import pytest
 
+from jaxrnn.checkpoint import CheckpointError, lock
 from jaxrnn.run import Run, RunError, differences
 
 
@@ -41,6 +42,14 @@ def test_starting_over_removes_what_was_there(tmp_path):
     run.open({"seed": 0}, start_over=True)
     assert not run.finished
     assert run.metrics() == []
+
+
+def test_a_run_in_progress_is_not_started_over(tmp_path):
+    run = Run(tmp_path / "run")
+    run.open({"seed": 0})
+    with lock(run.checkpoints), pytest.raises(CheckpointError, match="in use"):
+        run.open({"seed": 0}, start_over=True)
+    assert run.read("config.json")
 
 
 def test_an_other_environment_is_told(tmp_path):

@@ -1,0 +1,589 @@
+"""`unroll` with "fused" against "scan" in float64: outputs, final states and every gradient."""
+
+import functools
+import itertools
+from typing import Any, NamedTuple
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+import pytest
+from hypothesis import given, settings
+from hypothesis import strategies as st
+from jax.sharding import Mesh
+from jax.sharding import PartitionSpec as P
+from jax.test_util import check_grads
+
+import jaxrnn
+from jaxrnn.unroll import BLOCK
+
+T, H = BLOCK + 3, 4  # one block and a rest
+NARROW, WIDE = 3, 6  # inputs narrower than the state share one product with it, wider ones do not
+
+
+# Most of this file's time is compilation. These programs run once, so they may be slow: without
+# XLA:CPU's optimisations a gradient compiles eight times sooner.
+jit = functools.partial(
+    jax.jit,
+    compiler_options={
+        "xla_backend_optimization_level": 0,
+        "xla_cpu_use_fusion_emitters": False,
+        "xla_cpu_parallel_codegen_split_count": 1,
+    },
+)
+
+
+@pytest.fixture(autouse=True, scope="module")
+def x64():
+    with jax.enable_x64(True):
+        yield
+
+
+class SlowParams(NamedTuple):
+    kernel: Any
+    recurrent_kernel: Any
+    bias: Any
+    rates: dict
+
+
+class SlowState(NamedTuple):
+    hidden: Any
+    slow: Any
+    slower: Any
+
+
+def slow_cell(size):
+    """A gated cell as a user might write one: three leaves of state, and a tree of rates."""
+
+    def init(key, input_size, dtype=jnp.float32):
+        zeros = functools.partial(jnp.zeros, dtype=dtype)
+        rates = {"slow": zeros(size), "slower": zeros(size)}
+        kernels = zeros((input_size, 2 * size)), zeros((size, 2 * size))
+        return SlowParams(*kernels, zeros(2 * size), rates)
+
+    def initial_state(params, batch_shape=()):
+        return SlowState(*[jnp.zeros((*batch_shape, size), params.bias.dtype)] * 3)
+
+    def gate(weights, drive, product, state):
+        rates = jax.tree.map(lambda rate: jnp.broadcast_to(rate, state.hidden.shape), weights.rates)
+        slow_drive, drive = jnp.split(drive, 2, axis=-1)
+        product, slow_product = jnp.split(product, 2, axis=-1)
+        slow = rates["slow"] * state.slow + jnp.sin(slow_drive * slow_product)
+        slower = rates["slower"] * state.slower + slow * state.hidden
+        return SlowState(jnp.tanh(slower + drive * product), slow, slower)
+
+    return jaxrnn.gated(gate, init, initial_state)
+
+
+CELLS = {
+    "rnn": jaxrnn.rnn(H),
+    "rnn-relu": jaxrnn.rnn(H, activation=jax.nn.relu),
+    "lstm": jaxrnn.lstm(H),
+    "lstm-peephole": jaxrnn.lstm(H, peephole=True),
+    "lstm-clip": jaxrnn.lstm(H, cell_clip=0.3),
+    "lstm-softsign": jaxrnn.lstm(H, activation=jax.nn.soft_sign),
+    "gru": jaxrnn.gru(H),
+    "user-gated": slow_cell(H),
+}
+
+
+class Problem(NamedTuple):
+    params: Any
+    inputs: jax.Array
+    state: Any
+    masks: dict
+
+
+def normal(shape, *seed):
+    return np.random.default_rng(seed).normal(size=shape)
+
+
+def normal_like(tree, *seed):
+    leaves, treedef = jax.tree.flatten(tree)
+    return treedef.unflatten([normal(leaf.shape, *seed, i) for i, leaf in enumerate(leaves)])
+
+
+def problem(cell, batch=(4,), *, input_size=NARROW, time=T, lengths=False, resets=False, seed=0):
+    """Random everything, no zeros among the numbers; 0 and `time` among the lengths."""
+    random = np.random.default_rng(seed)
+    params = jax.eval_shape(lambda: cell.init(jax.random.key(0), input_size, jnp.float64))
+    state = jax.eval_shape(lambda params: cell.initial_state(params, batch), params)
+    params = jax.tree.map(lambda leaf: 0.7 * leaf, normal_like(params, seed, 1))
+    masks = {}
+    if lengths:
+        values = np.array(random.integers(0, time + 1, batch))
+        if values.size > 2:
+            values.flat[:2] = 0, time
+        masks["lengths"] = values
+    if resets:
+        masks["resets"] = random.random((*batch, time)) < 0.25
+    inputs = normal((*batch, time, input_size), seed, 3)
+    given = Problem(params, inputs, normal_like(state, seed, 2), masks)
+    return jax.tree.map(jnp.asarray, given)
+
+
+def run(cell, **options):
+    def function(params, inputs, state, masks):
+        return jaxrnn.unroll(cell, params, inputs, initial_state=state, **masks, **options)
+
+    return function
+
+
+def everything(run, problem):
+    """Outputs, final state, and all gradients of a random linear function of both."""
+
+    def loss(params, inputs, state):
+        result = run(params, inputs, state, problem.masks)
+        weighted = jax.tree.map(lambda a, b: jnp.sum(a * b), result, normal_like(result, 4))
+        return sum(jax.tree.leaves(weighted)), result
+
+    return jax.value_and_grad(loss, (0, 1, 2), has_aux=True)(*problem[:3])
+
+
+def assert_close(actual, expected, tolerance=1e-10):
+    assert jax.tree.structure(actual) == jax.tree.structure(expected)
+    compare = functools.partial(np.testing.assert_allclose, rtol=tolerance, atol=tolerance)
+    jax.tree.map(compare, actual, expected)
+
+
+def assert_same(problem, reference, *runs):
+    """Every run gives the reference's outputs, final state and gradients."""
+    together = jit(lambda problem: [everything(run, problem) for run in (reference, *runs)])
+    expected, *actual = together(problem)
+    for each in actual:
+        assert_close(each, expected)
+
+
+def curved(run):
+    """A curved function of outputs and final state."""
+    return lambda *arguments: sum(
+        jnp.sum(jnp.sin(leaf)) for leaf in jax.tree.leaves(run(*arguments))
+    )
+
+
+# fused = scan
+
+
+@pytest.mark.parametrize(
+    ("name", "input_size"),
+    [*itertools.product(CELLS, [NARROW]), ("rnn", WIDE), ("lstm-peephole", WIDE), ("gru", WIDE)],
+)
+def test_every_gradient_is_that_of_the_scan(name, input_size):
+    cell = CELLS[name]
+    given = problem(cell, input_size=input_size, lengths=True, resets=True)
+    scan, fused = (
+        run(cell, implementation=each, reverse=input_size == WIDE) for each in ("scan", "fused")
+    )
+    assert_same(given, scan, fused)
+
+
+@pytest.mark.parametrize(
+    ("name", "batch", "lengths", "resets", "reverse"),
+    [
+        (name, batch, *masks)
+        for masks, name, batch in zip(
+            itertools.product([False, True], repeat=3),
+            itertools.cycle(["lstm-peephole", "gru", "rnn"]),
+            itertools.cycle([(2, 3), (), (5,), ()]),
+            strict=False,
+        )
+    ],
+)
+def test_masks_and_batch_axes(name, batch, lengths, resets, reverse):
+    cell = CELLS[name]
+    given = problem(cell, batch, lengths=lengths, resets=resets)
+    scan, fused = (run(cell, implementation=each, reverse=reverse) for each in ("scan", "fused"))
+    assert_same(given, scan, fused)
+
+
+@settings(max_examples=5, deadline=None)
+@given(st.data())
+def test_drawn_cases(data):
+    draw = lambda *values: data.draw(st.sampled_from(values))  # noqa: E731
+    cell = CELLS[draw(*CELLS)]
+    given = problem(
+        cell,
+        draw((), (1,), (5,), (2, 3)),
+        input_size=draw(1, NARROW, H, WIDE),
+        time=data.draw(st.integers(1, 2 * BLOCK + 1)),
+        lengths=draw(False, True),
+        resets=draw(False, True),
+        seed=data.draw(st.integers(0, 2**16)),
+    )
+    reverse = draw(False, True)
+    fused = run(
+        cell,
+        implementation="fused",
+        reverse=reverse,
+        memory=draw("save", "recompute", "offload"),
+        unroll=draw(1, 3),
+    )
+    assert_same(given, run(cell, implementation="scan", reverse=reverse), fused)
+
+
+@pytest.mark.parametrize("name", ["lstm-peephole", "gru"])
+def test_second_derivatives_are_those_of_the_scan(name):
+    cell = CELLS[name]
+    given = problem(cell, (3,), time=4, lengths=True, resets=True)
+    direction = normal_like(given[:3], 5)
+
+    def derivatives(implementation):
+        function = curved(run(cell, implementation=implementation, **given.masks))
+        gradient = jax.grad(lambda *args: function(*args, {}), (0, 1, 2))
+
+        def squared(*arguments):
+            return sum(jnp.sum(leaf**2) for leaf in jax.tree.leaves(gradient(*arguments)))
+
+        reverse_over_reverse = jax.grad(squared, (0, 1, 2))(*given[:3])
+        forward_over_reverse = jax.jvp(gradient, given[:3], direction)[1]
+        return reverse_over_reverse, forward_over_reverse
+
+    fused, scan = jit(lambda: (derivatives("fused"), derivatives("scan")))()
+    assert_close(fused, scan)
+
+
+@pytest.mark.parametrize(
+    ("implementation", "modes"), [("fused", ["rev"]), ("scan", ["fwd", "rev"])]
+)
+def test_numerical_gradients(implementation, modes):
+    cell = CELLS["lstm-peephole"]
+    given = problem(cell, (3,), time=5, lengths=True, resets=True)
+    function = jax.jit(curved(run(cell, implementation=implementation, **given.masks)))
+    check_grads(lambda *args: function(*args, {}), given[:3], order=1, modes=modes)
+
+
+def products(jaxpr, in_loop=False):
+    """The shape of every matrix product, and whether it is made inside a loop."""
+    for equation in jaxpr.eqns:
+        if equation.primitive.name == "dot_general":
+            yield equation.outvars[0].aval.shape, in_loop
+        for value in jax.tree.leaves(list(equation.params.values())):
+            inner = getattr(value, "jaxpr", value)
+            if hasattr(inner, "eqns"):
+                yield from products(inner, in_loop or equation.primitive.name == "scan")
+
+
+@pytest.mark.parametrize(
+    ("name", "input_size", "shapes"),
+    [
+        ("lstm", NARROW, [(H + NARROW + 1, 4 * H)]),
+        ("lstm", WIDE, [(WIDE, 4 * H), (H, 4 * H)]),
+        ("gru", NARROW, [(NARROW, 3 * H), (H, 3 * H)]),
+    ],
+)
+def test_the_kernels_gradients_are_one_product_after_the_loops(name, input_size, shapes):
+    cell = CELLS[name]
+    given = problem(cell, (5,), input_size=input_size)
+
+    def kernel_gradients(implementation):
+        gradient = jax.grad(curved(run(cell, implementation=implementation)))
+        jaxpr = jax.make_jaxpr(gradient)(*given).jaxpr
+        batch = {(5, size) for size in (H, input_size, *(g * H for g in (3, 4)))}
+        whole = {(T, *shape) for shape in batch}
+        return sorted(
+            (shape, in_loop) for shape, in_loop in products(jaxpr) if shape not in batch | whole
+        )
+
+    assert kernel_gradients("fused") == sorted((shape, False) for shape in shapes)
+    assert all(in_loop for _, in_loop in kernel_gradients("scan"))  # what is avoided
+
+
+# Whatever changes only how a result comes about leaves the result
+
+
+@pytest.mark.parametrize("time", [BLOCK - 1, BLOCK + 1, 2 * BLOCK])
+def test_memory_changes_nothing(time):
+    cell = CELLS["lstm-peephole"]
+    given = problem(cell, time=time, lengths=True, resets=True)
+    reference = run(cell, implementation="scan", memory="save")
+    others = [run(cell, implementation="fused", memory="recompute")]
+    if time == BLOCK + 1:
+        others.append(run(cell, implementation="scan", memory="recompute"))
+        others += [run(cell, implementation=each, memory="offload") for each in ("scan", "fused")]
+    assert_same(given, reference, *others)
+
+
+def test_unroll_changes_nothing():
+    cell = CELLS["lstm-peephole"]
+    given = problem(cell, time=5, lengths=True, resets=True)
+    runs = [run(cell, implementation="fused", unroll=steps) for steps in (2, 9)]
+    scan = run(cell, implementation="scan", unroll=2)
+    assert_same(given, run(cell, implementation="scan"), *runs, scan)
+
+
+def test_chunks_that_carry_the_state_are_the_whole():
+    cell = CELLS["lstm-peephole"]
+    whole = run(cell, implementation="fused")
+
+    def chunks(params, inputs, state, masks):
+        outputs = []
+        for start, end in itertools.pairwise([0, 5, 6, 6, T]):
+            lengths = jnp.clip(masks["lengths"] - start, 0, end - start)
+            part = inputs[:, start:end]
+            output, state = whole(params, part, state, {"lengths": lengths})
+            outputs.append(output)
+        return jnp.concatenate(outputs, axis=1), state
+
+    assert_same(problem(cell, lengths=True), whole, chunks)
+
+
+def test_a_row_alone_is_the_row_in_a_batch_and_under_vmap():
+    cell = CELLS["lstm-peephole"]
+    whole = run(cell, implementation="fused", reverse=True)
+
+    def alone(params, *arguments):
+        row = lambda i: jax.tree.map(lambda leaf: leaf[i], arguments)  # noqa: E731
+        parts = [whole(params, *row(i)) for i in range(3)]
+        return jax.tree.map(lambda *leaves: jnp.stack(leaves), *parts)
+
+    mapped = jax.vmap(whole, in_axes=(None, 0, 0, 0))
+    assert_same(problem(cell, (3,), lengths=True, resets=True), whole, alone, mapped)
+
+
+def test_vmap_over_parameters():
+    cell = CELLS["lstm-peephole"]
+    given = [problem(cell, (3,), lengths=True, resets=True, seed=seed) for seed in range(2)]
+    stacked = jax.tree.map(lambda *leaves: jnp.stack(leaves), *given)
+    gradient = jax.grad(curved(run(cell, implementation="fused", memory="recompute")), (0, 1, 2))
+    together = jit(jax.vmap(gradient))(*stacked)
+    one = jit(gradient)
+    assert_close(
+        together, jax.tree.map(lambda *leaves: jnp.stack(leaves), *[one(*p) for p in given])
+    )
+
+
+def test_gradient_steps_inside_a_scan():
+    cell = CELLS["gru"]
+    given = problem(cell, lengths=True, resets=True)
+
+    def train(implementation):
+        loss = curved(run(cell, implementation=implementation))
+
+        def step(params, scale):
+            value, gradient = jax.value_and_grad(loss)(params, scale * given.inputs, *given[2:])
+            return jax.tree.map(lambda p, g: p - 0.01 * g, params, gradient), value
+
+        return jax.lax.scan(step, given.params, jnp.array([0.5, 1.0, 2.0]))
+
+    fused, scan = jit(lambda: (train("fused"), train("scan")))()
+    assert_close(fused, scan)
+
+
+@pytest.mark.parametrize("state", ["given", "default"])
+@pytest.mark.parametrize("check_vma", [False, True])
+def test_the_batch_sharded_over_devices(check_vma, state):
+    devices = jax.devices("cpu")[:2]
+    assert len(devices) == 2, "conftest.py asks for two CPU devices"
+    cell = CELLS["lstm-peephole"]
+    given = problem(cell, lengths=True, resets=True)
+    if state == "default":
+        given = given._replace(state=None)
+    loss = curved(run(cell, implementation="fused"))
+    split = P("batch")
+    shard = functools.partial(
+        jax.shard_map,
+        mesh=Mesh(np.array(devices), "batch"),
+        in_specs=(P(), split, split, split),
+        check_vma=check_vma,
+    )
+    summed = shard(lambda *args: jax.lax.psum(loss(*args), "batch"), out_specs=P())
+
+    def inside(*arguments):
+        gradient = jax.grad(loss)(*arguments)
+        return gradient if check_vma else jax.lax.psum(gradient, "batch")
+
+    parts = jit(shard(run(cell, implementation="fused"), out_specs=split))(*given)
+    assert_close(parts, jit(run(cell, implementation="scan"))(*given))
+    expected = jit(jax.grad(loss, (0, 1)))(*given)
+    assert_close(jit(jax.grad(summed, (0, 1)))(*given), expected)
+    assert_close(jit(shard(inside, out_specs=P()))(*given), expected[0])
+
+
+@pytest.mark.parametrize("implementation", ["fused", "scan"])
+def test_a_second_call_does_not_compile(implementation):
+    cell = CELLS["lstm"]
+    function = jit(jax.value_and_grad(curved(run(cell, implementation=implementation))))
+    first, second = (problem(cell, lengths=True, resets=True, seed=seed) for seed in (0, 1))
+    compiled = []
+    jax.block_until_ready(function(*first))
+    listener = lambda event, *_, **__: compiled.append(event)  # noqa: E731
+    jax.monitoring.register_event_duration_secs_listener(listener)
+    try:
+        jax.block_until_ready(function(*second))
+        assert not [event for event in compiled if "compile" in event]
+        jax.block_until_ready(function(*problem(cell, (1,), lengths=True, resets=True)))
+        assert [event for event in compiled if "compile" in event]  # the counter counts
+    finally:
+        jax.monitoring.unregister_event_duration_listener(listener)
+    assert function._cache_size() == 2
+
+
+# What an output depends on
+
+
+@pytest.mark.parametrize("reverse", [False, True])
+def test_outputs_depend_on_what_was_read_and_on_nothing_else(reverse):
+    cell, time, lengths = CELLS["lstm"], 6, [4, 6, 0]
+    given = problem(cell, (3,), time=time)
+    resets = np.zeros((3, time), bool)
+    resets[:2, 2] = True
+
+    def jacobian(masks):
+        function = run(cell, implementation="fused", reverse=reverse)
+        return jax.jacrev(lambda inputs: function(given.params, inputs, given.state, masks)[0])(
+            given.inputs
+        )
+
+    for masks in ({}, {"lengths": jnp.array(lengths), "resets": jnp.asarray(resets)}):
+        depends = np.zeros((3, time, 3, time), bool)
+        for row, t in itertools.product(range(3), range(time)):
+            length = lengths[row] if masks else time
+            for s in range(t, length) if reverse and t < length else range(t, -1, -1):
+                if t >= length:
+                    break
+                depends[row, t, row, s] = True
+                if masks and resets[row, s]:
+                    break
+        found = np.abs(jit(jacobian)(masks)).max(axis=(2, 5)) > 0
+        np.testing.assert_array_equal(found, depends)
+
+
+@pytest.mark.parametrize("dtype", [jnp.float32, jnp.bfloat16, jnp.float64])
+def test_the_dtype_is_kept(dtype):
+    for name in ("rnn-relu", "lstm-peephole", "gru"):
+        cell = CELLS[name]
+        given = problem(cell, time=BLOCK, lengths=True, resets=True)
+        cast = lambda leaf: leaf.astype(dtype) if leaf.dtype == jnp.float64 else leaf  # noqa: E731
+        given = jax.tree.map(cast, given)
+        fused, scan = (
+            run(cell, implementation=each, memory="recompute") for each in ("fused", "scan")
+        )
+        shapes = jax.eval_shape(
+            lambda *args: (scan(*args), fused(*args), jax.grad(curved(fused), (0, 1, 2))(*args)),  # noqa: B023
+            *given,
+        )
+        assert {leaf.dtype for leaf in jax.tree.leaves(shapes)} == {jnp.dtype(dtype)}
+
+
+@pytest.mark.parametrize(("dtype", "tolerance"), [(jnp.float32, 1e-5), (jnp.bfloat16, 0.15)])
+def test_low_precision_is_near_the_high(dtype, tolerance):
+    cell = CELLS["lstm"]
+    given = problem(cell, lengths=True, resets=True)
+    function = jit(run(cell, implementation="fused"))
+    low = jax.tree.map(lambda leaf: leaf.astype(dtype), given[:3])
+    high = jax.tree.map(lambda leaf: leaf.astype(jnp.float64), low)
+    outputs = jax.tree.map(lambda leaf: leaf.astype(jnp.float64), function(*low, given.masks))
+    assert_close(outputs, function(*high, given.masks), tolerance)
+
+
+# Corners
+
+
+@pytest.mark.parametrize("implementation", ["fused", "scan"])
+@pytest.mark.parametrize(
+    ("batch", "time", "memory"),
+    [((2,), 0, "save"), ((2,), 0, "recompute"), ((0,), 5, "save"), ((2, 0), T, "recompute")],
+)
+def test_no_steps_or_no_rows(batch, time, memory, implementation):
+    cell = CELLS["gru"]
+    given = problem(cell, batch, time=time)
+    each = run(cell, implementation=implementation, memory=memory)
+    (_, (outputs, state)), gradients = jit(lambda given: everything(each, given))(given)
+    assert outputs.shape == (*batch, time, H)
+    assert_close(state, given.state)
+    assert not any(np.any(leaf) for leaf in jax.tree.leaves(gradients[:2]))
+
+
+@pytest.mark.parametrize("dtype", [jnp.int8, jnp.uint8, jnp.uint32, jnp.int64])
+def test_lengths_of_any_integer_dtype(dtype):
+    cell, time = CELLS["rnn"], 300
+    given = problem(cell, (3,), time=time)
+    lengths = [0, 5, 120]
+    outputs, _ = jit(run(cell, reverse=True))(*given[:3], {"lengths": jnp.array(lengths, dtype)})
+    np.testing.assert_array_equal((outputs != 0).any(-1).sum(-1), lengths)
+
+
+# A cell that is only an init, an initial_state and a step
+
+
+def plain_cell(size):
+    """A layer-normalised network; its state is a dict, counts its steps, and is no output."""
+
+    def init(key, input_size, dtype=jnp.float32):
+        kernel = jax.random.normal(key, (input_size + size, size), dtype)
+        return {"kernel": kernel, "readout": jnp.ones((size, 2), dtype)}
+
+    def initial_state(params, batch_shape=()):
+        memory = jnp.zeros((*batch_shape, size), params["kernel"].dtype)
+        return {"memory": memory, "count": jnp.zeros(batch_shape, jnp.int32)}
+
+    def step(params, state, x):
+        total = jnp.concatenate([x, state["memory"]], axis=-1) @ params["kernel"]
+        memory = jnp.tanh(jax.nn.standardize(total, epsilon=1e-3))
+        return {"memory": memory, "count": state["count"] + 1}, memory @ params["readout"]
+
+    return jaxrnn.Cell(init, initial_state, step)
+
+
+PLAIN = plain_cell(H)
+
+
+def plain_run(**options):
+    """Its run as a function of float states only, so that it can be differentiated."""
+
+    def function(params, inputs, memory, masks):
+        state = {"memory": memory, "count": jnp.zeros(memory.shape[:-1], jnp.int32)}
+        outputs, state = run(PLAIN, **options)(params, inputs, state, masks)
+        return outputs, state["memory"]
+
+    return function
+
+
+def plain_problem(**options):
+    floats = PLAIN._replace(initial_state=lambda *args: PLAIN.initial_state(*args)["memory"])
+    return problem(floats, lengths=True, resets=True, **options)
+
+
+@pytest.mark.parametrize("reverse", [False, True])
+def test_a_plain_cell_is_its_loop(reverse):
+    given = plain_problem(time=6)
+    start = {"memory": given.state, "count": jnp.arange(4, dtype=jnp.int32)}
+    whole, step = jit(run(PLAIN, reverse=reverse)), jit(PLAIN.step)
+    outputs, final = whole(*given[:2], start, given.masks)
+    for row in range(4):
+        first = state = jax.tree.map(lambda leaf, row=row: leaf[row], start)
+        expected = np.zeros((6, 2))
+        order = range(int(given.masks["lengths"][row]))
+        for t in reversed(order) if reverse else order:
+            if given.masks["resets"][row, t]:
+                state = first
+            state, expected[t] = step(given.params, state, given.inputs[row, t])
+        assert_close(outputs[row], jnp.asarray(expected))
+        assert_close(jax.tree.map(lambda leaf, row=row: leaf[row], final), state)
+
+
+def test_a_plain_cell_with_any_memory_reversed_and_mapped():
+    save = plain_run(memory="save", reverse=True)
+    recompute, offload = (plain_run(memory=each, reverse=True) for each in ("recompute", "offload"))
+    mapped = jax.vmap(recompute, in_axes=(None, 0, 0, 0))
+    assert_same(plain_problem(), save, recompute, offload, mapped)
+
+
+def test_a_plain_cell_has_no_deferred_gradient():
+    given = plain_problem()
+    with pytest.raises(ValueError, match=r"implementation 'fused' needs a cell made by .*gated"):
+        jaxrnn.unroll(PLAIN, given.params, given.inputs, implementation="fused")
+
+
+def test_forward_mode_goes_through_the_scan():
+    given = plain_problem()
+    check_grads(
+        jit(lambda *args: curved(plain_run(implementation="scan"))(*args, given.masks)),
+        given[:3],
+        order=1,
+        modes=["fwd"],
+    )
+    cell = CELLS["lstm"]
+    floats = problem(cell)[:3]
+    with pytest.raises(TypeError, match="forward-mode"):
+        jax.jvp(lambda *args: run(cell, implementation="fused")(*args, {}), floats, floats)
