@@ -22,11 +22,12 @@ from jaxrnn.fused import Steps, fused, where
 
 IMPLEMENTATIONS = ("scan", "fused", "cudnn")
 MEMORY = ("save", "recompute", "offload")
-# What a step saves for the gradient stays in a core's cache up to about this many bytes over all
-# steps; beyond it, recomputing blocks of steps is faster than writing and reading it.
-SAVE_BYTES = 2**26
 # Steps of a block. Longer blocks save more for a moment, shorter ones keep more starts.
 BLOCK = 14
+# On long sequences, once what the steps save outgrows the caches by far, recomputing blocks is
+# faster than writing and reading it; on short ones it never paid.
+LONG = 8 * BLOCK
+SAVE_BYTES = 2**26
 
 
 def unroll(
@@ -64,7 +65,7 @@ def unroll(
         memory: What the gradient is computed from. "save" keeps what every step saves;
             "recompute" keeps the state at the start of every 14 steps and runs those forward
             again; "offload" does so too, and keeps those states in the host's memory (TF1's
-            `swap_memory`). None takes "recompute" where "save" would not fit a core's cache.
+            `swap_memory`). None takes "recompute" for long sequences that save much.
         unroll: Steps per iteration of the loop, as in `jax.lax.scan`.
 
     Returns:
@@ -133,7 +134,7 @@ def _choose_memory(params, inputs) -> str:
     leaves = [leaf for leaf in jax.tree.leaves(params) if leaf.ndim == 2]
     width = sum(leaf.shape[-1] for leaf in leaves)
     size = math.prod(inputs.shape[:-1]) * width * inputs.dtype.itemsize
-    return "save" if size <= SAVE_BYTES else "recompute"
+    return "recompute" if len(inputs) >= LONG and size > SAVE_BYTES else "save"
 
 
 def _in_blocks(run: Run, start: State, steps: Steps, memory: str):
