@@ -194,6 +194,7 @@ def flax_linen(task: Task) -> Callable[[], None]:
 
 def flax_nnx(task: Task) -> Callable[[], None]:
     """flax.nnx.RNN."""
+    import jax.numpy as jnp
     from flax import nnx
 
     cells = {"lstm": nnx.OptimizedLSTMCell, "gru": nnx.GRUCell, "rnn": nnx.SimpleCell}
@@ -205,7 +206,9 @@ def flax_nnx(task: Task) -> Callable[[], None]:
             self.readout = nnx.Linear(HIDDEN, CLASSES, rngs=rngs)
 
         def __call__(self, x):
-            return self.readout(self.rnn(x)[:, -1])
+            zero = jnp.zeros((len(x), HIDDEN))  # its own start would draw from a random stream
+            start = (zero, zero) if task.cell == "lstm" else zero
+            return self.readout(self.rnn(x, initial_carry=start)[:, -1])
 
     graph, params, rest = nnx.split(Model(), nnx.Param, ...)
     return jax_program(task, lambda params, x: nnx.merge(graph, params, rest)(x), params)
