@@ -8,29 +8,18 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 import pytest
-from hypothesis import given, settings
+from hypothesis import Phase, given, settings
 from hypothesis import strategies as st
 from jax.sharding import Mesh
 from jax.sharding import PartitionSpec as P
 from jax.test_util import check_grads, check_jvp, check_vjp
+from quick_jit import jit
 
 import jaxrnn
 from jaxrnn.unroll import BLOCK
 
 T, H = BLOCK + 3, 4  # one block and a rest
 NARROW, WIDE = 3, 6  # inputs narrower than the state share one product with it, wider ones do not
-
-
-# Most of this file's time is compilation. These programs run once, so they may be slow: without
-# XLA:CPU's optimisations a gradient compiles eight times sooner.
-jit = functools.partial(
-    jax.jit,
-    compiler_options={
-        "xla_backend_optimization_level": 0,
-        "xla_cpu_use_fusion_emitters": False,
-        "xla_cpu_parallel_codegen_split_count": 1,
-    },
-)
 
 
 @pytest.fixture(autouse=True, scope="module")
@@ -199,7 +188,8 @@ def test_masks_and_batch_axes(name, batch, lengths, resets, reverse):
     assert_same(given, scan, fused)
 
 
-@settings(max_examples=4, deadline=None)
+# Every example compiles, so a failing one is shown as drawn, not shrunk.
+@settings(max_examples=4, deadline=None, phases=[Phase.reuse, Phase.generate])
 @given(st.data())
 def test_drawn_cases(data):
     draw = lambda *values: data.draw(st.sampled_from(values))  # noqa: E731
@@ -308,7 +298,7 @@ def test_memory_changes_nothing(time):
     others = [run(cell, implementation="fused", memory="recompute")]
     if time == BLOCK + 1:
         others.append(run(cell, implementation="scan", memory="recompute"))
-        others += [run(cell, implementation=each, memory="offload") for each in ("scan", "fused")]
+        others.append(run(cell, implementation="fused", memory="offload"))
     assert_same(given, reference, *others)
 
 
@@ -351,7 +341,9 @@ def test_a_row_alone_is_the_row_in_a_batch_and_under_vmap():
 
 def test_vmap_over_parameters():
     cell = CELLS["lstm-peephole"]
-    given = [problem(cell, (3,), lengths=True, resets=True, seed=seed) for seed in range(2)]
+    given = [
+        problem(cell, (3,), time=BLOCK, lengths=True, resets=True, seed=seed) for seed in range(2)
+    ]
     stacked = jax.tree.map(lambda *leaves: jnp.stack(leaves), *given)
     gradient = jax.grad(curved(run(cell, implementation="fused", memory="recompute")), (0, 1, 2))
     together = jit(jax.vmap(gradient))(*stacked)

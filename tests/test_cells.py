@@ -1,0 +1,317 @@
+"""The cells against their papers' equations in NumPy, and against Flax with the same weights."""
+
+from functools import partial
+
+import flax.linen as nn
+import jax
+import jax.numpy as jnp
+import numpy as np
+import pytest
+from quick_jit import jit
+
+import jaxrnn
+
+T, I, H, P = 6, 3, 4, 2  # noqa: E741
+LENGTHS = jnp.array([T, 1, 4])
+
+
+# The papers' equations, one row of float64 numbers. Every gate has its own matrices here.
+
+
+def σ(x):
+    return 1 / (1 + np.exp(-x))
+
+
+def gates(matrix, names):
+    """The gates' parts of a matrix or vector whose last axis holds them side by side."""
+    return dict(zip(names, np.split(matrix, len(names), axis=-1), strict=True))
+
+
+def elman(p, xs, h, *, activation=np.tanh):
+    ys = []
+    for x in xs:
+        h = activation(p.kernel.T @ x + p.recurrent_kernel.T @ h + p.bias)
+        ys.append(h)
+    return ys, (h,)
+
+
+def lstm(p, xs, h, c, *, clip=np.inf, activation=np.tanh):
+    U, W, b = (gates(each, "ifgo") for each in (p.kernel, p.recurrent_kernel, p.bias))
+    zero = np.zeros(len(c))
+    pi, pf, po = (zero, zero, zero) if p.peephole is None else p.peephole
+    ys = []
+    for x in xs:
+        i = σ(x @ U["i"] + h @ W["i"] + pi * c + b["i"])
+        f = σ(x @ U["f"] + h @ W["f"] + pf * c + b["f"])
+        g = activation(x @ U["g"] + h @ W["g"] + b["g"])
+        c = np.minimum(np.maximum(f * c + i * g, -clip), clip)
+        o = σ(x @ U["o"] + h @ W["o"] + po * c + b["o"])
+        m = o * activation(c)
+        h = m if p.projection is None else m @ p.projection
+        ys.append(h)
+    return ys, (h, c)
+
+
+def gru(p, xs, h, *, reset_after=True):
+    U, W, b = (gates(each, "rzn") for each in (p.kernel, p.recurrent_kernel, p.bias))
+    ys = []
+    for x in xs:
+        r = σ(x @ U["r"] + h @ W["r"] + b["r"])
+        z = σ(x @ U["z"] + h @ W["z"] + b["z"])
+        past = r * (h @ W["n"] + p.recurrent_bias) if reset_after else (r * h) @ W["n"]
+        n = np.tanh(x @ U["n"] + b["n"] + past)
+        h = (1 - z) * n + z * h
+        ys.append(h)
+    return ys, (h,)
+
+
+def softsign(x):
+    return x / (1 + abs(x))
+
+
+def relu(x):
+    return np.where(x > 0, x, 0)
+
+
+# name: the cell, its equations, and the options of these
+CELLS = {
+    "rnn": (jaxrnn.rnn(H), elman, {}),
+    "rnn-relu": (jaxrnn.rnn(H, activation=jax.nn.relu), elman, {"activation": relu}),
+    "lstm": (jaxrnn.lstm(H), lstm, {}),
+    "lstm-forget-bias": (jaxrnn.lstm(H, forget_bias=3.0), lstm, {}),
+    "lstm-peephole": (jaxrnn.lstm(H, peephole=True), lstm, {}),
+    "lstm-projection": (jaxrnn.lstm(H, projection_size=P), lstm, {}),
+    "lstm-clip": (jaxrnn.lstm(H, cell_clip=0.5), lstm, {"clip": 0.5}),
+    "lstm-softsign": (
+        jaxrnn.lstm(H, activation=jax.nn.soft_sign),
+        lstm,
+        {"activation": softsign},
+    ),
+    "lstm-everything": (
+        jaxrnn.lstm(H, peephole=True, projection_size=P, cell_clip=0.5),
+        lstm,
+        {"clip": 0.5},
+    ),
+    "gru": (jaxrnn.gru(H), gru, {}),
+    "gru-before": (jaxrnn.gru(H, reset_after=False), gru, {"reset_after": False}),
+}
+
+
+def numbers(name, dtype):
+    """Random parameters, inputs and state; no zeros."""
+    cell = CELLS[name][0]
+    random = np.random.default_rng(0)
+    normal = lambda leaf: jnp.asarray(random.normal(size=leaf.shape), dtype)  # noqa: E731
+    params = jax.eval_shape(lambda: cell.init(jax.random.key(0), I, dtype))
+    state = jax.eval_shape(lambda params: cell.initial_state(params, (3,)), params)
+    inputs = jax.ShapeDtypeStruct((3, T, I), dtype)
+    return cell, *jax.tree.map(normal, (params, inputs, state))
+
+
+def assert_close(actual, expected, tolerance):
+    compare = lambda a, b: np.testing.assert_allclose(a, b, rtol=tolerance, atol=tolerance)  # noqa: E731
+    jax.tree.map(compare, actual, expected)
+
+
+def run(cell, params, inputs, state):
+    """Through `unroll`, and the first step of every row through `step`."""
+    return (
+        jaxrnn.unroll(cell, params, inputs, initial_state=state),
+        cell.step(params, state, inputs[:, 0]),
+    )
+
+
+@pytest.mark.parametrize("name", CELLS)
+def test_is_its_papers_equations(name):
+    _, equations, options = CELLS[name]
+    with jax.enable_x64(True):
+        cell, *arguments = numbers(name, jnp.float64)
+        (outputs, final), (one_state, one_output) = jit(partial(run, cell))(*arguments)
+    params, inputs, state = jax.tree.map(np.asarray, arguments)
+    for row in range(3):
+        start = [leaf[row] for leaf in state]
+        ys, end = equations(params, inputs[row], *start, **options)
+        assert_close(outputs[row], np.stack(ys), 1e-12)
+        assert_close([leaf[row] for leaf in final], list(end), 1e-12)
+        ys, end = equations(params, inputs[row, :1], *start, **options)
+        assert_close(one_output[row], ys[0], 1e-12)
+        assert_close([leaf[row] for leaf in one_state], list(end), 1e-12)
+
+
+def test_the_clip_clips():
+    cell, *arguments = numbers("lstm-clip", jnp.float32)
+    (_, final), _ = jit(partial(run, cell))(*arguments)
+    assert abs(final.cell).max() == 0.5
+    assert np.any(abs(final.cell) < 0.5)
+
+
+# Flax, with the same weights
+
+
+def dense(names, kernel, bias=None):
+    """Our gates side by side as Flax's dense layers of those names."""
+    kernels = np.split(np.asarray(kernel), len(names), axis=-1)
+    layers = {name: {"kernel": each} for name, each in zip(names, kernels, strict=True)}
+    if bias is not None:
+        for name, each in zip(names, np.split(np.asarray(bias), len(names)), strict=True):
+            layers[name]["bias"] = each
+    return layers
+
+
+def flax_lstm(p):
+    recurrent = dense(["hi", "hf", "hg", "ho"], p.recurrent_kernel, p.bias)
+    return dense(["ii", "if", "ig", "io"], p.kernel) | recurrent
+
+
+def flax_gru(p):
+    layers = dense(["ir", "iz", "in"], p.kernel, p.bias)
+    layers |= dense(["hr", "hz", "hn"], p.recurrent_kernel)
+    layers["hn"]["bias"] = p.recurrent_bias
+    return layers
+
+
+def flax_rnn(p):
+    return dense(["i"], p.kernel, p.bias) | dense(["h"], p.recurrent_kernel)
+
+
+@pytest.mark.parametrize(
+    ("name", "flax_cell", "layers", "carry", "reverse"),
+    [
+        ("lstm", nn.LSTMCell, flax_lstm, lambda state: (state.cell, state.hidden), False),
+        ("lstm", nn.OptimizedLSTMCell, flax_lstm, lambda state: (state.cell, state.hidden), False),
+        ("lstm", nn.OptimizedLSTMCell, flax_lstm, lambda state: (state.cell, state.hidden), True),
+        ("gru", nn.GRUCell, flax_gru, lambda state: state.hidden, False),
+        ("gru", nn.GRUCell, flax_gru, lambda state: state.hidden, True),
+        ("rnn", nn.SimpleCell, flax_rnn, lambda state: state.hidden, False),
+    ],
+)
+def test_equals_flax(name, flax_cell, layers, carry, reverse):
+    cell, params, inputs, state = numbers(name, jnp.float32)
+    theirs = nn.RNN(flax_cell(H), return_carry=True, reverse=reverse, keep_order=True)
+
+    @jit
+    def both(inputs):
+        final, outputs = theirs.apply(
+            {"params": {"cell": layers(params)}},
+            inputs,
+            initial_carry=carry(state),
+            seq_lengths=LENGTHS,
+        )
+        ours = jaxrnn.unroll(
+            cell, params, inputs, initial_state=state, lengths=LENGTHS, reverse=reverse
+        )
+        return (outputs, final), (ours[0], carry(ours[1]))
+
+    (outputs, final), (our_outputs, our_final) = both(inputs)
+    for row, length in enumerate(LENGTHS):  # past it, Flax's outputs are not zero
+        assert_close(our_outputs[row, :length], outputs[row, :length], 1e-5)
+    assert_close(our_final, final, 1e-5)
+
+
+# How parameters start
+
+
+SHAPES = {
+    "rnn": {"kernel": (I, H), "recurrent_kernel": (H, H), "bias": (H,)},
+    "lstm": {
+        "kernel": (I, 4 * H),
+        "recurrent_kernel": (H, 4 * H),
+        "bias": (4 * H,),
+        "peephole": None,
+        "projection": None,
+    },
+    "lstm-everything": {
+        "kernel": (I, 4 * H),
+        "recurrent_kernel": (P, 4 * H),
+        "bias": (4 * H,),
+        "peephole": (3, H),
+        "projection": (H, P),
+    },
+    "gru": {
+        "kernel": (I, 3 * H),
+        "recurrent_kernel": (H, 3 * H),
+        "bias": (3 * H,),
+        "recurrent_bias": (H,),
+    },
+    "gru-before": {
+        "kernel": (I, 3 * H),
+        "recurrent_kernel": (H, 3 * H),
+        "bias": (3 * H,),
+        "recurrent_bias": None,
+    },
+}
+
+
+@pytest.mark.parametrize("name", SHAPES)
+def test_shapes_of_parameters_and_states(name):
+    cell = CELLS[name][0]
+    params = jax.eval_shape(lambda: cell.init(jax.random.key(0), I))
+    shapes = {k: None if v is None else v.shape for k, v in params._asdict().items()}
+    assert shapes == SHAPES[name]
+    sizes = {"hidden": P if name == "lstm-everything" else H}
+    if name.startswith("lstm"):
+        sizes["cell"] = H
+    for batch in ((), (5,), (2, 3)):
+        state = jax.eval_shape(lambda params: cell.initial_state(params, batch), params)  # noqa: B023
+        assert {k: v.shape for k, v in state._asdict().items()} == {
+            k: (*batch, size) for k, size in sizes.items()
+        }
+    assert jax.eval_shape(cell.initial_state, params).hidden.shape == (sizes["hidden"],)
+
+
+@pytest.mark.parametrize("dtype", [jnp.float32, jnp.bfloat16, jnp.float64])
+@pytest.mark.parametrize("name", SHAPES)
+def test_the_dtype_asked_for_is_that_of_parameters_and_states(name, dtype):
+    cell = CELLS[name][0]
+    with jax.enable_x64(dtype == jnp.float64):
+        params = jax.eval_shape(lambda: cell.init(jax.random.key(0), I, dtype))
+        state = jax.eval_shape(lambda params: cell.initial_state(params, (2,)), params)
+        default = jax.eval_shape(lambda: cell.init(jax.random.key(0), I))
+    assert {leaf.dtype for leaf in jax.tree.leaves((params, state))} == {jnp.dtype(dtype)}
+    assert {leaf.dtype for leaf in jax.tree.leaves(default)} == {jnp.dtype(jnp.float32)}
+
+
+@pytest.mark.parametrize(
+    ("cell", "leaf", "fans"),
+    [
+        (jaxrnn.rnn(40), "kernel", 30 + 40),
+        (jaxrnn.rnn(40), "recurrent_kernel", 40 + 40),
+        (jaxrnn.lstm(40), "kernel", 30 + 160),
+        (jaxrnn.lstm(40), "recurrent_kernel", 40 + 160),
+        (jaxrnn.lstm(40, projection_size=20), "recurrent_kernel", 20 + 160),
+        (jaxrnn.lstm(40, projection_size=20), "projection", 40 + 20),
+        (jaxrnn.gru(40), "kernel", 30 + 120),
+        (jaxrnn.gru(40), "recurrent_kernel", 40 + 120),
+    ],
+)
+def test_kernels_start_glorot_uniform(cell, leaf, fans):
+    kernel = np.asarray(jit(lambda: getattr(cell.init(jax.random.key(1), 30), leaf))())
+    limit = np.sqrt(6 / fans)
+    assert 0.98 * limit < abs(kernel).max() <= limit
+    assert abs(kernel.mean()) < 0.1 * limit
+    np.testing.assert_allclose(kernel.std(), limit / np.sqrt(3), rtol=0.1)
+
+
+def test_each_kernel_and_each_key_has_its_own_numbers():
+    cell = jaxrnn.gru(3 * H)  # its two kernels have the same shape, given as many inputs
+    init = jit(lambda seed: cell.init(jax.random.key(seed), 3 * H))
+    one, same, other = init(0), init(0), init(1)
+    jax.tree.map(np.testing.assert_array_equal, one, same)
+    kernels = one.kernel, one.recurrent_kernel, other.kernel, other.recurrent_kernel
+    assert len(np.unique(np.stack(kernels))) > 0.99 * sum(kernel.size for kernel in kernels)
+
+
+def test_all_else_starts_at_zero_but_the_forget_bias():
+    for name in SHAPES:
+        cell = CELLS[name][0]
+        params = jit(lambda: cell.init(jax.random.key(0), I))()  # noqa: B023
+        bias = np.asarray(params.bias)
+        if name.startswith("lstm"):
+            np.testing.assert_array_equal(bias[H : 2 * H], 1)
+            bias = np.delete(bias, np.s_[H : 2 * H])
+        assert not bias.any()
+        others = [getattr(params, leaf, None) for leaf in ("peephole", "recurrent_bias")]
+        others += cell.initial_state(params, (2,))
+        assert not any(np.any(leaf) for leaf in others if leaf is not None)
+    params = jaxrnn.lstm(H, forget_bias=2.5).init(jax.random.key(0), I)
+    np.testing.assert_array_equal(params.bias, np.repeat([0, 2.5, 0, 0], H))

@@ -1,0 +1,149 @@
+"""cuDNN's LSTM: the layout of its weights, and what stands around the call, without a GPU."""
+
+import functools
+import importlib
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+import pytest
+from jax.experimental import rnn
+from quick_jit import jit
+
+import jaxrnn
+from jaxrnn.cudnn import cudnn, pack
+
+T, I, H = 7, 3, 4  # noqa: E741
+CELL = jaxrnn.lstm(H)
+
+
+def reference(inputs, hidden, cell, weights, lengths, input_size, hidden_size, *rest):
+    """`jax.experimental.rnn.lstm` as JAX itself writes it for comparison, in plain operations."""
+    layers, _, bidirectional = rest
+    unpacked = rnn.unpack_lstm_weights(weights, input_size, hidden_size, layers, bidirectional)
+    with jax.numpy_rank_promotion("allow"):
+        return rnn.lstm_ref(
+            inputs, hidden, cell, *unpacked, lengths, input_size, hidden_size, *rest
+        )
+
+
+@pytest.fixture
+def without_gpu(monkeypatch):
+    """Lets implementation="cudnn" run here, on the reference."""
+    module = importlib.import_module("jaxrnn.unroll")
+    monkeypatch.setattr(module, "why_not", lambda *_: None)
+    monkeypatch.setattr(module, "cudnn", functools.partial(cudnn, lstm=reference))
+
+
+def problem(batch):
+    random = np.random.default_rng(0)
+    normal = lambda leaf: jnp.asarray(random.normal(size=leaf.shape), jnp.float32)  # noqa: E731
+    params = jax.eval_shape(lambda: CELL.init(jax.random.key(0), I))
+    state = jax.eval_shape(lambda params: CELL.initial_state(params, batch), params)
+    inputs = jax.ShapeDtypeStruct((*batch, T, I), jnp.float32)
+    return jax.tree.map(normal, (params, inputs, state))
+
+
+def everything(params, inputs, state, **options):
+    """Outputs, final state, and all gradients of a random linear function of both."""
+    random = np.random.default_rng(1)
+
+    def loss(params, inputs, state):
+        result = jaxrnn.unroll(CELL, params, inputs, initial_state=state, **options)
+        weighted = jax.tree.map(
+            lambda leaf: jnp.sum(leaf * random.normal(size=leaf.shape).astype(np.float32)), result
+        )
+        return sum(jax.tree.leaves(weighted)), result
+
+    return jit(jax.value_and_grad(loss, (0, 1, 2), has_aux=True))(params, inputs, state)
+
+
+def assert_close(actual, expected, tolerance=1e-5):
+    compare = functools.partial(np.testing.assert_allclose, rtol=tolerance, atol=tolerance)
+    jax.tree.map(compare, actual, expected)
+
+
+def test_pack_is_the_layout_of_cudnn():
+    params = problem(())[0]
+    kernels, recurrent_kernels, biases, second_biases = rnn.unpack_lstm_weights(
+        pack(params), I, H, 1, False
+    )
+    np.testing.assert_array_equal(kernels[0], params.kernel.T)
+    np.testing.assert_array_equal(recurrent_kernels[0], params.recurrent_kernel.T)
+    np.testing.assert_array_equal(biases[0] + second_biases[0], params.bias)
+    assert pack(params).shape == (rnn.get_num_params_in_lstm(I, H, 1, False),)
+
+
+@pytest.mark.usefixtures("without_gpu")
+@pytest.mark.parametrize(
+    ("batch", "options"),
+    [
+        ((), {}),
+        ((), {"lengths": 3}),
+        ((), {"lengths": 0, "reverse": True}),
+        ((4,), {}),
+        ((4,), {"lengths": [0, 1, 5, T], "memory": "recompute"}),
+        ((2, 3), {"lengths": [[0, T, 2], [1, 6, 0]], "reverse": True}),
+    ],
+)
+def test_equals_the_scan(batch, options):
+    if "lengths" in options:
+        options = {**options, "lengths": jnp.array(options["lengths"])}
+    arguments = problem(batch)
+    actual = everything(*arguments, implementation="cudnn", **options)
+    assert_close(actual, everything(*arguments, implementation="scan", **options))
+
+
+@pytest.mark.usefixtures("without_gpu")
+def test_an_empty_row_gives_back_its_state():
+    arguments = problem((2,))
+    lengths = jnp.zeros(2, jnp.int32)
+    (_, (outputs, state)), _ = everything(*arguments, lengths=lengths, implementation="cudnn")
+    np.testing.assert_array_equal(outputs, 0)
+    jax.tree.map(np.testing.assert_array_equal, state, arguments[2])
+
+
+@pytest.mark.parametrize(
+    ("cell", "dtype", "resets", "reason"),
+    [
+        (jaxrnn.gru(H), jnp.float32, False, "its cell is not jaxrnn.lstm without options"),
+        (jaxrnn.rnn(H), jnp.float32, False, "its cell is not"),
+        (jaxrnn.lstm(H, peephole=True), jnp.float32, False, "its cell is not"),
+        (jaxrnn.lstm(H, projection_size=2), jnp.float32, False, "its cell is not"),
+        (jaxrnn.lstm(H, cell_clip=1.0), jnp.float32, False, "its cell is not"),
+        (jaxrnn.lstm(H, activation=jax.nn.relu), jnp.float32, False, "its cell is not"),
+        (CELL, jnp.bfloat16, False, "its inputs are bfloat16, not float32"),
+        (CELL, jnp.float64, False, "its inputs are float64, not float32"),
+        (CELL, jnp.float32, True, "it has resets"),
+    ],
+)
+def test_says_what_it_cannot_compute(cell, dtype, resets, reason):
+    with jax.enable_x64(dtype == jnp.float64):
+        params = jax.eval_shape(lambda: cell.init(jax.random.key(0), I, dtype))
+        params = jax.tree.map(lambda leaf: jnp.ones(leaf.shape, leaf.dtype), params)
+        resets = jnp.zeros((2, T), bool) if resets else None
+        with pytest.raises(ValueError, match=f"implementation 'cudnn' cannot .*: {reason}"):
+            jaxrnn.unroll(
+                cell, params, jnp.zeros((2, T, I), dtype), resets=resets, implementation="cudnn"
+            )
+
+
+@pytest.mark.skipif(jax.default_backend() == "gpu", reason="there is a GPU")
+def test_says_that_there_is_no_gpu():
+    params, inputs, _ = problem((2,))
+    backend = jax.default_backend()
+    with pytest.raises(ValueError, match=f"the backend is {backend}, not an NVIDIA GPU"):
+        jaxrnn.unroll(CELL, params, inputs, implementation="cudnn")
+
+
+@pytest.mark.skipif(
+    jax.default_backend() != "gpu", reason="no GPU: cuDNN itself has not been run by this test"
+)
+@pytest.mark.parametrize("lengths", [None, [0, 1, 5, T]])
+def test_cudnn_itself_equals_the_scan(lengths):
+    arguments = problem((4,))
+    options = {} if lengths is None else {"lengths": jnp.array(lengths)}
+    with jax.default_matmul_precision("highest"):
+        actual = everything(*arguments, implementation="cudnn", **options)
+        expected = everything(*arguments, implementation="scan", **options)
+    assert_close(actual, expected, 1e-3)  # cuDNN may round to TF32
