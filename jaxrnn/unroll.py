@@ -159,7 +159,7 @@ def _in_blocks(run: Run, start: State, steps: Steps, memory: str):
     end = blocks * BLOCK
     whole = jax.tree.map(lambda leaf: leaf[:end].reshape(blocks, BLOCK, *leaf.shape[1:]), steps)
     state, outputs = lax.scan(block, start, whole)
-    outputs = outputs.reshape(-1, *outputs.shape[2:])
+    outputs = outputs.reshape(end, *outputs.shape[2:])
     if rest:
         state, last = block(state, jax.tree.map(lambda leaf: leaf[end:], steps))
         outputs = jnp.concatenate([outputs, last])
