@@ -174,8 +174,10 @@ def _steps(inputs, lengths, resets, reverse: bool) -> Steps:
     if reverse:
         inputs = _reverse(inputs, lengths)
         resets = None if resets is None else _reverse(resets, lengths)
-    if resets is not None and alive is not None:
-        resets = resets & alive
+    if alive is not None:
+        # A NaN in the padding would reach the kernels' gradients as 0 · NaN.
+        inputs = where(alive, inputs, jnp.zeros_like(inputs))
+        resets = None if resets is None else resets & alive
     return Steps(inputs, alive, resets)
 
 
@@ -251,7 +253,7 @@ def _check_lengths(lengths, batch_shape, time: int):
             raise ValueError(
                 f"lengths must lie in 0..{time}, got values from {values.min()} to {values.max()}"
             )
-    return lengths
+    return lengths.astype(jnp.int32)  # a narrow type could not count the steps
 
 
 def _check_state(cell: Cell, params, state, batch_shape):

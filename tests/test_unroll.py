@@ -103,6 +103,21 @@ def test_what_lies_past_the_end_changes_nothing():
         jax.tree.map(np.testing.assert_array_equal, clean, other)
 
 
+@pytest.mark.parametrize("implementation", ["scan", "fused"])
+def test_a_nan_in_the_padding_reaches_nothing(implementation):
+    cell, params, inputs, _ = make("lstm")
+    lengths = jnp.array([2, 5, 7])
+    past = jnp.arange(T)[None, :, None] >= lengths[:, None, None]
+
+    def loss(params, inputs):
+        options = {"lengths": lengths, "implementation": implementation}
+        return jaxrnn.unroll(cell, params, inputs, **options)[0].sum()
+
+    gradient = jax.jit(jax.grad(loss, argnums=(0, 1)))
+    dirty = gradient(params, jnp.where(past, jnp.nan, inputs))
+    jax.tree.map(np.testing.assert_array_equal, dirty, gradient(params, inputs))
+
+
 def test_the_same_options_give_the_same_cell():
     assert jaxrnn.lstm(8) is jaxrnn.lstm(8)
     assert jaxrnn.lstm(8) is not jaxrnn.lstm(8, forget_bias=0.0)
