@@ -189,7 +189,7 @@ def kill_until_done(out, config, kills, rng, seconds):
 @pytest.mark.slow
 def test_killed_ten_times_it_ends_as_one_left_alone(tmp_path):
     config = dataclasses.replace(
-        SMALL, steps=4000, hidden_size=64, eval_every=20, checkpoint_every=20
+        SMALL, steps=10_000, hidden_size=64, eval_every=20, checkpoint_every=20
     )
     alone = launch(tmp_path / "alone", config)
     _, errors = alone.communicate()
