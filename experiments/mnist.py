@@ -365,7 +365,8 @@ def announce(dataset: data.Dataset) -> None:
         f"{sizes[2]:,} test images"
     )
     if dataset.note:
-        console.print(Panel(dataset.note, title="NOT MNIST", border_style="bold red"))
+        panel = Panel(dataset.note, title="NOT MNIST", border_style="bold red")
+        console.print(panel, soft_wrap=False)  # which would cut the note off at the border
 
 
 def conclude(result: dict[str, Any]) -> None:
