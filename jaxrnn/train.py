@@ -154,7 +154,9 @@ def train_chunk(
 
     def chunk(state, sequences, labels, indices):
         def body(state, batch):
-            step = partial(train_step, model, optimizer, axis=AXIS)
+            # A collective of one device would only cost time.
+            axis = AXIS if mesh.size > 1 else None
+            step = partial(train_step, model, optimizer, axis=axis)
             return step(state, sequences[batch], labels[batch])
 
         return lax.scan(body, state, indices)
