@@ -13,7 +13,11 @@ the gradients of all kernels as one product after the loop; one single-threaded 
 collective for the flattened gradient. What did not: computing all slopes outside the loop from
 saved pre-activations; a separate product for each gate to avoid a concatenation; one tanh over all
 gates instead of one for each (no difference once slopes are saved); shifted slices instead of
-saved rows for dW; `unroll` > 1; blocks of recomputed steps on short sequences.
+saved rows for dW; `unroll` > 1; blocks of recomputed steps on short sequences; keeping only the
+sum's gradient of the GRU's r and z. Nor did anything fill a second core from one device: the batch
+in halves, as two loops, two chains in one loop or one batched product (XLA runs the thunks of a
+loop one after the other); the concurrency scheduler; Eigen, oneDNN or XNNPACK for the products
+instead of YNNPACK; the recurrent product cut along its inner dimension.
 """
 
 from __future__ import annotations
@@ -67,6 +71,12 @@ TASKS = {
     "gru": Task("train step, GRU", cell="gru"),
     "rnn": Task("train step, tanh RNN", cell="rnn"),
     "pixels": Task("train step, 784 × 1", time=784, features=1, repeats=2),
+    "long": Task("train step, 10,000 × 1", time=10_000, features=1, repeats=1),
+}
+# The tutorial's whole run: 200 times 100 training steps and one evaluation, compiling included.
+WHOLE, LOOKS, STEPS_PER_LOOK = "run", 200, 100
+TITLES = {name: task.title for name, task in TASKS.items()} | {
+    WHOLE: "20,000 steps and 200 evaluations"
 }
 
 
@@ -74,9 +84,16 @@ TASKS = {
 class Config:
     """Time jaxrnn side by side with its peers."""
 
-    tasks: tuple[Literal["step", "evaluate", "gru", "rnn", "pixels"], ...] = tuple(TASKS)
+    tasks: tuple[Literal["step", "evaluate", "gru", "rnn", "pixels", "long", "run"], ...] = (
+        "step",
+        "evaluate",
+        "gru",
+        "rnn",
+        "pixels",
+    )
+    """run is the tutorial's whole run: several minutes for each library."""
     libraries: tuple[str, ...] = ()
-    """All by default; --worker names are those of the table."""
+    """All by default; the names are those of the table."""
     rounds: int = 5
     out: Path = Path("runs/benchmark.json")
     worker: str = ""
@@ -129,19 +146,24 @@ def jax_program(task: Task, apply: Callable, params: Any) -> Callable[[], None]:
     return run
 
 
-def jaxrnn_one(task: Task, implementation: str | None = None) -> Callable[[], None]:
-    """One device, in the same program as the other JAX libraries."""
+def jaxrnn_one(
+    task: Task, implementation: str | None = None, peephole: bool = False
+) -> Callable[[], None]:
+    """One device, in the same program as the other JAX libraries; peepholes come with lengths."""
     import jax
     import jax.numpy as jnp
 
     import jaxrnn
 
-    cell = getattr(jaxrnn, task.cell)(HIDDEN)
+    cell = getattr(jaxrnn, task.cell)(HIDDEN, **({"peephole": True} if peephole else {}))
     key = jax.random.key(0)
+    options = {"implementation": implementation}
+    if peephole:
+        options["lengths"] = np.linspace(1, task.time, task.examples).astype(np.int32)
     readout = jax.random.normal(key, (HIDDEN, CLASSES)) * 0.1
 
     def apply(params, x):
-        outputs, _ = jaxrnn.unroll(cell, params[0], x, implementation=implementation)
+        outputs, _ = jaxrnn.unroll(cell, params[0], x, **options)
         return outputs[:, -1] @ params[1] + params[2]
 
     return jax_program(
@@ -160,8 +182,9 @@ def jaxrnn_all(task: Task) -> Callable[[], None]:
     model, adam = Classifier(getattr(jaxrnn, task.cell)(HIDDEN), CLASSES), train.optimizer(1e-3)
     mesh = train.make_mesh()
     x, y = inputs(task)
+    first = x[0, :1]
     x, y = (255 * x.reshape(-1, *x.shape[2:])).astype(np.uint8), y.reshape(-1).astype(np.uint8)
-    state = train.create_state(model, adam, jax.random.key(0), task.features)
+    state = train.create_state(model, adam, jax.random.key(0), first)
     state, x, y = train.replicate((state, x, y), mesh)
     if not task.train:
         return lambda: train.evaluate(model, mesh, state.params, x, y)
@@ -169,7 +192,7 @@ def jaxrnn_all(task: Task) -> Callable[[], None]:
 
     def run():
         nonlocal state
-        state, losses = train.train_chunk(model, adam, mesh, state, x, y, indices)
+        state, losses = train.train_chunk(model, adam, mesh, state, (x, y), indices)
         losses.block_until_ready()
 
     return run
@@ -367,6 +390,7 @@ LIBRARIES: dict[str, tuple[Callable, str]] = {
     "jaxrnn": (jaxrnn_one, "jax"),
     "jaxrnn, all cores": (jaxrnn_all, "jax"),
     "jaxrnn, scan": (partial(jaxrnn_one, implementation="scan"), "jax"),
+    "jaxrnn, peepholes and lengths": (partial(jaxrnn_one, peephole=True), "jax"),
     "jaxrnn, cudnn": (partial(jaxrnn_one, implementation="cudnn"), "jax"),
     "flax.linen": (flax_linen, "flax"),
     "flax.nnx": (flax_nnx, "flax"),
@@ -394,10 +418,13 @@ def measure(library: str, tasks: tuple[str, ...]) -> dict[str, Any]:
     for name in tasks if library != FLOOR else ("step",):
         try:
             started = time.perf_counter()
+            if name == WHOLE:
+                found[name] = {"ms": 1e3 * whole_run(make), "peak_bytes": peak_memory()}
+                continue
             run = make(TASKS[name])
             run()
             first = time.perf_counter() - started
-        except (NotImplementedError, KeyError, ValueError) as error:
+        except (NotImplementedError, KeyError, TypeError, ValueError) as error:
             found[name] = {"cannot": str(error)}
             continue
         run()
@@ -414,6 +441,17 @@ def measure(library: str, tasks: tuple[str, ...]) -> dict[str, Any]:
             "peak_bytes": peak_memory(),
         }
     return found
+
+
+def whole_run(make: Callable) -> float:
+    """Seconds of the tutorial's whole run, from building the model to the last evaluation."""
+    started = time.perf_counter()
+    train, evaluate = make(TASKS["step"]), make(TASKS["evaluate"])
+    for _ in range(LOOKS):
+        for _ in range(STEPS_PER_LOOK // TASKS["step"].repeats):
+            train()
+        evaluate()
+    return time.perf_counter() - started
 
 
 def work(config: Config) -> None:
@@ -453,9 +491,16 @@ def median(rounds: list[dict[str, Any]], task: str, field: str = "ms") -> float 
     return statistics.median(values) if values else None
 
 
+def flops(name: str) -> float:
+    """Floating point operations of a task's matrix products."""
+    if name == WHOLE:
+        return LOOKS * (STEPS_PER_LOOK * TASKS["step"].flops + TASKS["evaluate"].flops)
+    return TASKS[name].flops
+
+
 def table(found: dict[str, list[dict[str, Any]]], tasks: tuple[str, ...]) -> Table:
     """Milliseconds and the ratio to jaxrnn; what is missing is named."""
-    shown = Table("library", *(TASKS[task].title for task in tasks), "first call", "peak memory")
+    shown = Table("library", *(TITLES[task] for task in tasks), "first call", "peak memory")
     floor_ms = median(found[FLOOR], "step")
     rate = 2 * 2048**3 / floor_ms if floor_ms else None
     for library, rounds in found.items():
@@ -466,7 +511,7 @@ def table(found: dict[str, list[dict[str, Any]]], tasks: tuple[str, ...]) -> Tab
         for task in tasks:
             ms = median(rounds, task)
             if library == FLOOR:
-                ms = TASKS[task].flops / rate if rate else None
+                ms = flops(task) / rate if rate else None
             ours = median(found.get("jaxrnn", []), task)
             ratio = f" ({ms / ours:.2f}×)" if ms and ours else ""
             cells.append(f"{ms:.2f} ms{ratio}" if ms else "–")

@@ -19,26 +19,29 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any, Literal
 
+import flax.linen as nn
 import jax
 import numpy as np
 import tyro
 from jax.sharding import Mesh
+from models import BASELINES, CELLS, INITIALIZERS, make_model
 from rich.console import Console
 from rich.panel import Panel
 from rich.progress import BarColumn, Progress, TextColumn, TimeRemainingColumn
 
-import jaxrnn
 from jaxrnn import data, report, train
 from jaxrnn.checkpoint import CheckpointError, Checkpoints
-from jaxrnn.linen import Classifier
+from jaxrnn.regularize import Regularizer
 from jaxrnn.run import Clock, Run, RunError, Stop, cores, peak_memory
 
-CELLS = {"lstm": jaxrnn.lstm, "gru": jaxrnn.gru, "rnn": jaxrnn.rnn}
 NUM_CLASSES = 10
 # Options that may differ when a run is taken up again, since no number depends on them.
 FREE = ("data_dir", "out", "resume", "checkpoint_every", "devices")
 # A program on the device cannot be interrupted, so a chunk of steps is kept to about a second.
 TIME_STEPS_PER_CHUNK = 2800
+
+# Added to the seed, so that noise and initial weights are drawn apart.
+NOISE_SEED = 1_000_003
 
 console = Console(highlight=False, soft_wrap=True, markup=False)
 
@@ -53,10 +56,33 @@ class Config:
     """Folder with the four IDX files, plain or .gz, or prepared by TFDS [JAXRNN_DATA_DIR]."""
     order: Literal["rows", "columns", "pixels", "permuted"] = "rows"
     """How an image is read: 28 rows, 28 columns, or 784 pixels in order or permuted."""
-    cell: Literal["lstm", "gru", "rnn"] = "lstm"
+    cell: Literal[(*CELLS, *BASELINES)] = "lstm"
+    """The cell, or a dense network or a small CNN to compare with."""
     hidden_size: int = 128
     num_layers: int = 1
     bidirectional: bool = False
+    residual: bool = False
+    """Add each layer's inputs to its outputs."""
+    forget_bias: float | None = None
+    """Initial bias of the forget gate, by default 1."""
+    chrono: float | None = None
+    """Start the biases so that the cell keeps for up to this many steps (Tallec & Ollivier)."""
+    recurrent_init: Literal[tuple(INITIALIZERS)] | None = None
+    """How the recurrent kernel of each gate starts."""
+    learn_initial_state: bool = False
+    """Make the state before the first row a parameter."""
+    dropout: float = 0.0
+    """Share of a layer's inputs dropped, from the second layer on."""
+    zoneout: float | None = None
+    """How likely a unit keeps its old value."""
+    recurrent_dropout: float | None = None
+    """How likely the recurrent product does not see a unit; say also --tied or --no-tied."""
+    tied: bool | None = None
+    """Whether that is drawn once a sequence, as in variational dropout, or at every step."""
+    weight_dropout: float | None = None
+    """Share of the recurrent kernel dropped (DropConnect)."""
+    truncate: int | None = None
+    """Let no gradient reach back across every so many steps."""
     batch_size: int = 100
     steps: int | None = None
     """Updates to make; by default 20,000, or 2,000 on digits."""
@@ -85,13 +111,18 @@ class Config:
         for name in ("hidden_size", "num_layers", "batch_size", "eval_every", "checkpoint_every"):
             if getattr(self, name) < 1:
                 raise RunError(f"--{name.replace('_', '-')} must be at least 1")
-        for name in ("steps", "devices"):
+        for name in ("steps", "devices", "truncate"):
             if getattr(self, name) is not None and getattr(self, name) < 1:
                 raise RunError(f"--{name} must be at least 1")
         if self.validation_size < 0 or self.seed < 0:
             raise RunError("--validation-size and --seed must not be negative")
         if not 0 < self.learning_rate < float("inf"):
             raise RunError("--learning-rate must be positive and finite")
+        for name in ("dropout", "zoneout", "recurrent_dropout", "weight_dropout"):
+            if not 0 <= (getattr(self, name) or 0) < 1:
+                raise RunError(f"--{name.replace('_', '-')} must be in 0..1, and not 1")
+        if self.recurrent_dropout is not None and self.tied is None:
+            raise RunError("--recurrent-dropout needs --tied or --no-tied")
         if self.clip_norm is not None and not self.clip_norm > 0:
             raise RunError("--clip-norm must be positive")
 
@@ -99,7 +130,7 @@ class Config:
 def main(config: Config) -> int:
     """Trains, or goes on training; returns the exit code."""
     config.check()
-    mesh = build_mesh(config)
+    mesh = build_mesh(config.batch_size, config.devices)
     dataset = load_dataset(config)
     steps = config.steps or (2_000 if dataset.name == "digits" else 20_000)
     config = dataclasses.replace(config, dataset=dataset.name, steps=steps)
@@ -132,18 +163,19 @@ def main(config: Config) -> int:
 
 def fit(
     config: Config,
-    model: Classifier,
+    model: nn.Module,
     mesh: Mesh,
     dataset: data.Dataset,
     run: Run,
     checkpoints: Checkpoints,
 ) -> tuple[dict[str, float], int]:
     """Trains to the last step; returns the seconds spent in each phase and an exit code."""
-    (sequences, labels), validation, test = (
+    examples, validation, test = (
         train.replicate(as_sequences(split, config), mesh)
         for split in (dataset.train, dataset.validation, dataset.test)
     )
-    optimizer = build_optimizer(config)
+    sequences, labels = examples
+    optimizer, noise_key = build_optimizer(config), jax.random.key(config.seed + NOISE_SEED)
     step, state = 0, initial_state(config)
     if (restored := checkpoints.restore(state)) is not None:
         step, state = restored
@@ -160,7 +192,7 @@ def fit(
             indices = data.batch_indices(config.seed, step, count, config.batch_size, len(labels))
             with clock.phase("train"):
                 state, losses = train.train_chunk(
-                    model, optimizer, mesh, state, sequences, labels, indices
+                    model, optimizer, mesh, state, examples, indices, noise_key
                 )
                 losses = np.asarray(losses)
             if not np.isfinite(losses).all():
@@ -222,7 +254,7 @@ def as_sequences(split: data.Split, config: Config) -> tuple[np.ndarray, np.ndar
     return data.sequences(split.images, config.order, config.seed), split.labels
 
 
-def build_mesh(config: Config) -> Mesh:
+def build_mesh(batch_size: int, devices: int | None) -> Mesh:
     """The devices that share each batch.
 
     XLA does not speed up a cell's small products with a second thread, so a CPU is filled with one
@@ -231,16 +263,16 @@ def build_mesh(config: Config) -> Mesh:
     Raises:
         RunError: If there are fewer devices than asked for, or they cannot share the batch.
     """
-    wanted = config.devices or cores()
-    on_cpu = largest_share(config.batch_size, wanted)
+    wanted = devices or cores()
+    on_cpu = largest_share(batch_size, wanted)
     if on_cpu > 1:
         flags = os.environ.get("XLA_FLAGS", "")
         os.environ["XLA_FLAGS"] = f"{flags} --xla_cpu_multi_thread_eigen=false".strip()
     with contextlib.suppress(RuntimeError):  # the backend runs already, with the devices it has
         jax.config.update("jax_num_cpu_devices", on_cpu)
-    share = largest_share(config.batch_size, config.devices or jax.device_count())
-    if config.devices not in (None, share):
-        raise RunError(f"--devices {config.devices} cannot share --batch-size {config.batch_size}")
+    share = largest_share(batch_size, devices or jax.device_count())
+    if devices not in (None, share):
+        raise RunError(f"--devices {devices} cannot share --batch-size {batch_size}")
     if share > jax.device_count():
         raise RunError(f"--devices must be at most {jax.device_count()} here")
     return train.make_mesh(share)
@@ -251,10 +283,34 @@ def largest_share(batch_size: int, available: int) -> int:
     return max(n for n in range(1, available + 1) if batch_size % n == 0)
 
 
-def build_model(config: Config) -> Classifier:
-    """The classifier that the options ask for."""
-    cell = CELLS[config.cell](config.hidden_size)
-    return Classifier(cell, NUM_CLASSES, config.num_layers, config.bidirectional)
+def build_model(config: Config) -> nn.Module:
+    """The classifier that the options ask for.
+
+    Raises:
+        RunError: If they do not go together.
+    """
+    cell = {
+        "forget_bias": config.forget_bias,
+        "chrono": config.chrono,
+        "recurrent_init": INITIALIZERS.get(config.recurrent_init),
+    }
+    noise = (config.zoneout, config.recurrent_dropout, config.tied, config.weight_dropout)
+    try:
+        return make_model(
+            config.cell,
+            NUM_CLASSES,
+            config.hidden_size,
+            cell,
+            num_layers=config.num_layers,
+            bidirectional=config.bidirectional,
+            dropout=config.dropout,
+            residual=config.residual,
+            regularizer=None if noise == (None,) * 4 else Regularizer(*noise),
+            learn_initial_state=config.learn_initial_state,
+            truncate=config.truncate,
+        )
+    except ValueError as error:
+        raise RunError(str(error)) from None
 
 
 def build_optimizer(config: Config):
@@ -269,9 +325,10 @@ def build_optimizer(config: Config):
 
 def initial_state(config: Config) -> train.TrainState:
     """The state before the first step."""
-    input_size = 1 if config.order in ("pixels", "permuted") else 28
+    time_steps, input_size = (784, 1) if config.order in ("pixels", "permuted") else (28, 28)
+    example = np.zeros((1, time_steps, input_size), np.float32)
     key = jax.random.key(config.seed)
-    return train.create_state(build_model(config), build_optimizer(config), key, input_size)
+    return train.create_state(build_model(config), build_optimizer(config), key, example)
 
 
 def identity(config: Config, dataset: data.Dataset) -> dict[str, Any]:
@@ -286,7 +343,7 @@ def identity(config: Config, dataset: data.Dataset) -> dict[str, Any]:
     }
 
 
-def load_run(directory: Path) -> tuple[Config, Classifier, Any]:
+def load_run(directory: Path) -> tuple[Config, nn.Module, Any]:
     """The configuration, the model and the parameters that did best on the validation set.
 
     Raises:
@@ -309,7 +366,7 @@ def load_run(directory: Path) -> tuple[Config, Classifier, Any]:
     return config, build_model(config), restored[1].params
 
 
-def draw(config: Config, model: Classifier, params: Any, dataset: data.Dataset, run: Run) -> None:
+def draw(config: Config, model: nn.Module, params: Any, dataset: data.Dataset, run: Run) -> None:
     """Pictures of how it learned, what it confuses and how it makes up its mind."""
     rows, (images, labels) = run.metrics(), dataset.test
     sequences = data.sequences(images, config.order, config.seed)

@@ -16,7 +16,8 @@ from typing import Any, NamedTuple
 
 import jax
 import jax.numpy as jnp
-from jaxtyping import Array, Float
+from jax.nn.initializers import glorot_uniform
+from jaxtyping import Array, Float, Inexact
 
 Params = Any
 State = Any
@@ -32,6 +33,7 @@ class Cell(NamedTuple):
             `functools.partial(cell.step, params)` is the body of a `jax.lax.scan`.
         gate: The elementwise part of a cell made by `gated`, or None.
         summed: Whether the gate takes the sum of drive and product instead of both.
+        recurrence: The coefficients of a cell made by `jaxrnn.linear.linear`, or None.
         is_cudnn_lstm: Whether this is the LSTM that cuDNN computes.
     """
 
@@ -40,6 +42,7 @@ class Cell(NamedTuple):
     step: Callable[[Params, State, Array], tuple[State, Array]]
     gate: Callable[..., State] | None = None
     summed: bool = False
+    recurrence: Any = None
     is_cudnn_lstm: bool = False
 
 
@@ -50,7 +53,8 @@ def gated(gate: Callable, init: Callable, initial_state: Callable, *, summed: bo
         gate: `(weights, drive [..., G·H], product [..., G·H], state) -> state`, elementwise over
             the batch and the units; `weights` are the parameters without the kernels and the bias.
         init: As in `Cell`; returns a named tuple with `kernel [I, G·H]`, `recurrent_kernel
-            [H, G·H]`, `bias [G·H]`, and whatever elementwise parameters the gate uses.
+            [H, G·H]`, `bias [G·H]`, and whatever elementwise parameters the gate uses. Where the
+            recurrent kernel is None there is no product, and the gate takes the drive alone.
         initial_state: As in `Cell`; returns a named tuple whose first leaf is the hidden state,
             which is also the output.
         summed: The gate is `(weights, drive + product, state) -> state`. Say so where it holds:
@@ -61,20 +65,28 @@ def gated(gate: Callable, init: Callable, initial_state: Callable, *, summed: bo
     """
 
     def step(params, state, x):
-        drive = affine(x, params.kernel, params.bias)
-        product = state[0] @ params.recurrent_kernel
-        products = (drive + product,) if summed else (drive, product)
+        products = make_products(params, state[0], x, summed)
         state = gate(elementwise(params), *products, state)
         return state, state[0]
 
     return Cell(init, initial_state, step, gate, summed)
 
 
+def make_products(params: Params, hidden: Array, x: Array, summed: bool) -> tuple[Array, ...]:
+    """What the gate of a step takes: drive and product, or their sum, or the drive alone."""
+    drive = affine(x, params.kernel, params.bias)
+    if params.recurrent_kernel is None:
+        return (drive,)
+    product = hidden @ params.recurrent_kernel
+    return (drive + product,) if summed else (drive, product)
+
+
 def pointwise(function: Callable[..., Array]) -> Callable[..., Array]:
     """An elementwise function whose derivative is kept as one slope for each argument.
 
     Autodiff keeps a factor for each operation inside; multiplying them at once leaves less to
-    store in the forward loop over time and nothing to compute in the backward one.
+    store in the forward loop over time and nothing to compute in the backward one. An argument
+    may be None.
     """
     wrapped = jax.custom_jvp(function)
 
@@ -82,7 +94,7 @@ def pointwise(function: Callable[..., Array]) -> Callable[..., Array]:
     def jvp(arguments, tangents):
         value, pullback = jax.vjp(function, *arguments)
         slopes = pullback(jnp.ones_like(value))
-        return value, sum(slope * tangent for slope, tangent in zip(slopes, tangents, strict=True))
+        return value, sum(jax.tree.leaves(jax.tree.map(jnp.multiply, slopes, tangents)))
 
     return wrapped
 
@@ -100,7 +112,9 @@ def affine(
     return product + along(bias, product)
 
 
-def along(vector: Float[Array, " N"], like: Float[Array, "*batch N"]) -> Float[Array, "*batch N"]:
+def along(
+    vector: Inexact[Array, " N"], like: Inexact[Array, "*batch N"]
+) -> Inexact[Array, "*batch N"]:
     """Broadcasts a per-unit vector over the batch axes of `like`."""
     return jnp.broadcast_to(vector, like.shape)
 
@@ -108,3 +122,71 @@ def along(vector: Float[Array, " N"], like: Float[Array, "*batch N"]) -> Float[A
 def zeros(params: Params, batch_shape: tuple[int, ...], size: int) -> Float[Array, "*batch size"]:
     """A state of zeros in the dtype of the parameters."""
     return jnp.zeros((*batch_shape, size), jax.tree.leaves(params)[0].dtype)
+
+
+def sigmoid(x: Array) -> Array:
+    """The logistic function, written so that XLA's vectorised tanh computes it."""
+    return 0.5 * jnp.tanh(0.5 * x) + 0.5
+
+
+def positive(name: str, value: int) -> None:
+    """Raises ValueError if the argument of this name is not a positive integer."""
+    if not isinstance(value, int) or isinstance(value, bool) or value < 1:
+        raise ValueError(f"{name} must be a positive integer, got {value!r}")
+
+
+# How parameters start. An initializer is `(key, shape, dtype) -> array`, as in
+# `jax.nn.initializers`, which has glorot_uniform, orthogonal(scale) and many more.
+
+Initializer = Callable[..., Array]
+
+
+def kernels(
+    key,
+    input_size: int,
+    output_size: int,
+    hidden_size: int,
+    gates: int,
+    dtype,
+    kernel_init: Initializer | None = None,
+    recurrent_init: Initializer | None = None,
+) -> tuple[Float[Array, "I G"], Float[Array, "P G"]]:
+    """The two kernels, gates side by side.
+
+    An initializer makes each gate's square or oblong by itself, as its theory wants it. None is
+    glorot-uniform over all gates at once, as TF1 and Keras count its fans.
+    """
+
+    def make(key, rows, init):
+        if init is None:
+            return glorot_uniform()(key, (rows, gates * hidden_size), dtype)
+        each = [init(key, (rows, hidden_size), dtype) for key in jax.random.split(key, gates)]
+        return jnp.concatenate(each, axis=-1)
+
+    input_key, recurrent_key = jax.random.split(key)
+    return make(input_key, input_size, kernel_init), make(
+        recurrent_key, output_size, recurrent_init
+    )
+
+
+def identity(scale: float = 1.0) -> Initializer:
+    """The identity matrix times `scale`: the start of the IRNN (Le et al., 2015)."""
+
+    def init(key, shape, dtype=jnp.float32):
+        return scale * jnp.eye(*shape, dtype=dtype)
+
+    return init
+
+
+def chrono_bias(key, hidden_size: int, longest: float, dtype) -> Float[Array, " H"]:
+    """log(u), u uniform in 1..longest - 1: gates that forget over all those numbers of steps.
+
+    Tallec & Ollivier, "Can recurrent neural networks warp time?", 2018.
+
+    Raises:
+        ValueError: If `longest` is not more than 2 steps.
+    """
+    if not longest > 2:
+        raise ValueError(f"chrono must be more than 2 steps, got {longest}")
+    spans = jax.random.uniform(key, (hidden_size,), jnp.float32, 1, longest - 1)
+    return jnp.log(spans).astype(dtype)

@@ -1,9 +1,9 @@
-"""The cells: each a gate that reads like its paper.
+"""Cells with one state: each a gate, or a step, that reads like its paper. See also `lstm.py`.
 
 Kernels are input-first (`x @ kernel`), with the gates side by side along the last axis. They start
 glorot-uniform (Glorot & Bengio, 2010), everything else at zero unless a cell says otherwise.
 
-Shapes: I input features, H hidden units, P the size of the output (H, or the projection's).
+Shapes: B batch (any number of axes), I input features, H hidden units.
 """
 
 from __future__ import annotations
@@ -14,41 +14,44 @@ from typing import NamedTuple
 
 import jax
 import jax.numpy as jnp
-from jax.nn.initializers import glorot_uniform
 from jaxtyping import Array, Float
 
-from jaxrnn.cell import Cell, affine, along, gated, pointwise, zeros
+from jaxrnn.cell import (
+    Cell,
+    Initializer,
+    affine,
+    along,
+    chrono_bias,
+    gated,
+    kernels,
+    pointwise,
+    positive,
+    sigmoid,
+    zeros,
+)
 
 
 class RNNParams(NamedTuple):
-    """Parameters of `rnn`."""
+    """Parameters of `rnn` (G = 1), and of `mgu` (gates f, n) and `jaxrnn.lstm.janet` (f, g)."""
 
-    kernel: Float[Array, "I H"] | None
-    recurrent_kernel: Float[Array, "H H"] | None
-    bias: Float[Array, " H"] | None
+    kernel: Float[Array, "I G*H"] | None
+    recurrent_kernel: Float[Array, "H G*H"] | None
+    bias: Float[Array, " G*H"] | None
 
 
 class RNNState(NamedTuple):
-    """State of `rnn`."""
+    """State of a cell that has only its output."""
 
     hidden: Float[Array, "*B H"]
 
 
-class LSTMParams(NamedTuple):
-    """Parameters of `lstm`; gates in the order i, f, g, o, peepholes i, f, o."""
+class IndRNNParams(NamedTuple):
+    """Parameters of `indrnn`; its recurrent weights are one number a unit."""
 
-    kernel: Float[Array, "I 4H"] | None
-    recurrent_kernel: Float[Array, "P 4H"] | None
-    bias: Float[Array, " 4H"] | None
-    peephole: Float[Array, "3 H"] | None = None
-    projection: Float[Array, "H P"] | None = None
-
-
-class LSTMState(NamedTuple):
-    """State of `lstm`."""
-
-    hidden: Float[Array, "*B P"]
-    cell: Float[Array, "*B H"]
+    kernel: Float[Array, "I H"] | None
+    bias: Float[Array, " H"] | None
+    recurrent_weight: Float[Array, " H"] | None
+    recurrent_kernel: None = None
 
 
 class GRUParams(NamedTuple):
@@ -66,22 +69,24 @@ class GRUState(NamedTuple):
     hidden: Float[Array, "*B H"]
 
 
-def _kernels(key, input_size: int, output_size: int, width: int, dtype):
-    """The two glorot-uniform kernels `[I, width]` and `[P, width]`."""
-    input_key, recurrent_key = jax.random.split(key)
-    return (
-        glorot_uniform()(input_key, (input_size, width), dtype),
-        glorot_uniform()(recurrent_key, (output_size, width), dtype),
-    )
-
-
 @cache
-def rnn(hidden_size: int, *, activation: Callable[[Array], Array] = jnp.tanh) -> Cell:
+def rnn(
+    hidden_size: int,
+    *,
+    activation: Callable[[Array], Array] = jnp.tanh,
+    kernel_init: Initializer | None = None,
+    recurrent_init: Initializer | None = None,
+) -> Cell:
     """The simple recurrent network of Elman (1990), `h' = activation(x·U + b + h·W)`.
+
+    With `activation=jax.nn.relu, recurrent_init=jaxrnn.identity()` it is the IRNN of Le et al.,
+    "A simple way to initialize recurrent networks of rectified linear units", 2015.
 
     Args:
         hidden_size: H, the number of units.
-        activation: Elementwise nonlinearity.
+        activation: Elementwise nonlinearity: `jnp.tanh`, `jax.nn.relu`, `jax.nn.sigmoid`, …
+        kernel_init: How the kernel of each gate starts; see `jaxrnn.cell.kernels`.
+        recurrent_init: How the recurrent kernel of each gate starts.
 
     Returns:
         A cell with `RNNParams` and `RNNState`.
@@ -89,11 +94,12 @@ def rnn(hidden_size: int, *, activation: Callable[[Array], Array] = jnp.tanh) ->
     Raises:
         ValueError: If `hidden_size` is not a positive integer.
     """
-    _positive("hidden_size", hidden_size)
+    positive("hidden_size", hidden_size)
 
     def init(key, input_size, dtype=jnp.float32):
-        kernels = _kernels(key, input_size, hidden_size, hidden_size, dtype)
-        return RNNParams(*kernels, jnp.zeros(hidden_size, dtype))
+        sizes = input_size, hidden_size, hidden_size, 1
+        made = kernels(key, *sizes, dtype, kernel_init, recurrent_init)
+        return RNNParams(*made, jnp.zeros(hidden_size, dtype))
 
     def initial_state(params, batch_shape=()):
         return RNNState(zeros(params, batch_shape, hidden_size))
@@ -105,98 +111,54 @@ def rnn(hidden_size: int, *, activation: Callable[[Array], Array] = jnp.tanh) ->
 
 
 @cache
-def lstm(
+def indrnn(
     hidden_size: int,
     *,
-    forget_bias: float = 1.0,
-    activation: Callable[[Array], Array] = jnp.tanh,
-    peephole: bool = False,
-    projection_size: int | None = None,
-    cell_clip: float | None = None,
+    activation: Callable[[Array], Array] = jax.nn.relu,
+    kernel_init: Initializer | None = None,
 ) -> Cell:
-    """Long short-term memory (Hochreiter & Schmidhuber, 1997; forget gate Gers et al., 2000).
+    """Independently recurrent network, `h' = activation(x·U + b + u∘h)`.
 
-        i = σ(x·Ui + h·Wi + bi [+ pi∘c])      how much of the candidate to write
-        f = σ(x·Uf + h·Wf + bf [+ pf∘c])      how much of the old cell to keep
-        g = tanh(x·Ug + h·Wg + bg)            the candidate
-        c' = f∘c + i∘g
-        o = σ(x·Uo + h·Wo + bo [+ po∘c'])     how much of the cell to show
-        h' = o∘tanh(c') [·projection]
+    Li et al., "Independently recurrent neural network (IndRNN): building a longer and deeper
+    RNN", 2018. Its units do not see each other within a layer: stack two or more.
 
     Args:
-        hidden_size: H, the number of memory cells.
-        forget_bias: Initial bias of the forget gate (Jozefowicz et al., 2015); part of the
-            parameters, never added in the forward pass, so that weights can be exchanged.
-        activation: Nonlinearity of the candidate and of the output.
-        peephole: Let the gates see the cell (Gers & Schmidhuber, 2000).
-        projection_size: P, the size of a linear projection of the output (Sak et al., 2014).
-        cell_clip: Keep the cell within ±cell_clip.
+        hidden_size: H, the number of units.
+        activation: Elementwise nonlinearity.
+        kernel_init: How the kernel starts.
 
     Returns:
-        A cell with `LSTMParams` and `LSTMState`.
+        A cell with `IndRNNParams`, whose recurrent weights start uniform in 0..1, and `RNNState`.
 
     Raises:
-        ValueError: If a size or `cell_clip` is not positive.
+        ValueError: If `hidden_size` is not a positive integer.
     """
-    _positive("hidden_size", hidden_size)
-    if projection_size is not None:
-        _positive("projection_size", projection_size)
-    if cell_clip is not None and not cell_clip > 0:
-        raise ValueError(f"cell_clip must be positive, got {cell_clip}")
-    output_size = projection_size or hidden_size
+    positive("hidden_size", hidden_size)
 
     def init(key, input_size, dtype=jnp.float32):
-        kernel_key, projection_key = jax.random.split(key)
-        bias = jnp.zeros(4 * hidden_size, dtype).at[hidden_size : 2 * hidden_size].set(forget_bias)
-        return LSTMParams(
-            *_kernels(kernel_key, input_size, output_size, 4 * hidden_size, dtype),
-            bias,
-            peephole=jnp.zeros((3, hidden_size), dtype) if peephole else None,
-            projection=glorot_uniform()(projection_key, (hidden_size, output_size), dtype)
-            if projection_size
-            else None,
-        )
+        kernel_key, weight_key = jax.random.split(key)
+        kernel, _ = kernels(kernel_key, input_size, 1, hidden_size, 1, dtype, kernel_init)
+        weight = jax.random.uniform(weight_key, (hidden_size,), dtype)
+        return IndRNNParams(kernel, jnp.zeros(hidden_size, dtype), weight)
 
     def initial_state(params, batch_shape=()):
-        return LSTMState(
-            zeros(params, batch_shape, output_size), zeros(params, batch_shape, hidden_size)
-        )
+        return RNNState(zeros(params, batch_shape, hidden_size))
 
-    @pointwise
-    def write(i, f, g, cell):
-        return sigmoid(f) * cell + sigmoid(i) * activation(g)
+    def gate(weights, drive, state):
+        return RNNState(activation(drive + along(weights.recurrent_weight, drive) * state.hidden))
 
-    @pointwise
-    def show(o, cell):
-        return sigmoid(o) * activation(cell)
-
-    def gate(weights, total, state):
-        i, f, g, o = jnp.split(total, 4, axis=-1)
-        if peephole:
-            i = i + along(weights.peephole[0], i) * state.cell
-            f = f + along(weights.peephole[1], f) * state.cell
-        cell = write(i, f, g, state.cell)
-        if cell_clip is not None:
-            cell = jnp.clip(cell, -cell_clip, cell_clip)
-        if peephole:
-            o = o + along(weights.peephole[2], o) * cell
-        return LSTMState(show(o, cell), cell)
-
-    def projected_step(params, state, x):
-        # The projection is a second product within the step, so this is no gate.
-        total = affine(x, params.kernel, params.bias) + state.hidden @ params.recurrent_kernel
-        state = gate(params, total, state)
-        state = LSTMState(state.hidden @ params.projection, state.cell)
-        return state, state.hidden
-
-    if projection_size is not None:
-        return Cell(init, initial_state, projected_step)
-    plain = activation is jnp.tanh and not peephole and cell_clip is None
-    return gated(gate, init, initial_state, summed=True)._replace(is_cudnn_lstm=plain)
+    return gated(gate, init, initial_state)
 
 
 @cache
-def gru(hidden_size: int, *, reset_after: bool = True) -> Cell:
+def gru(
+    hidden_size: int,
+    *,
+    reset_after: bool = True,
+    chrono: float | None = None,
+    kernel_init: Initializer | None = None,
+    recurrent_init: Initializer | None = None,
+) -> Cell:
     """Gated recurrent unit (Cho et al., 2014).
 
         r = σ(x·Ur + h·Wr + br)               how much of the past the candidate sees
@@ -208,19 +170,28 @@ def gru(hidden_size: int, *, reset_after: bool = True) -> Cell:
     Args:
         hidden_size: H, the number of units.
         reset_after: Whether the reset gate acts after the product with the past.
+        chrono: Start the bias of z so that it keeps for up to this many steps.
+        kernel_init: How the kernel of each gate starts; see `jaxrnn.cell.kernels`.
+        recurrent_init: How the recurrent kernel of each gate starts.
 
     Returns:
         A cell with `GRUParams` and `GRUState`.
 
     Raises:
-        ValueError: If `hidden_size` is not a positive integer.
+        ValueError: If `hidden_size` is not a positive integer, or `chrono` not more than 2.
     """
-    _positive("hidden_size", hidden_size)
+    positive("hidden_size", hidden_size)
 
     def init(key, input_size, dtype=jnp.float32):
+        kernel_key, bias_key = jax.random.split(key)
+        sizes = input_size, hidden_size, hidden_size, 3
+        bias = jnp.zeros(3 * hidden_size, dtype)
+        if chrono is not None:
+            keep = chrono_bias(bias_key, hidden_size, chrono, dtype)
+            bias = bias.at[hidden_size : 2 * hidden_size].set(keep)
         return GRUParams(
-            *_kernels(key, input_size, hidden_size, 3 * hidden_size, dtype),
-            jnp.zeros(3 * hidden_size, dtype),
+            *kernels(kernel_key, *sizes, dtype, kernel_init, recurrent_init),
+            bias,
             recurrent_bias=jnp.zeros(hidden_size, dtype) if reset_after else None,
         )
 
@@ -255,11 +226,47 @@ def gru(hidden_size: int, *, reset_after: bool = True) -> Cell:
     )
 
 
-def sigmoid(x: Array) -> Array:
-    """The logistic function, written so that XLA's vectorised tanh computes it."""
-    return 0.5 * jnp.tanh(0.5 * x) + 0.5
+@cache
+def mgu(
+    hidden_size: int,
+    *,
+    kernel_init: Initializer | None = None,
+    recurrent_init: Initializer | None = None,
+) -> Cell:
+    """Minimal gated unit (Zhou et al., "Minimal gated unit for recurrent neural networks", 2016).
 
+        f = σ(x·Uf + h·Wf + bf)               how much to renew
+        n = tanh(x·Un + bn + (f∘h)·Wn)
+        h' = (1 - f)∘h + f∘n
 
-def _positive(name: str, value: int) -> None:
-    if not isinstance(value, int) or isinstance(value, bool) or value < 1:
-        raise ValueError(f"{name} must be a positive integer, got {value!r}")
+    Args:
+        hidden_size: H, the number of units.
+        kernel_init: How the kernel of each gate starts; see `jaxrnn.cell.kernels`.
+        recurrent_init: How the recurrent kernel of each gate starts.
+
+    Returns:
+        A cell with `RNNParams` (gates f, n) and `RNNState`.
+
+    Raises:
+        ValueError: If `hidden_size` is not a positive integer.
+    """
+    positive("hidden_size", hidden_size)
+
+    def init(key, input_size, dtype=jnp.float32):
+        sizes = input_size, hidden_size, hidden_size, 2
+        made = kernels(key, *sizes, dtype, kernel_init, recurrent_init)
+        return RNNParams(*made, jnp.zeros(2 * hidden_size, dtype))
+
+    def initial_state(params, batch_shape=()):
+        return RNNState(zeros(params, batch_shape, hidden_size))
+
+    def step(params, state, x):
+        # The gate stands inside the second product, so it is no elementwise gate.
+        f_kernel, n_kernel = jnp.split(params.recurrent_kernel, 2, axis=-1)
+        f_drive, n_drive = jnp.split(affine(x, params.kernel, params.bias), 2, axis=-1)
+        f = sigmoid(f_drive + state.hidden @ f_kernel)
+        n = jnp.tanh(n_drive + (f * state.hidden) @ n_kernel)
+        state = RNNState(state.hidden + f * (n - state.hidden))
+        return state, state.hidden
+
+    return Cell(init, initial_state, step)

@@ -16,14 +16,16 @@ from jaxrnn.cell import Cell, Params, State
 from jaxrnn.fused import Steps, where
 
 
-def why_not(cell: Cell, inputs: Array, resets: Array | None) -> str | None:
+def why_not(cell: Cell, steps: Steps) -> str | None:
     """Why cuDNN cannot compute this, or None if it can."""
     if not cell.is_cudnn_lstm:
         return "its cell is not jaxrnn.lstm without options"
-    if inputs.dtype != jnp.float32:
-        return f"its inputs are {inputs.dtype}, not float32"
-    if resets is not None:
+    if steps.inputs.dtype != jnp.float32:
+        return f"its inputs are {steps.inputs.dtype}, not float32"
+    if steps.resets is not None:
         return "it has resets"
+    if steps.drop is not None or steps.mix is not None:
+        return "it has noise between its steps"
     if jax.default_backend() not in ("gpu", "cuda"):
         return f"the backend is {jax.default_backend()}, not an NVIDIA GPU"
     return None

@@ -30,6 +30,8 @@ class Steps(NamedTuple):
     inputs: Float[Array, "T *B I"]
     alive: Bool[Array, "T *B"] | None  # False past a row's length
     resets: Bool[Array, "T *B"] | None  # True where the initial state is put back before the step
+    drop: Float[Array, "T *B H"] | None = None  # times it the recurrent product sees the state
+    mix: State | None = None  # how much of the state is new; the rest is kept
 
 
 def where(condition: Bool[Array, "*B"], this: State, that: State) -> State:
@@ -40,6 +42,13 @@ def where(condition: Bool[Array, "*B"], this: State, that: State) -> State:
         return jnp.where(condition.reshape(condition.shape + (1,) * extra), a, b)
 
     return jax.tree.map(select, this, that)
+
+
+def mixed(mix: State | None, new: State, old: State) -> State:
+    """The state that zoneout lets through: `new` where `mix` is 1, `old` where it is 0."""
+    if mix is None:
+        return new
+    return jax.tree.map(lambda new, old, mix: old + mix * (new - old), new, old, mix)
 
 
 @partial(jax.custom_vjp, nondiff_argnums=(0, 1))
@@ -66,13 +75,19 @@ def _forward(cell, unroll, params, start, initial_state, steps, with_pullbacks):
     weights, products = elementwise(params), _Products(cell, params)
 
     def body(state, now):
-        ahead, alive, resets = now
-        before = state if resets is None else where(resets, initial_state, state)
-        row, arguments = products.make(before[0], ahead)
+        ahead, now = now
+        alive = now.alive
+        before = state if now.resets is None else where(now.resets, initial_state, state)
+        hidden = before[0] if now.drop is None else before[0] * now.drop
+        row, arguments = products.make(hidden, ahead)
+
+        def gate(weights, *arguments):
+            return mixed(now.mix, cell.gate(weights, *arguments), arguments[-1])
+
         if with_pullbacks:
-            after, pullback = jax.vjp(cell.gate, weights, *arguments, before)
+            after, pullback = jax.vjp(gate, weights, *arguments, before)
         else:
-            after, pullback, row = cell.gate(weights, *arguments, before), None, None
+            after, pullback, row = gate(weights, *arguments, before), None, None
         output = after[0]
         if alive is not None:
             after = where(alive, after, state)
@@ -82,7 +97,7 @@ def _forward(cell, unroll, params, start, initial_state, steps, with_pullbacks):
     state, (outputs, pullbacks, rows) = lax.scan(
         body,
         start,
-        (products.ahead(steps.inputs), steps.alive, steps.resets),
+        (products.ahead(steps.inputs), steps._replace(inputs=None)),
         unroll=unroll,
     )
     return outputs, state, pullbacks, rows
@@ -98,7 +113,10 @@ class _Products:
 
     def __init__(self, cell, params):
         self.params = params
-        self.stacked = cell.summed and len(params.kernel) <= len(params.recurrent_kernel)
+        self.recurrent = params.recurrent_kernel is not None
+        self.stacked = (
+            self.recurrent and cell.summed and len(params.kernel) <= len(params.recurrent_kernel)
+        )
         self.summed = cell.summed
         if self.stacked:
             kernels = params.recurrent_kernel, params.kernel, params.bias[None]
@@ -116,6 +134,8 @@ class _Products:
             one = jnp.ones((*hidden.shape[:-1], 1), hidden.dtype)
             row = jnp.concatenate([hidden, ahead, one], axis=-1)
             return row, (row @ self.matrix,)
+        if not self.recurrent:
+            return None, (ahead,)
         product = hidden @ self.params.recurrent_kernel
         return hidden, ((ahead + product,) if self.summed else (ahead, product))
 
@@ -130,7 +150,12 @@ class _Products:
             d_recurrent, d_kernel, d_bias = jnp.split(d_matrix, split)
             return d_kernel, d_recurrent, d_bias[0], d_inputs
         d_kernel = rows(inputs).T @ rows(d_drives)
-        return d_kernel, rows(saved).T @ rows(d_products), rows(d_drives).sum(0), d_inputs
+        d_recurrent = rows(saved).T @ rows(d_products) if self.recurrent else None
+        return d_kernel, d_recurrent, rows(d_drives).sum(0), d_inputs
+
+    def through(self, d_product):
+        """One step: the gradient of the hidden state that the product saw."""
+        return d_product @ self.params.recurrent_kernel.T
 
 
 def _fused_forward(cell, unroll, *arguments):
@@ -141,17 +166,19 @@ def _fused_forward(cell, unroll, *arguments):
 def _fused_backward(cell, unroll, saved, cotangents):
     params, _, initial_state, steps, pullbacks, saved_rows = saved
     d_outputs, d_state = cotangents
-    transposed = params.recurrent_kernel.T
+    products = _Products(cell, params)
 
     def body(carry, now):
         d_state, d_weights, d_initial = carry
-        d_output, pullback, alive, resets = now
+        d_output, pullback, (_, alive, resets, drop, _) = now
         d_after = _add_hidden(d_state, d_output)
         if alive is not None:
             nothing = jax.tree.map(jnp.zeros_like, d_state)
             d_after, d_copied = where(alive, d_after, nothing), where(alive, nothing, d_state)
         d_gate, *d_arguments, d_before = pullback(d_after)
-        d_before = _add_hidden(d_before, d_arguments[-1] @ transposed)
+        if products.recurrent:
+            d_hidden = products.through(d_arguments[-1])
+            d_before = _add_hidden(d_before, d_hidden if drop is None else d_hidden * drop)
         if resets is not None:
             nothing = jax.tree.map(jnp.zeros_like, d_before)
             d_initial = add(d_initial, where(resets, d_before, nothing))
@@ -164,11 +191,11 @@ def _fused_backward(cell, unroll, saved, cotangents):
     (d_state, d_weights, d_initial), d_arguments = lax.scan(
         body,
         (d_state, zeros(elementwise(params)), zeros(initial_state)),
-        (d_outputs, pullbacks, steps.alive, steps.resets),
+        (d_outputs, pullbacks, steps._replace(inputs=None)),
         reverse=True,
         unroll=unroll,
     )
-    d_kernel, d_recurrent, d_bias, d_inputs = _Products(cell, params).gradients(
+    d_kernel, d_recurrent, d_bias, d_inputs = products.gradients(
         steps.inputs, saved_rows, d_arguments
     )
     d_params = d_weights._replace(kernel=d_kernel, recurrent_kernel=d_recurrent, bias=d_bias)

@@ -1,88 +1,402 @@
-"""Flax Linen modules over cells.
+"""Flax Linen modules over cells: a layer, stacks of layers, and the models of the five forms.
 
-Shapes: B batch (any number of axes), T time, I input features, P outputs of a cell.
+Dropout and the regularisers of the recurrence draw from Flax's random stream "dropout". Where it is
+not given, as at evaluation, there are none:
+
+    model.apply(variables, x, rngs={"dropout": key})      training
+    model.apply(variables, x)                             evaluation
+
+Shapes: B batch (any number of axes), T time, I input features, P outputs of a cell, C classes,
+K features of a code, F features drawn.
 """
 
 from __future__ import annotations
 
+from collections.abc import Callable
+
 import flax.linen as nn
 import jax
 import jax.numpy as jnp
+import numpy as np
 from jax.nn.initializers import glorot_uniform
 from jaxtyping import Array, Float, Int
 
 from jaxrnn.cell import Cell, State
-from jaxrnn.unroll import unroll
+from jaxrnn.regularize import Regularizer
+from jaxrnn.unroll import reverse_time, unroll
 
 
 class RNN(nn.Module):
-    """A recurrent layer: `jaxrnn.unroll` with the cell's parameters held by Flax.
+    """A recurrent layer in place of `flax.linen.RNN`, over `jaxrnn.unroll`.
+
+    It takes the same arguments and goes where that goes, also into `flax.linen.Bidirectional`.
+    Different: outputs past a row's length are zero, a row of length 0 keeps its initial carry, and
+    the carry is the cell's state, as `LSTMState(hidden, cell)`.
 
     Attributes:
         cell: The recurrent cell.
+        time_major: Whether time is the first axis.
+        return_carry: Whether to return `(carry, outputs)` instead of the outputs.
         reverse: Read each row from its end to its start.
+        keep_order: With `reverse`, let outputs stand where their inputs stand, not in the order
+            in which they were made.
+        unroll: Steps per iteration of the loop.
+        learn_initial_state: Whether the carry before the first step is a parameter; it starts at
+            the cell's own.
+        regularizer: Noise between the steps, in training.
+        memory: As in `jaxrnn.unroll`.
+        truncate: As in `jaxrnn.unroll`.
     """
 
     cell: Cell
+    time_major: bool = False
+    return_carry: bool = False
     reverse: bool = False
+    keep_order: bool = False
+    unroll: int = 1
+    learn_initial_state: bool = False
+    regularizer: Regularizer | None = None
+    memory: str | None = None
+    truncate: int | None = None
 
     @nn.compact
     def __call__(
         self,
-        inputs: Float[Array, "*B T I"],
+        inputs: Float[Array, "..."],
         *,
-        lengths: Int[Array, "*B"] | None = None,
-        initial_state: State | None = None,
-    ) -> tuple[Float[Array, "*B T P"], State]:
-        """Reads the inputs; arguments, result and errors are those of `jaxrnn.unroll`."""
+        initial_carry: State | None = None,
+        init_key: Array | None = None,
+        seq_lengths: Int[Array | np.ndarray, "*B"] | None = None,
+        return_carry: bool | None = None,
+        time_major: bool | None = None,
+        reverse: bool | None = None,
+        keep_order: bool | None = None,
+    ) -> Float[Array, "..."] | tuple[State, Float[Array, "..."]]:
+        """Reads the inputs.
+
+        Args:
+            inputs: `[*B, T, I]`, or `[T, *B, I]` with `time_major`.
+            initial_carry: The state before the first step.
+            init_key: Not used; cells start without chance.
+            seq_lengths: Each row's length.
+            return_carry: Overrides the attribute, as do the others.
+            time_major: See above.
+            reverse: See above.
+            keep_order: See above.
+
+        Returns:
+            The outputs `[*B, T, P]` (or `[T, *B, P]`), with the last carry if asked for.
+
+        Raises:
+            ValueError: As `jaxrnn.unroll`.
+        """
+        del init_key
+        time_major = self.time_major if time_major is None else time_major
+        reverse = self.reverse if reverse is None else reverse
+        keep_order = self.keep_order if keep_order is None else keep_order
         params = self.param("cell", self.cell.init, inputs.shape[-1], inputs.dtype)
-        return unroll(
+        if self.learn_initial_state and initial_carry is None:
+            learned = self.param("initial_state", lambda _: self.cell.initial_state(params))
+            batch = inputs.shape[1:-1] if time_major else inputs.shape[:-2]
+            initial_carry = jax.tree.map(
+                lambda leaf: jnp.broadcast_to(leaf, (*batch, *leaf.shape)), learned
+            )
+        outputs, carry = unroll(
             self.cell,
             params,
             inputs,
-            lengths=lengths,
-            initial_state=initial_state,
-            reverse=self.reverse,
+            initial_state=initial_carry,
+            lengths=seq_lengths,
+            reverse=reverse,
+            time_major=time_major,
+            memory=self.memory,
+            truncate=self.truncate,
+            unroll=self.unroll,
+            regularizer=self.regularizer,
+            key=dropout_key(self) if self.regularizer is not None else None,
         )
+        if reverse and not keep_order:
+            outputs = reverse_time(outputs, seq_lengths, time_major=time_major)
+        with_carry = self.return_carry if return_carry is None else return_carry
+        return (carry, outputs) if with_carry else outputs
+
+
+def dropout_key(module: nn.Module) -> Array | None:
+    """A key of the stream "dropout" if the caller gave one, which is what makes it training."""
+    return module.make_rng("dropout") if module.has_rng("dropout") else None
+
+
+class Stack(nn.Module):
+    """Layers on top of each other, each reading the outputs of the one below.
+
+    Attributes:
+        cell: The recurrent cell of every layer.
+        num_layers: How many.
+        bidirectional: Read in both directions and put the two outputs side by side.
+        dropout: Share of a layer's inputs dropped, from the second layer on, in training.
+        residual: Add a layer's inputs to its outputs where their sizes agree.
+        regularizer: Noise between the steps, in training.
+        learn_initial_state: Whether states before the first step are parameters.
+        truncate: As in `jaxrnn.unroll`.
+    """
+
+    cell: Cell
+    num_layers: int = 1
+    bidirectional: bool = False
+    dropout: float = 0.0
+    residual: bool = False
+    regularizer: Regularizer | None = None
+    learn_initial_state: bool = False
+    truncate: int | None = None
+
+    @nn.compact
+    def __call__(
+        self, inputs: Float[Array, "*B T I"], lengths: Int[Array, "*B"] | None = None
+    ) -> tuple[Float[Array, "*B T P"], Float[Array, "*B P"]]:
+        """Reads the inputs.
+
+        Returns:
+            The outputs of every step, zero past a row's length, and what the last layer says once
+            it has read all: a forward layer at a row's last step, a backward one at its first.
+        """
+
+        def layer(name, hidden, reverse):
+            rnn = RNN(
+                self.cell,
+                reverse=reverse,
+                keep_order=True,
+                learn_initial_state=self.learn_initial_state,
+                regularizer=self.regularizer,
+                truncate=self.truncate,
+                name=name,
+            )
+            return rnn(hidden, seq_lengths=lengths)
+
+        hidden = inputs
+        for number in range(self.num_layers):
+            if number and self.dropout:
+                dropout = nn.Dropout(self.dropout, deterministic=not self.has_rng("dropout"))
+                hidden = dropout(hidden)
+            below, hidden = hidden, layer(f"layer_{number}", hidden, reverse=False)
+            last = last_output(hidden, lengths)
+            if self.bidirectional:
+                backward = layer(f"layer_{number}_reverse", below, reverse=True)
+                hidden = jnp.concatenate([hidden, backward], axis=-1)
+                last = jnp.concatenate([last, backward[..., 0, :]], axis=-1)
+            if self.residual and hidden.shape == below.shape:
+                hidden = hidden + below
+                last = last + last_output(below, lengths)
+        return hidden, last
+
+
+def last_output(
+    outputs: Float[Array, "*B T P"], lengths: Int[Array, "*B"] | None
+) -> Float[Array, "*B P"]:
+    """The output at each row's last step; zeros for a row of length 0."""
+    if lengths is None:
+        return outputs[..., -1, :]
+    index = jax.lax.expand_dims(jnp.maximum(lengths - 1, 0), (lengths.ndim, lengths.ndim + 1))
+    return jnp.take_along_axis(outputs, index, axis=-2)[..., 0, :]
 
 
 class Classifier(nn.Module):
-    """Many to one: layers of a cell, and a linear readout of the last output.
+    """Many to one, or many to many in step: a stack and a linear readout.
 
     Attributes:
         cell: The recurrent cell of every layer.
         num_classes: C, the number of classes.
-        num_layers: Layers on top of each other, each reading the outputs of the one below.
-        bidirectional: Read in both directions and put the two outputs side by side.
+        num_layers: Layers on top of each other.
+        bidirectional: Read in both directions.
+        dropout: Share of a layer's inputs dropped, from the second layer on, in training.
+        residual: Add a layer's inputs to its outputs where their sizes agree.
+        regularizer: Noise between the steps, in training.
+        learn_initial_state: Whether states before the first step are parameters.
+        truncate: As in `jaxrnn.unroll`.
+        every_step: Classify after every step what was read so far, instead of once at the end.
     """
 
     cell: Cell
     num_classes: int
     num_layers: int = 1
     bidirectional: bool = False
+    dropout: float = 0.0
+    residual: bool = False
+    regularizer: Regularizer | None = None
+    learn_initial_state: bool = False
+    truncate: int | None = None
+    every_step: bool = False
+
+    @nn.compact
+    def __call__(
+        self, inputs: Float[Array, "*B T I"], lengths: Int[Array, "*B"] | None = None
+    ) -> Float[Array, "*B C"] | Float[Array, "*B T C"]:
+        """Returns logits `[*B, C]`, with `lengths` of what each row says up to its length; or
+        with `every_step` `[*B, T, C]`.
+        """  # noqa: D205
+        outputs, last = Stack(
+            self.cell,
+            self.num_layers,
+            self.bidirectional,
+            self.dropout,
+            self.residual,
+            self.regularizer,
+            self.learn_initial_state,
+            self.truncate,
+            name="stack",
+        )(inputs, lengths)
+        readout = nn.Dense(self.num_classes, kernel_init=glorot_uniform(), name="readout")
+        return readout(outputs if self.every_step else last)
+
+
+class Decoder(nn.Module):
+    """One to many: a code is read at every step, and every step draws one row of a sequence.
+
+    Attributes:
+        cell: The recurrent cell.
+        num_steps: T, the steps drawn.
+        num_features: F, the features of each.
+    """
+
+    cell: Cell
+    num_steps: int
+    num_features: int
+
+    @nn.compact
+    def __call__(self, code: Float[Array, "*B K"]) -> Float[Array, "*B T F"]:
+        """Returns logits of the rows; `jax.nn.sigmoid` of them is the drawing."""
+        inputs = jnp.broadcast_to(
+            code[..., None, :], (*code.shape[:-1], self.num_steps, code.shape[-1])
+        )
+        return nn.Dense(self.num_features, name="readout")(RNN(self.cell, name="layer")(inputs))
+
+
+class EncoderDecoder(nn.Module):
+    """Many to many: one network reads a sequence to its end, another draws what follows.
+
+    Attributes:
+        cell: The recurrent cell of both.
+        num_steps: T', the steps drawn.
+        num_features: F, the features of each.
+    """
+
+    cell: Cell
+    num_steps: int
+    num_features: int
+
+    @nn.compact
+    def __call__(self, inputs: Float[Array, "*B T I"]) -> Float[Array, "*B S F"]:
+        """Returns logits of the rows that follow."""
+        _, code = Stack(self.cell, name="encoder")(inputs)
+        return Decoder(self.cell, self.num_steps, self.num_features, name="decoder")(code)
+
+
+class Sketcher(nn.Module):
+    """One to many with a style: a conditional variational autoencoder over sequences.
+
+    Sohn et al., "Learning structured output representation using deep conditional generative
+    models", 2015. A label and a random style are the code from which the rows are drawn; in
+    training the style is read off the sequence that is to be drawn.
+
+    Attributes:
+        cell: The recurrent cell of encoder and decoder.
+        num_classes: C, the number of labels.
+        num_steps: T, the steps drawn.
+        num_features: F, the features of each.
+        style_size: Numbers in a style.
+    """
+
+    cell: Cell
+    num_classes: int
+    num_steps: int
+    num_features: int
+    style_size: int = 16
+
+    def setup(self):
+        """The parts."""
+        self.encoder = Stack(self.cell)
+        self.posterior = nn.Dense(2 * self.style_size)
+        self.decoder = Decoder(self.cell, self.num_steps, self.num_features)
+
+    def __call__(
+        self, inputs: Float[Array, "*B T F"], labels: Int[Array, "*B"]
+    ) -> tuple[Float[Array, "*B T F"], Float[Array, "*B"]]:
+        """Reads the style of the inputs, adds the posterior's noise in training, and draws them.
+
+        Returns:
+            Logits of the rows, and how many nats of style were used (the Kullback-Leibler
+            divergence from a standard normal).
+        """
+        _, read = self.encoder(inputs)
+        label = jax.nn.one_hot(labels, self.num_classes, dtype=inputs.dtype)
+        code = self.posterior(jnp.concatenate([read, label], axis=-1))
+        mean, log_scale = jnp.split(code, 2, axis=-1)
+        nats = 0.5 * (mean**2 + jnp.exp(2 * log_scale) - 1) - log_scale
+        key = dropout_key(self)
+        style = mean
+        if key is not None:
+            style = mean + jnp.exp(log_scale) * jax.random.normal(key, mean.shape, mean.dtype)
+        return self.draw(labels, style), nats.sum(-1)
+
+    def draw(self, labels: Int[Array, "*B"], style: Float[Array, "*B Z"]) -> Float[Array, "*B T F"]:
+        """Logits of the rows for labels in the given styles."""
+        label = jax.nn.one_hot(labels, self.num_classes, dtype=style.dtype)
+        return self.decoder(jnp.concatenate([label, style], axis=-1))
+
+
+class MLP(nn.Module):
+    """A dense network over the whole sequence at once: the baseline without a recurrence.
+
+    Attributes:
+        num_classes: C, the number of classes.
+        hidden_sizes: Units of each hidden layer.
+        activation: Their nonlinearity.
+    """
+
+    num_classes: int
+    hidden_sizes: tuple[int, ...] = (100,)
+    activation: Callable[[Array], Array] = nn.relu
 
     @nn.compact
     def __call__(
         self, inputs: Float[Array, "*B T I"], lengths: Int[Array, "*B"] | None = None
     ) -> Float[Array, "*B C"]:
-        """Returns logits `[*B, C]`; with `lengths`, of what each row says up to its length."""
-        hidden = inputs
-        for layer in range(self.num_layers):
-            below = hidden
-            hidden, _ = RNN(self.cell, name=f"layer_{layer}")(below, lengths=lengths)
-            last = _last(hidden, lengths)
-            if self.bidirectional:
-                name = f"layer_{layer}_reverse"
-                backward, _ = RNN(self.cell, reverse=True, name=name)(below, lengths=lengths)
-                hidden = jnp.concatenate([hidden, backward], axis=-1)
-                # A reversed layer has read the whole row when it stands at its first step.
-                last = jnp.concatenate([last, backward[..., 0, :]], axis=-1)
-        return nn.Dense(self.num_classes, kernel_init=glorot_uniform(), name="readout")(last)
+        """Returns logits; steps past a row's length are read as zeros."""
+        hidden = _blank(inputs, lengths)
+        hidden = hidden.reshape(*inputs.shape[:-2], -1)
+        for size in self.hidden_sizes:
+            hidden = self.activation(nn.Dense(size)(hidden))
+        return nn.Dense(self.num_classes)(hidden)
 
 
-def _last(outputs, lengths):
-    """The output at each row's last step; zeros for a row of length 0."""
+class CNN(nn.Module):
+    """A small convolutional network over the sequence as an image, after LeCun et al. (1998).
+
+    Attributes:
+        num_classes: C, the number of classes.
+        channels: Channels of the 3 × 3 convolutions, each followed by 2 × 2 maximum pooling.
+        hidden_size: Units of the dense layer.
+    """
+
+    num_classes: int
+    channels: tuple[int, ...] = (16, 32)
+    hidden_size: int = 64
+
+    @nn.compact
+    def __call__(
+        self, inputs: Float[Array, "*B T I"], lengths: Int[Array, "*B"] | None = None
+    ) -> Float[Array, "*B C"]:
+        """Returns logits; steps past a row's length are read as zeros."""
+        hidden = _blank(inputs, lengths)[..., None]
+        for channels in self.channels:
+            hidden = nn.relu(nn.Conv(channels, (3, 3))(hidden))
+            hidden = nn.max_pool(hidden, (2, 2), (2, 2))
+        hidden = hidden.reshape(*inputs.shape[:-2], -1)
+        return nn.Dense(self.num_classes)(nn.relu(nn.Dense(self.hidden_size)(hidden)))
+
+
+def _blank(inputs, lengths):
     if lengths is None:
-        return outputs[..., -1, :]
-    index = jax.lax.expand_dims(jnp.maximum(lengths - 1, 0), (lengths.ndim, lengths.ndim + 1))
-    return jnp.take_along_axis(outputs, index, axis=-2)[..., 0, :]
+        return inputs
+    time = jnp.arange(inputs.shape[-2], dtype=lengths.dtype)
+    read = jnp.expand_dims(time, range(lengths.ndim)) < lengths[..., None]
+    return jnp.where(read[..., None], inputs, jnp.zeros_like(inputs))

@@ -207,6 +207,42 @@ def _bars(axes: Axes, probabilities: np.ndarray, label: int, prediction: int) ->
     axes.set_title(said, fontsize=10, color=VERMILLION)
 
 
+def drawings(images, path: str | PathLike, names: Sequence[str], title: str = "") -> None:
+    """Draws rows of images.
+
+    Args:
+        images: float or uint8 [R, N, height, width], R rows of N images.
+        path: where the picture goes.
+        names: [R], what stands beside each row.
+        title: heads the picture.
+
+    Raises:
+        ValueError: `images` is empty or the shapes do not fit together.
+    """
+    images = _check("images", images, len(names), None, None, None)
+    if not images.size:
+        raise ValueError("images must hold at least one image, got none")
+    rows, columns = images.shape[:2]
+    figure = _figure(0.75 * columns + 1.2, 0.75 * rows + 0.5, title)
+    panels = figure.subplots(rows, columns, squeeze=False)
+    for row, name, line in zip(panels, names, images, strict=True):
+        for axes, image in zip(row, line, strict=True):
+            _show(axes, image)
+        row[0].set_ylabel(name, rotation=0, ha="right", va="center")
+    _save(figure, path)
+
+
+def accuracies(values, path: str | PathLike, title: str = "") -> None:
+    """Draws the accuracy after each part of the sequence: values float [P] in 0..1."""
+    values = _check("values", values, None)
+    figure = _figure(6, 3.5, title)
+    axes = figure.subplots()
+    axes.plot(np.arange(1, len(values) + 1), values, marker="o", markersize=3)
+    axes.set(xlabel="rows read", ylabel="test accuracy", ylim=(0, 1))
+    axes.grid(alpha=0.3)
+    _save(figure, path)
+
+
 def beliefs(
     images,
     probabilities,

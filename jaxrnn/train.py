@@ -1,4 +1,4 @@
-"""Training a classifier as pure functions: a step, a chunk of steps on the device, evaluation.
+"""Training as pure functions: a step, a chunk of steps on the device; evaluating a classifier.
 
 Sequences stay uint8 on the devices and are scaled to [0, 1] inside the step. The batch is sharded
 over the devices of a mesh, GPUs, TPU cores or CPU cores alike; everything else is replicated.
@@ -8,6 +8,7 @@ Shapes: N examples, B batch, K steps of a chunk, T time, I input features, C cla
 
 from __future__ import annotations
 
+from collections.abc import Callable
 from functools import partial
 from typing import Any
 
@@ -73,47 +74,69 @@ def optimizer(
     return optax.chain(clip, optax.adam(learning_rate))
 
 
-@partial(jax.jit, static_argnames=("model", "optimizer", "input_size"))
+@partial(jax.jit, static_argnames=("model", "optimizer"))
 def create_state(
-    model: nn.Module, optimizer: optax.GradientTransformation, key: Array, input_size: int
+    model: nn.Module, optimizer: optax.GradientTransformation, key: Array, *example: Array
 ) -> TrainState:
-    """The state before the first step, for sequences of `input_size` features."""
-    params = model.init(key, jnp.zeros((1, 1, input_size), jnp.float32))["params"]
+    """The state before the first step, for a model that reads arguments like the example."""
+    params = model.init(key, *example)["params"]
     return TrainState(jnp.int32(0), params, optimizer.init(params))
 
 
-def loss_fn(
-    model: nn.Module, params: Any, sequences: UInt8[Array, "B T I"], labels: UInt8[Array, " B"]
+# What a step makes smaller: `(model, params, batch, key) -> loss`; see `cross_entropy`.
+Loss = Callable[[nn.Module, Any, Any, Array | None], Float[Array, ""]]
+
+
+def cross_entropy(
+    model: nn.Module,
+    params: Any,
+    batch: tuple[UInt8[Array, "B T I"], UInt8[Array, " B"]],
+    key: Array | None = None,
 ) -> Float[Array, ""]:
-    """Mean softmax cross-entropy in nats."""
-    logits = model.apply({"params": params}, scale(sequences))
-    labels = labels.astype(jnp.int32)
+    """Mean softmax cross-entropy in nats; if the model classifies every step, over all of them."""
+    sequences, labels = batch
+    logits = apply(model, params, scale(sequences), key=key)
+    labels = jnp.broadcast_to(
+        labels.astype(jnp.int32).reshape(-1, *[1] * (logits.ndim - 2)), logits.shape[:-1]
+    )
     return optax.softmax_cross_entropy_with_integer_labels(logits, labels).mean()
+
+
+def apply(model: nn.Module, params: Any, *arguments: Any, key: Array | None = None) -> Any:
+    """The model's result; with a key in training, with dropout and other noise."""
+    rngs = {} if key is None else {"dropout": key}
+    return model.apply({"params": params}, *arguments, rngs=rngs)
 
 
 def train_step(
     model: nn.Module,
     optimizer: optax.GradientTransformation,
     state: TrainState,
-    sequences: UInt8[Array, "B T I"],
-    labels: UInt8[Array, " B"],
+    batch: Any,
     *,
+    loss_fn: Loss = cross_entropy,
+    key: Array | None = None,
     axis: str | None = None,
 ) -> tuple[TrainState, Float[Array, ""]]:
     """One update.
 
     Args:
-        model: The classifier.
+        model: The model.
         optimizer: The optimizer.
         state: The state before the step.
-        sequences: The batch, or this device's share of it.
-        labels: Its classes.
+        batch: The batch, or this device's share of it, as `loss_fn` takes it.
+        loss_fn: What to make smaller.
+        key: What dropout and other noise is drawn from, with the step's number; None is no noise.
         axis: The mesh axis over which the batch is shared, if it is.
 
     Returns:
         The state after the step and the loss before it, over the whole batch.
     """
-    found = jax.value_and_grad(loss_fn, argnums=1)(model, state.params, sequences, labels)
+    if key is not None:
+        key = jax.random.fold_in(key, state.step)
+        if axis is not None:
+            key = jax.random.fold_in(key, lax.axis_index(axis))
+    found = jax.value_and_grad(loss_fn, argnums=1)(model, state.params, batch, key)
     if axis is not None:
         flat, unravel = ravel_pytree(found)  # one collective instead of one for each leaf
         found = unravel(lax.pmean(flat, axis))
@@ -133,31 +156,47 @@ def replicate(tree: Any, mesh: Mesh) -> Any:
     return jax.device_put(tree, NamedSharding(mesh, P()))
 
 
-@partial(jax.jit, static_argnames=("model", "optimizer", "mesh"), donate_argnames="state")
+@partial(
+    jax.jit,
+    static_argnames=("model", "optimizer", "mesh", "loss_fn"),
+    donate_argnames="state",
+)
 def train_chunk(
     model: nn.Module,
     optimizer: optax.GradientTransformation,
     mesh: Mesh,
     state: TrainState,
-    sequences: UInt8[Array, "N T I"],
-    labels: UInt8[Array, " N"],
+    data: Any,
     indices: Int[Array, "K B"],
+    key: Array | None = None,
+    *,
+    loss_fn: Loss = cross_entropy,
 ) -> tuple[TrainState, Float[Array, " K"]]:
     """K updates in one program on the devices; step k reads the examples `indices[k]`.
 
     The state is donated: the one passed in must not be used again. B must be a multiple of the
     number of devices.
 
+    Args:
+        model: The model.
+        optimizer: The optimizer.
+        mesh: The devices.
+        state: The state before the first step.
+        data: The examples, leaves `[N, ...]`; for `cross_entropy` sequences and labels.
+        indices: The batches.
+        key: As in `train_step`.
+        loss_fn: What to make smaller; a function of the module level, so that it compiles once.
+
     Returns:
         The state after K steps and the K losses.
     """
+    # A collective of one device would only cost time.
+    axis = AXIS if mesh.size > 1 else None
 
-    def chunk(state, sequences, labels, indices):
+    def chunk(state, data, key, indices):
         def body(state, batch):
-            # A collective of one device would only cost time.
-            axis = AXIS if mesh.size > 1 else None
-            step = partial(train_step, model, optimizer, axis=axis)
-            return step(state, sequences[batch], labels[batch])
+            batch = jax.tree.map(lambda leaf: leaf[batch], data)
+            return train_step(model, optimizer, state, batch, loss_fn=loss_fn, key=key, axis=axis)
 
         return lax.scan(body, state, indices)
 
@@ -167,7 +206,7 @@ def train_chunk(
         in_specs=(P(), P(), P(), P(None, AXIS)),
         out_specs=P(),
         check_vma=False,
-    )(state, sequences, labels, indices)
+    )(state, data, key, indices)
 
 
 @partial(jax.jit, static_argnames=("model", "mesh"))
@@ -188,7 +227,7 @@ def logits(
     def share(params, examples):
         def one(example):
             sequence, length = example
-            return model.apply({"params": params}, scale(sequence), length)
+            return apply(model, params, scale(sequence), length)
 
         return lax.map(one, examples, batch_size=min(EVALUATION_BATCH, len(examples[0])))
 

@@ -16,11 +16,13 @@ from jax import lax
 from jax.ad_checkpoint import checkpoint_name
 from jaxtyping import Array, Float
 
-from jaxrnn.cell import Cell, Params, State
+from jaxrnn.cell import Cell, Params, State, elementwise, make_products, positive
 from jaxrnn.cudnn import cudnn, why_not
-from jaxrnn.fused import Steps, fused, where
+from jaxrnn.fused import Steps, fused, mixed, where
+from jaxrnn.linear import parallel
+from jaxrnn.regularize import Regularizer, check, drop_weights, noise
 
-IMPLEMENTATIONS = ("scan", "fused", "cudnn")
+IMPLEMENTATIONS = ("scan", "fused", "parallel", "cudnn")
 MEMORY = ("save", "recompute", "offload")
 # Steps of a block. Longer blocks save more for a moment, shorter ones keep more starts.
 BLOCK = 14
@@ -43,6 +45,9 @@ def unroll(
     implementation: str | None = None,
     memory: str | None = None,
     unroll: int = 1,
+    truncate: int | None = None,
+    regularizer: Regularizer | None = None,
+    key: Array | None = None,
 ) -> tuple[Float[Array, "..."], State]:
     """Runs a cell over a sequence with `jax.lax.scan`.
 
@@ -61,12 +66,19 @@ def unroll(
         time_major: Whether time is the first axis of inputs, resets and outputs.
         implementation: "scan" is `jax.lax.scan` and its autodiff, for every cell and also for
             forward mode; "fused" the deferred gradient of `jaxrnn.fused`, for cells made by
-            `jaxrnn.gated`; "cudnn" NVIDIA's LSTM. None takes "fused" where it can, else "scan".
+            `jaxrnn.gated`; "parallel" all steps at once, for linear recurrences; "cudnn" NVIDIA's
+            LSTM. None takes "fused" or "parallel" where it can, else "scan".
         memory: What the gradient is computed from. "save" keeps what every step saves;
             "recompute" keeps the state at the start of every 14 steps and runs those forward
             again; "offload" does so too, and keeps those states in the host's memory (TF1's
             `swap_memory`). None takes "recompute" for long sequences that save much.
         unroll: Steps per iteration of the loop, as in `jax.lax.scan`.
+        truncate: Truncated backpropagation (Williams & Peng, 1990): the state is carried on, but
+            no gradient reaches back across every `truncate`-th step. Memory as with blocks of
+            that many steps under "recompute".
+        regularizer: Noise between the steps; see `jaxrnn.Regularizer`.
+        key: What that noise is drawn from; None, as at evaluation, draws none. Under
+            `jax.shard_map` fold the device's index into it.
 
     Returns:
         The outputs, shaped as the inputs with P features, and the state after the last step.
@@ -74,21 +86,26 @@ def unroll(
     Raises:
         ValueError: If a shape, dtype, length or option is wrong; names the argument.
     """
-    _check_options(implementation, memory, unroll)
+    _check_options(implementation, memory, unroll, truncate)
     inputs, resets, batch_shape = _time_first(params, inputs, resets, time_major)
     lengths = _check_lengths(lengths, batch_shape, len(inputs))
     initial_state = _check_state(cell, params, initial_state, batch_shape)
-    params, initial_state, inputs, lengths, resets = _alike(
-        (params, initial_state, inputs, lengths, resets)
+    drop, mix = None, None
+    if regularizer is not None:
+        check(regularizer, cell, params)
+        if key is not None and regularizer.weight_dropout is not None:
+            key, weight_key = jax.random.split(key)
+            params = drop_weights(weight_key, params, regularizer.weight_dropout)
+        drop, mix = noise(key, regularizer, initial_state, len(inputs))
+    params, initial_state, inputs, lengths, resets, drop, mix = _alike(
+        (params, initial_state, inputs, lengths, resets, drop, mix)
     )
-    run = _choose(cell, params, initial_state, inputs, resets, implementation, unroll)
-    memory = memory or _choose_memory(params, inputs)
-    steps = _steps(inputs, lengths, resets, reverse)
-    outputs, state = (
-        run(initial_state, steps)
-        if memory == "save"
-        else _in_blocks(run, initial_state, steps, memory)
-    )
+    steps = _steps(inputs, lengths, resets, reverse)._replace(drop=drop, mix=mix)
+    run = _choose(cell, params, initial_state, steps, implementation, unroll)
+    if truncate is None and (memory or _choose_memory(params, inputs)) == "save":
+        outputs, state = run(initial_state, steps)
+    else:
+        outputs, state = _in_blocks(run, initial_state, steps, memory, truncate)
     if reverse:
         outputs = _reverse(outputs, lengths)
     return outputs if time_major else jnp.moveaxis(outputs, 0, -2), state
@@ -97,10 +114,10 @@ def unroll(
 Run = Callable[[State, Steps], tuple[Array, State]]
 
 
-def _choose(cell, params, initial_state, inputs, resets, implementation, unroll) -> Run:
+def _choose(cell, params, initial_state, steps, implementation, unroll) -> Run:
     """The implementation as a function of the state it starts from and the steps."""
     if implementation == "cudnn":
-        if reason := why_not(cell, inputs, resets):
+        if reason := why_not(cell, steps):
             raise ValueError(f"implementation 'cudnn' cannot compute this: {reason}")
         return partial(cudnn, params)
     if implementation == "fused" and cell.gate is None:
@@ -108,6 +125,13 @@ def _choose(cell, params, initial_state, inputs, resets, implementation, unroll)
             "implementation 'fused' needs a cell made by jaxrnn.gated, "
             "got one with a step of its own; 'scan' runs every cell"
         )
+    if implementation == "parallel" and cell.recurrence is None:
+        raise ValueError(
+            "implementation 'parallel' needs a linear recurrence, such as jaxrnn.lru, "
+            "got a cell whose steps depend on the state"
+        )
+    if cell.recurrence is not None and implementation != "scan":
+        return partial(parallel, cell.recurrence, params, initial_state)
     if implementation == "scan" or cell.gate is None:
         return partial(_scan, cell, unroll, params, initial_state)
     return lambda start, steps: fused(cell, unroll, params, start, initial_state, steps)
@@ -120,7 +144,16 @@ def _scan(cell: Cell, unroll: int, params, initial_state, start, steps: Steps):
         before = state
         if now.resets is not None:
             before = where(now.resets, initial_state, state)
-        after, output = cell.step(params, before, now.inputs)
+        if cell.gate is None or now.drop is None:
+            after, output = cell.step(params, before, now.inputs)
+        else:
+            products = make_products(params, before[0] * now.drop, now.inputs, cell.summed)
+            after = cell.gate(elementwise(params), *products, before)
+            output = after[0]
+        if now.mix is not None:
+            shows_state = output is jax.tree.leaves(after)[0]
+            after = mixed(now.mix, after, before)
+            output = jax.tree.leaves(after)[0] if shows_state else output
         if now.alive is not None:
             after = where(now.alive, after, state)
             output = where(now.alive, output, jnp.zeros_like(output))
@@ -137,8 +170,9 @@ def _choose_memory(params, inputs) -> str:
     return "recompute" if len(inputs) >= LONG and size > SAVE_BYTES else "save"
 
 
-def _in_blocks(run: Run, start: State, steps: Steps, memory: str):
+def _in_blocks(run: Run, start: State, steps: Steps, memory: str | None, truncate: int | None):
     """Runs blocks of steps one after the other; the gradient recomputes each from its start."""
+    size = truncate or BLOCK
     policy = None
     if memory == "offload":
         policy = jax.checkpoint_policies.save_and_offload_only_these_names(
@@ -155,10 +189,16 @@ def _in_blocks(run: Run, start: State, steps: Steps, memory: str):
         outputs, state = run(state, steps)
         return state, outputs
 
-    blocks, rest = divmod(len(steps.inputs), BLOCK)
-    end = blocks * BLOCK
-    whole = jax.tree.map(lambda leaf: leaf[:end].reshape(blocks, BLOCK, *leaf.shape[1:]), steps)
-    state, outputs = lax.scan(block, start, whole)
+    def advance(state, steps):
+        state, outputs = block(state, steps)
+        return (state if truncate is None else lax.stop_gradient(state)), outputs
+
+    blocks, rest = divmod(len(steps.inputs), size)
+    if truncate is not None and blocks and not rest:
+        blocks, rest = blocks - 1, size  # no cut after the last step
+    end = blocks * size
+    whole = jax.tree.map(lambda leaf: leaf[:end].reshape(blocks, size, *leaf.shape[1:]), steps)
+    state, outputs = lax.scan(advance, start, whole)
     outputs = outputs.reshape(end, *outputs.shape[2:])
     if rest:
         state, last = block(state, jax.tree.map(lambda leaf: leaf[end:], steps))
@@ -191,6 +231,14 @@ def _reverse(sequence, lengths):
     return jnp.take_along_axis(sequence, source, axis=0)
 
 
+def reverse_time(outputs: Array, lengths: Array | None, *, time_major: bool) -> Array:
+    """Puts each row in the opposite order within its own length; what lies past it stays there."""
+    lengths = None if lengths is None else jnp.asarray(lengths).astype(jnp.int32)
+    if time_major:
+        return _reverse(outputs, lengths)
+    return jnp.moveaxis(_reverse(jnp.moveaxis(outputs, -2, 0), lengths), 0, -2)
+
+
 def _alike(tree):
     """Makes all leaves vary over the mesh axes of a `jax.shard_map` over which any of them does.
 
@@ -210,15 +258,16 @@ def _alike(tree):
     return jax.tree.map(cast, tree)
 
 
-def _check_options(implementation, memory, unroll):
+def _check_options(implementation, memory, unroll, truncate):
     if implementation is not None and implementation not in IMPLEMENTATIONS:
         raise ValueError(
             f"implementation must be None or one of {IMPLEMENTATIONS}, got {implementation!r}"
         )
     if memory is not None and memory not in MEMORY:
         raise ValueError(f"memory must be None or one of {MEMORY}, got {memory!r}")
-    if not isinstance(unroll, int) or isinstance(unroll, bool) or unroll < 1:
-        raise ValueError(f"unroll must be a positive integer, got {unroll!r}")
+    positive("unroll", unroll)
+    if truncate is not None:
+        positive("truncate", truncate)
 
 
 def _time_first(params, inputs, resets, time_major: bool):

@@ -7,11 +7,12 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 import pytest
+from all_cells import CELLS, H, I, P
 from quick_jit import jit
 
 import jaxrnn
 
-T, I, H, P = 6, 3, 4, 2  # noqa: E741
+T = 6
 LENGTHS = jnp.array([T, 1, 4])
 
 
@@ -52,6 +53,113 @@ def lstm(p, xs, h, c, *, clip=np.inf, activation=np.tanh):
     return ys, (h, c)
 
 
+def odyssey(p, xs, h, c, gate_recurrence=None, *, variant):
+    names = "ifgo".replace({"NIG": "i", "CIFG": "i", "NFG": "f", "NOG": "o"}.get(variant, "-"), "")
+    U, W, b = (gates(each, names) for each in (p.kernel, p.recurrent_kernel, p.bias))
+    peeping = [name for name in names if name != "g"]
+    peep = dict(
+        zip(peeping, np.zeros((3, len(c))) if variant == "NP" else p.peephole, strict=False)
+    )
+    ys = []
+    for x in xs:
+        past = dict.fromkeys("ifo", 0)
+        if variant == "FGR":
+            R = np.split(p.gate_kernel, 3, axis=-1)
+            past = {name: gate_recurrence @ R[n] for n, name in enumerate("ifo")}
+
+        def gate(name, cell, x=x, h=h, past=past):
+            if name not in names:
+                return 1
+            return σ(x @ U[name] + h @ W[name] + peep[name] * cell + past[name] + b[name])
+
+        g = x @ U["g"] + h @ W["g"] + b["g"]
+        g = g if variant == "NIAF" else np.tanh(g)
+        f = gate("f", c)
+        i = 1 - f if variant == "CIFG" else gate("i", c)
+        c = f * c + i * g
+        o = gate("o", c)
+        h = o * (c if variant == "NOAF" else np.tanh(c))
+        if variant == "FGR":
+            gate_recurrence = np.concatenate([i, f, o])
+        ys.append(h)
+    return ys, (h, c) if variant != "FGR" else (h, c, gate_recurrence)
+
+
+def layer_norm_lstm(p, xs, h, c):
+    def norm(x):
+        return (x - x.mean()) / np.sqrt(x.var() + 1e-5)
+
+    ys = []
+    for x in xs:
+        total = norm(h @ p.recurrent_kernel) * p.recurrent_scale + norm(x @ p.kernel) * p.scale
+        i, f, g, o = np.split(total + p.bias, 4)
+        c = σ(f) * c + σ(i) * np.tanh(g)
+        h = σ(o) * np.tanh(norm(c) * p.cell_scale + p.cell_bias)
+        ys.append(h)
+    return ys, (h, c)
+
+
+def janet(p, xs, h):
+    U, W, b = (gates(each, "fg") for each in (p.kernel, p.recurrent_kernel, p.bias))
+    ys = []
+    for x in xs:
+        s = x @ U["f"] + h @ W["f"] + b["f"]
+        h = σ(s) * h + (1 - σ(s - 1)) * np.tanh(x @ U["g"] + h @ W["g"] + b["g"])
+        ys.append(h)
+    return ys, (h,)
+
+
+def indrnn(p, xs, h):
+    ys = []
+    for x in xs:
+        h = relu(p.kernel.T @ x + p.recurrent_weight * h + p.bias)
+        ys.append(h)
+    return ys, (h,)
+
+
+def mgu(p, xs, h):
+    U, W, b = (gates(each, "fn") for each in (p.kernel, p.recurrent_kernel, p.bias))
+    ys = []
+    for x in xs:
+        f = σ(x @ U["f"] + h @ W["f"] + b["f"])
+        n = np.tanh(x @ U["n"] + (f * h) @ W["n"] + b["n"])
+        h = (1 - f) * h + f * n
+        ys.append(h)
+    return ys, (h,)
+
+
+def min_gru(p, xs, h):
+    U, b = (gates(each, "zn") for each in (p.kernel, p.bias))
+    ys = []
+    for x in xs:
+        z = σ(x @ U["z"] + b["z"])
+        h = (1 - z) * h + z * (x @ U["n"] + b["n"])
+        ys.append(h)
+    return ys, (h,)
+
+
+def min_lstm(p, xs, h):
+    U, b = (gates(each, "ifg") for each in (p.kernel, p.bias))
+    ys = []
+    for x in xs:
+        i, f = σ(x @ U["i"] + b["i"]), σ(x @ U["f"] + b["f"])
+        h = (f * h + i * (x @ U["g"] + b["g"])) / (f + i)
+        ys.append(h)
+    return ys, (h,)
+
+
+def lru(p, xs, real, imaginary):
+    s = real + 1j * imaginary
+    λ = np.exp(-np.exp(p.nu) + 1j * np.exp(p.theta))
+    B, C = (each[0] + 1j * each[1] for each in (p.input_kernel, p.output_kernel))
+    ys = []
+    for x in xs:
+        s = λ * s + np.exp(p.gamma) * (x @ B)
+        y = np.real(s @ C) + x @ p.skip_kernel
+        ys.append(y * (1 + np.tanh(np.sqrt(2 / np.pi) * (y + 0.044715 * y**3))) / 2)  # GELU
+    return ys, (s.real, s.imag)
+
+
 def gru(p, xs, h, *, reset_after=True):
     U, W, b = (gates(each, "rzn") for each in (p.kernel, p.recurrent_kernel, p.bias))
     ys = []
@@ -73,33 +181,33 @@ def relu(x):
     return np.where(x > 0, x, 0)
 
 
-# name: the cell, its equations, and the options of these
-CELLS = {
-    "rnn": (jaxrnn.rnn(H), elman, {}),
-    "rnn-relu": (jaxrnn.rnn(H, activation=jax.nn.relu), elman, {"activation": relu}),
-    "lstm": (jaxrnn.lstm(H), lstm, {}),
-    "lstm-forget-bias": (jaxrnn.lstm(H, forget_bias=3.0), lstm, {}),
-    "lstm-peephole": (jaxrnn.lstm(H, peephole=True), lstm, {}),
-    "lstm-projection": (jaxrnn.lstm(H, projection_size=P), lstm, {}),
-    "lstm-clip": (jaxrnn.lstm(H, cell_clip=0.5), lstm, {"clip": 0.5}),
-    "lstm-softsign": (
-        jaxrnn.lstm(H, activation=jax.nn.soft_sign),
-        lstm,
-        {"activation": softsign},
-    ),
-    "lstm-everything": (
-        jaxrnn.lstm(H, peephole=True, projection_size=P, cell_clip=0.5),
-        lstm,
-        {"clip": 0.5},
-    ),
-    "gru": (jaxrnn.gru(H), gru, {}),
-    "gru-before": (jaxrnn.gru(H, reset_after=False), gru, {"reset_after": False}),
+# name: the cell's equations, and their options
+EQUATIONS = {
+    "rnn": (elman, {}),
+    "rnn-relu": (elman, {"activation": relu}),
+    "rnn-sigmoid": (elman, {"activation": σ}),
+    "indrnn": (indrnn, {}),
+    "lstm": (lstm, {}),
+    "lstm-peephole": (lstm, {}),
+    "lstm-projection": (lstm, {}),
+    "lstm-clip": (lstm, {"clip": 0.3}),
+    "lstm-softsign": (lstm, {"activation": softsign}),
+    "lstm-everything": (lstm, {"clip": 0.5}),
+    **{name: (odyssey, {"variant": name[8:]}) for name in CELLS if name.startswith("odyssey")},
+    "lstm-layer-norm": (layer_norm_lstm, {}),
+    "janet": (janet, {}),
+    "gru": (gru, {}),
+    "gru-before": (gru, {"reset_after": False}),
+    "mgu": (mgu, {}),
+    "min-gru": (min_gru, {}),
+    "min-lstm": (min_lstm, {}),
+    "lru": (lru, {}),
 }
 
 
 def numbers(name, dtype):
     """Random parameters, inputs and state; no zeros."""
-    cell = CELLS[name][0]
+    cell = CELLS[name]
     random = np.random.default_rng(0)
     normal = lambda leaf: jnp.asarray(random.normal(size=leaf.shape), dtype)  # noqa: E731
     params = jax.eval_shape(lambda: cell.init(jax.random.key(0), I, dtype))
@@ -123,7 +231,7 @@ def run(cell, params, inputs, state):
 
 @pytest.mark.parametrize("name", CELLS)
 def test_is_its_papers_equations(name):
-    _, equations, options = CELLS[name]
+    equations, options = EQUATIONS[name]
     with jax.enable_x64(True):
         cell, *arguments = numbers(name, jnp.float64)
         (outputs, final), (one_state, one_output) = jit(partial(run, cell))(*arguments)
@@ -141,8 +249,8 @@ def test_is_its_papers_equations(name):
 def test_the_clip_clips():
     cell, *arguments = numbers("lstm-clip", jnp.float32)
     (_, final), _ = jit(partial(run, cell))(*arguments)
-    assert abs(final.cell).max() == 0.5
-    assert np.any(abs(final.cell) < 0.5)
+    np.testing.assert_allclose(abs(final.cell).max(), 0.3)
+    assert np.any(abs(final.cell) < 0.29)
 
 
 # Flax, with the same weights
@@ -219,6 +327,7 @@ SHAPES = {
         "bias": (4 * H,),
         "peephole": None,
         "projection": None,
+        "gate_kernel": None,
     },
     "lstm-everything": {
         "kernel": (I, 4 * H),
@@ -226,6 +335,7 @@ SHAPES = {
         "bias": (4 * H,),
         "peephole": (3, H),
         "projection": (H, P),
+        "gate_kernel": None,
     },
     "gru": {
         "kernel": (I, 3 * H),
@@ -244,7 +354,7 @@ SHAPES = {
 
 @pytest.mark.parametrize("name", SHAPES)
 def test_shapes_of_parameters_and_states(name):
-    cell = CELLS[name][0]
+    cell = CELLS[name]
     params = jax.eval_shape(lambda: cell.init(jax.random.key(0), I))
     shapes = {k: None if v is None else v.shape for k, v in params._asdict().items()}
     assert shapes == SHAPES[name]
@@ -262,7 +372,7 @@ def test_shapes_of_parameters_and_states(name):
 @pytest.mark.parametrize("dtype", [jnp.float32, jnp.bfloat16, jnp.float64])
 @pytest.mark.parametrize("name", SHAPES)
 def test_the_dtype_asked_for_is_that_of_parameters_and_states(name, dtype):
-    cell = CELLS[name][0]
+    cell = CELLS[name]
     with jax.enable_x64(dtype == jnp.float64):
         params = jax.eval_shape(lambda: cell.init(jax.random.key(0), I, dtype))
         state = jax.eval_shape(lambda params: cell.initial_state(params, (2,)), params)
@@ -303,7 +413,7 @@ def test_each_kernel_and_each_key_has_its_own_numbers():
 
 def test_all_else_starts_at_zero_but_the_forget_bias():
     for name in SHAPES:
-        cell = CELLS[name][0]
+        cell = CELLS[name]
         params = jit(lambda: cell.init(jax.random.key(0), I))()  # noqa: B023
         bias = np.asarray(params.bias)
         if name.startswith("lstm"):
@@ -315,3 +425,61 @@ def test_all_else_starts_at_zero_but_the_forget_bias():
         assert not any(np.any(leaf) for leaf in others if leaf is not None)
     params = jaxrnn.lstm(H, forget_bias=2.5).init(jax.random.key(0), I)
     np.testing.assert_array_equal(params.bias, np.repeat([0, 2.5, 0, 0], H))
+
+
+def test_odyssey_without_a_gate_has_fewer_parameters():
+    sizes = {}
+    for name in CELLS:
+        if name.startswith("odyssey"):
+            params = jax.eval_shape(lambda: CELLS[name].init(jax.random.key(0), I))  # noqa: B023
+            sizes[name[8:]] = sum(leaf.size for leaf in jax.tree.leaves(params))
+    block = (I + H + 1) * H
+    whole = 4 * block + 3 * H
+    one_less = dict.fromkeys(("NIG", "NFG", "NOG", "CIFG"), 3 * block + 2 * H)
+    assert sizes == one_less | {
+        "V": whole,
+        "NIAF": whole,
+        "NOAF": whole,
+        "NP": 4 * block,
+        "FGR": whole + 9 * H * H,
+    }
+
+
+def test_initializers_make_each_gate_by_itself():
+    orthogonal = jax.nn.initializers.orthogonal()
+    for cell, count in ((jaxrnn.lstm, 4), (jaxrnn.gru, 3), (jaxrnn.mgu, 2), (jaxrnn.janet, 2)):
+        params = cell(8, recurrent_init=orthogonal).init(jax.random.key(0), I)
+        for block in np.split(np.asarray(params.recurrent_kernel), count, axis=-1):
+            np.testing.assert_allclose(block @ block.T, np.eye(8), atol=1e-5)
+    irnn = jaxrnn.rnn(8, recurrent_init=jaxrnn.identity(0.5)).init(jax.random.key(0), I)
+    np.testing.assert_array_equal(irnn.recurrent_kernel, np.eye(8) / 2)
+
+
+def test_chrono_biases_span_the_lengths_asked_for():
+    params = jaxrnn.lstm(2000, chrono=784.0).init(jax.random.key(0), 1)
+    i, f, g, o = np.split(np.asarray(params.bias), 4)
+    np.testing.assert_array_equal(i, -f)
+    assert not g.any()
+    assert not o.any()
+    spans = np.exp(f)
+    assert 1 <= spans.min() < 5
+    assert 770 < spans.max() <= 783.01
+    np.testing.assert_allclose(spans.mean(), 392, rtol=0.05)
+    janet = jaxrnn.janet(2000, chrono=784.0).init(jax.random.key(0), 1)
+    assert 770 < np.exp(janet.bias[:2000]).max() <= 783.01
+    gru = jaxrnn.gru(2000, chrono=784.0).init(jax.random.key(0), 1)
+    assert 770 < np.exp(gru.bias[2000:4000]).max() <= 783.01
+    with pytest.raises(ValueError, match="chrono must be more than 2"):
+        jaxrnn.lstm(3, chrono=1.0).init(jax.random.key(0), 1)
+
+
+def test_the_lru_starts_within_its_ring():
+    params = jaxrnn.lru(500, radius=(0.5, 0.9)).init(jax.random.key(0), I)
+    size = np.exp(-np.exp(params.nu))
+    assert 0.5 <= size.min() < 0.55
+    assert 0.88 < size.max() <= 0.9
+    np.testing.assert_allclose(np.exp(2 * params.gamma), 1 - size**2, atol=1e-5)
+    with pytest.raises(ValueError, match="radius must be"):
+        jaxrnn.lru(5, radius=(0.9, 1.5))
+    with pytest.raises(ValueError, match="variant must be one of"):
+        jaxrnn.odyssey(5, "NXX")

@@ -1,9 +1,10 @@
-"""`unroll` with "fused" against "scan" in float64: outputs, final states and every gradient."""
+"""The fast ways of `unroll` against "scan" in float64: outputs, final states, every gradient."""
 
 import functools
 import itertools
 from typing import Any, NamedTuple
 
+import all_cells
 import jax
 import jax.numpy as jnp
 import numpy as np
@@ -64,16 +65,7 @@ def slow_cell(size):
     return jaxrnn.gated(gate, init, initial_state)
 
 
-CELLS = {
-    "rnn": jaxrnn.rnn(H),
-    "rnn-relu": jaxrnn.rnn(H, activation=jax.nn.relu),
-    "lstm": jaxrnn.lstm(H),
-    "lstm-peephole": jaxrnn.lstm(H, peephole=True),
-    "lstm-clip": jaxrnn.lstm(H, cell_clip=0.3),
-    "lstm-softsign": jaxrnn.lstm(H, activation=jax.nn.soft_sign),
-    "gru": jaxrnn.gru(H),
-    "user-gated": slow_cell(H),
-}
+CELLS = all_cells.CELLS | {"user-gated": slow_cell(H)}
 
 
 class Problem(NamedTuple):
@@ -163,10 +155,9 @@ def curved(run):
 def test_every_gradient_is_that_of_the_scan(name, input_size):
     cell = CELLS[name]
     given = problem(cell, input_size=input_size, lengths=True, resets=True)
-    scan, fused = (
-        run(cell, implementation=each, reverse=input_size == WIDE) for each in ("scan", "fused")
-    )
-    assert_same(given, scan, fused)
+    reverse = input_size == WIDE
+    scan = run(cell, implementation="scan", memory="save", reverse=reverse)
+    assert_same(given, scan, run(cell, reverse=reverse))
 
 
 @pytest.mark.parametrize(
@@ -175,7 +166,7 @@ def test_every_gradient_is_that_of_the_scan(name, input_size):
         (name, batch, *masks)
         for masks, name, batch in zip(
             itertools.product([False, True], repeat=3),
-            itertools.cycle(["lstm-peephole", "gru", "rnn"]),
+            itertools.cycle(["lstm-peephole", "gru", "rnn", "lru", "indrnn"]),
             itertools.cycle([(2, 3), (), (5,), ()]),
             strict=False,
         )
@@ -184,12 +175,12 @@ def test_every_gradient_is_that_of_the_scan(name, input_size):
 def test_masks_and_batch_axes(name, batch, lengths, resets, reverse):
     cell = CELLS[name]
     given = problem(cell, batch, lengths=lengths, resets=resets)
-    scan, fused = (run(cell, implementation=each, reverse=reverse) for each in ("scan", "fused"))
-    assert_same(given, scan, fused)
+    scan = run(cell, implementation="scan", reverse=reverse)
+    assert_same(given, scan, run(cell, reverse=reverse))
 
 
 # Every example compiles, so a failing one is shown as drawn, not shrunk.
-@settings(max_examples=4, deadline=None, phases=[Phase.reuse, Phase.generate])
+@settings(max_examples=6, deadline=None, phases=[Phase.reuse, Phase.generate])
 @given(st.data())
 def test_drawn_cases(data):
     draw = lambda *values: data.draw(st.sampled_from(values))  # noqa: E731
@@ -204,14 +195,13 @@ def test_drawn_cases(data):
         seed=data.draw(st.integers(0, 2**16)),
     )
     reverse = draw(False, True)
-    fused = run(
+    fast = run(
         cell,
-        implementation="fused",
         reverse=reverse,
         memory=draw("save", "recompute", "offload"),
         unroll=draw(1, 3),
     )
-    assert_same(given, run(cell, implementation="scan", reverse=reverse), fused)
+    assert_same(given, run(cell, implementation="scan", reverse=reverse), fast)
 
 
 def test_second_derivatives_are_those_of_the_scan():

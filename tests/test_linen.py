@@ -1,12 +1,16 @@
 """The Flax modules: parameter counts, lengths, directions."""
 
+from functools import partial
+
+import flax.linen as nn
 import jax
 import jax.numpy as jnp
 import numpy as np
 import pytest
 
 import jaxrnn
-from jaxrnn.linen import RNN, Classifier
+from jaxrnn import convert
+from jaxrnn.linen import CNN, MLP, RNN, Classifier, EncoderDecoder, Sketcher, Stack
 
 KEY = jax.random.key(0)
 
@@ -19,7 +23,7 @@ def test_the_tutorials_model_has_its_number_of_parameters():
     model = Classifier(jaxrnn.lstm(128), num_classes=10)
     params = model.init(KEY, jnp.zeros((1, 28, 28)))["params"]
     assert count(params) == 4 * 128 * (28 + 128 + 1) + 128 * 10 + 10 == 81_674
-    np.testing.assert_array_equal(params["layer_0"]["cell"].bias[128:256], 1)
+    np.testing.assert_array_equal(params["stack"]["layer_0"]["cell"].bias[128:256], 1)
     np.testing.assert_array_equal(params["readout"]["bias"], 0)
 
 
@@ -27,12 +31,169 @@ def test_rnn_is_unroll_with_the_parameters_held_by_flax():
     cell = jaxrnn.gru(6)
     inputs = jax.random.normal(KEY, (2, 5, 3))
     lengths = jnp.array([2, 5])
-    layer = RNN(cell, reverse=True)
+    layer = RNN(cell, reverse=True, keep_order=True, return_carry=True)
     variables = layer.init(KEY, inputs)
-    actual = layer.apply(variables, inputs, lengths=lengths)
+    carry, outputs = layer.apply(variables, inputs, seq_lengths=lengths)
     params = variables["params"]["cell"]
     expected = jaxrnn.unroll(cell, params, inputs, lengths=lengths, reverse=True)
-    jax.tree.map(np.testing.assert_array_equal, actual, expected)
+    jax.tree.map(np.testing.assert_array_equal, (outputs, carry), expected)
+
+
+def flax_twin(**options):
+    """flax.linen.RNN and ours with the same weights, as functions of the call's arguments."""
+    inputs = jax.random.normal(KEY, (3, 5, 2))
+    theirs = nn.RNN(nn.GRUCell(4), **options)
+    variables = theirs.init(KEY, inputs)
+    params = convert.from_linen("gru", variables["params"]["cell"])
+    ours = RNN(jaxrnn.gru(4), **options)
+    return partial(theirs.apply, variables), partial(ours.apply, {"params": {"cell": params}})
+
+
+@pytest.mark.parametrize(
+    ("attributes", "call"),
+    [
+        ({}, {}),
+        ({"reverse": True}, {}),
+        ({"reverse": True, "keep_order": True, "return_carry": True}, {}),
+        ({"return_carry": True}, {"reverse": True, "return_carry": False}),
+        ({"time_major": True, "unroll": 2}, {}),
+        ({}, {"time_major": True, "reverse": True, "return_carry": True}),
+        ({}, {"initial_carry": True, "return_carry": True}),
+        ({"reverse": True}, {"seq_lengths": np.array([5, 2, 3]), "return_carry": True}),
+    ],
+)
+def test_rnn_goes_where_flaxs_goes(attributes, call):
+    theirs, ours = flax_twin(**attributes)
+    inputs = jax.random.normal(jax.random.key(1), (3, 5, 2))
+    if call.get("time_major", attributes.get("time_major")):
+        inputs = inputs.swapaxes(0, 1)
+    if call.get("initial_carry"):
+        carry = jax.random.normal(KEY, (3, 4))
+        expected = theirs(inputs, **call | {"initial_carry": carry})
+        actual = ours(inputs, **call | {"initial_carry": jaxrnn.GRUState(carry)})
+    else:
+        expected, actual = theirs(inputs, **call), ours(inputs, **call)
+    if isinstance(expected, tuple):
+        (carry, expected), (state, actual) = expected, actual
+        np.testing.assert_allclose(state.hidden, carry, atol=1e-6)
+    if "seq_lengths" in call:  # past it, Flax's outputs are not zero
+        read = np.arange(5) < call["seq_lengths"][:, None]
+        assert not np.any(actual[~read])
+        actual, expected = actual[read], expected[read]
+    np.testing.assert_allclose(actual, expected, atol=1e-6)
+
+
+def test_rnn_goes_into_flaxs_bidirectional():
+    inputs = jax.random.normal(KEY, (3, 5, 2))
+    lengths = jnp.array([5, 2, 0])
+    layer = nn.Bidirectional(RNN(jaxrnn.gru(4)), RNN(jaxrnn.gru(4)))
+    variables = layer.init(KEY, inputs)
+    outputs = layer.apply(variables, inputs, seq_lengths=lengths)
+    forward, backward = (
+        variables["params"][name]["cell"] for name in ("forward_rnn", "backward_rnn")
+    )
+    one, _ = jaxrnn.unroll(jaxrnn.gru(4), forward, inputs, lengths=lengths)
+    other, _ = jaxrnn.unroll(jaxrnn.gru(4), backward, inputs, lengths=lengths, reverse=True)
+    np.testing.assert_allclose(outputs, jnp.concatenate([one, other], axis=-1), atol=1e-6)
+
+
+def test_a_learned_initial_state_is_a_parameter_that_learns():
+    layer = RNN(jaxrnn.lstm(4), learn_initial_state=True)
+    inputs = jax.random.normal(KEY, (3, 5, 2))
+    variables = layer.init(KEY, inputs)
+    start = variables["params"]["initial_state"]
+    assert [leaf.shape for leaf in start] == [(4,), (4,)]
+    gradient = jax.grad(lambda params: layer.apply({"params": params}, inputs).sum())
+    assert all(np.all(leaf) for leaf in gradient(variables["params"])["initial_state"])
+    changed = jax.tree.map(lambda leaf: leaf + 0.5, start)
+    cell, params = jaxrnn.lstm(4), variables["params"]["cell"]
+    state = jax.tree.map(lambda leaf: jnp.broadcast_to(leaf, (3, 4)), changed)
+    np.testing.assert_array_equal(
+        layer.apply({"params": {"cell": params, "initial_state": changed}}, inputs),
+        jaxrnn.unroll(cell, params, inputs, initial_state=state)[0],
+    )
+
+
+def test_dropout_and_noise_only_with_a_key():
+    inputs = jax.random.normal(KEY, (3, 5, 4))
+    noise = jaxrnn.Regularizer(recurrent_dropout=0.5, tied=True)
+    for options in ({"dropout": 0.5}, {"regularizer": noise}):
+        plain = Classifier(jaxrnn.gru(4), 3, num_layers=2)
+        model = Classifier(jaxrnn.gru(4), 3, num_layers=2, **options)
+        variables = model.init(KEY, inputs)
+        still = model.apply(variables, inputs)
+        np.testing.assert_array_equal(still, plain.apply(variables, inputs))
+        one, same, other = (
+            model.apply(variables, inputs, rngs={"dropout": jax.random.key(seed)})
+            for seed in (1, 1, 2)
+        )
+        np.testing.assert_array_equal(one, same)
+        assert np.all(one != other)
+        assert np.all(one != still)
+
+
+def test_residual_layers_add_their_inputs():
+    inputs, lengths = jax.random.normal(KEY, (3, 5, 4)), jnp.array([5, 1, 3])
+    stack = Stack(jaxrnn.gru(4), residual=True)
+    variables = stack.init(KEY, inputs)
+    outputs, last = stack.apply(variables, inputs, lengths)
+    plain, plain_last = Stack(jaxrnn.gru(4)).apply(variables, inputs, lengths)
+    np.testing.assert_allclose(outputs, plain + inputs, atol=1e-6)
+    ends = np.asarray(inputs)[np.arange(3), np.asarray(lengths) - 1]
+    np.testing.assert_allclose(last, plain_last + ends, atol=1e-6)
+
+
+def test_every_step_says_what_a_prefix_would():
+    inputs = jax.random.normal(KEY, (3, 5, 4))
+    in_step = Classifier(jaxrnn.lstm(6), 3, every_step=True)
+    at_the_end = Classifier(jaxrnn.lstm(6), 3)
+    variables = in_step.init(KEY, inputs)
+    logits = in_step.apply(variables, inputs)
+    assert logits.shape == (3, 5, 3)
+    for t in range(5):
+        expected = at_the_end.apply(variables, inputs[:, : t + 1])
+        np.testing.assert_allclose(logits[:, t], expected, atol=1e-5)
+
+
+@pytest.mark.parametrize("model", [MLP(3), CNN(3)])
+def test_baselines_classify_and_read_no_further_than_the_length(model):
+    inputs = jax.random.normal(KEY, (2, 28, 28))
+    variables = model.init(KEY, inputs)
+    lengths = jnp.array([28, 10])
+    logits = model.apply(variables, inputs, lengths)
+    assert logits.shape == (2, 3)
+    changed = model.apply(variables, inputs.at[:, 10:].add(1.0), lengths)
+    assert np.all(changed[0] != logits[0])
+    np.testing.assert_array_equal(changed[1], logits[1])
+    blank = model.apply(variables, inputs.at[1, 10:].set(0.0))
+    np.testing.assert_allclose(blank, logits, atol=1e-6)
+
+
+def test_the_sketcher_draws_what_its_style_says():
+    model = Sketcher(jaxrnn.lstm(6), 10, num_steps=5, num_features=4, style_size=2)
+    inputs, labels = jax.random.uniform(KEY, (3, 5, 4)), jnp.array([1, 1, 2])
+    variables = model.init(KEY, inputs, labels)
+    rows, nats = model.apply(variables, inputs, labels)
+    assert rows.shape == inputs.shape
+    assert np.all(nats > 0)
+    draw = partial(model.apply, variables, method="draw")
+    style = jnp.zeros((3, 2))
+    drawn = draw(labels, style)
+    np.testing.assert_array_equal(drawn[0], drawn[1])
+    assert np.all(drawn[0] != drawn[2])
+    assert np.all(draw(labels, style + 1) != drawn)
+
+
+def test_the_encoder_decoder_continues_what_it_read():
+    model = EncoderDecoder(jaxrnn.lstm(6), num_steps=3, num_features=4)
+    inputs = jax.random.normal(KEY, (2, 5, 4))
+    variables = model.init(KEY, inputs)
+    sensitivity = jax.jacobian(lambda x: model.apply(variables, x))(inputs)
+    assert sensitivity.shape == (2, 3, 4, 2, 5, 4)
+    depends = np.abs(sensitivity).sum((2, 5)) > 0  # [row, step drawn, row, step read]
+    assert depends[0, :, 0].all()
+    assert depends[1, :, 1].all()
+    assert not depends[0, :, 1].any()
 
 
 @pytest.mark.parametrize("bidirectional", [False, True])

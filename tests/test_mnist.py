@@ -105,6 +105,33 @@ def test_a_run_prints_and_writes_what_it_promises(whole):
         assert (out / f"{picture}.png").read_bytes().startswith(b"\x89PNG")
 
 
+def test_nothing_is_compiled_after_the_first_look(tmp_path, monkeypatch):
+    compiled, looks = [], []
+
+    def heard(event, *_, **__):
+        if event == "/jax/core/compile/backend_compile_duration":
+            compiled.append(event)
+
+    append = mnist.Run.append_metrics
+
+    def look(run, row):
+        looks.append(len(compiled))
+        append(run, row)
+
+    monkeypatch.setattr(mnist.Run, "append_metrics", look)
+    monkeypatch.setattr(mnist, "draw", lambda *_: None)
+    jax.clear_caches()
+    jax.monitoring.register_event_duration_secs_listener(heard)
+    try:
+        assert mnist.main(dataclasses.replace(SMALL, steps=100, out=tmp_path / "run")) == 0
+    finally:
+        jax.monitoring.unregister_event_duration_listener(heard)
+    assert len(looks) == 5
+    assert looks[0] > 0
+    # A checkpoint's first save may still compile a copy; no step and no evaluation does.
+    assert len(set(looks[1:])) == 1
+
+
 def test_a_finished_run_shows_its_result_and_another_is_refused(whole, capsys):
     out, _ = whole
     before = (out / "result.json").stat().st_mtime_ns

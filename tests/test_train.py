@@ -23,7 +23,7 @@ def _promotion():
 
 
 def new_state():
-    return train.create_state(MODEL, OPTIMIZER, jax.random.key(0), 5)
+    return train.create_state(MODEL, OPTIMIZER, jax.random.key(0), jnp.zeros((1, 6, 5)))
 
 
 @pytest.fixture(scope="module")
@@ -49,7 +49,7 @@ def test_a_step_is_adam_on_the_mean_cross_entropy(examples):
     # Adam's first step from zero moments is learning_rate * g / (|g| + eps).
     expected = jax.tree.map(lambda p, g: p - 1e-2 * g / (jnp.abs(g) + 1e-8), state.params, grads)
     after, actual = jax.jit(train.train_step, static_argnums=(0, 1))(
-        MODEL, OPTIMIZER, state, sequences, labels
+        MODEL, OPTIMIZER, state, (sequences, labels)
     )
     assert after.step == 1
     np.testing.assert_allclose(actual, value, rtol=1e-5)
@@ -59,9 +59,9 @@ def test_a_step_is_adam_on_the_mean_cross_entropy(examples):
 
 def test_chunks_cut_anywhere_make_the_same_steps(examples):
     indices = np.arange(60, dtype=np.int32).reshape(6, 10)
-    whole, losses = train.train_chunk(MODEL, OPTIMIZER, MESH, new_state(), *examples, indices)
-    part, first = train.train_chunk(MODEL, OPTIMIZER, MESH, new_state(), *examples, indices[:2])
-    part, second = train.train_chunk(MODEL, OPTIMIZER, MESH, part, *examples, indices[2:])
+    whole, losses = train.train_chunk(MODEL, OPTIMIZER, MESH, new_state(), examples, indices)
+    part, first = train.train_chunk(MODEL, OPTIMIZER, MESH, new_state(), examples, indices[:2])
+    part, second = train.train_chunk(MODEL, OPTIMIZER, MESH, part, examples, indices[2:])
     assert whole.step == part.step == 6
     np.testing.assert_allclose(losses, np.concatenate([first, second]), rtol=1e-5)
     for a, b in zip(*map(jax.tree.leaves, (whole.params, part.params)), strict=True):
@@ -70,10 +70,10 @@ def test_chunks_cut_anywhere_make_the_same_steps(examples):
 
 def test_a_batch_shared_by_two_devices_makes_the_same_steps(examples):
     indices = np.arange(60, dtype=np.int32).reshape(6, 10)
-    one, losses = train.train_chunk(MODEL, OPTIMIZER, MESH, new_state(), *examples, indices)
+    one, losses = train.train_chunk(MODEL, OPTIMIZER, MESH, new_state(), examples, indices)
     mesh = train.make_mesh(2)
     assert mesh.size == 2
-    arguments = train.replicate((new_state(), *examples), mesh)
+    arguments = train.replicate((new_state(), examples), mesh)
     two, shared = train.train_chunk(MODEL, OPTIMIZER, mesh, *arguments, indices)
     np.testing.assert_allclose(losses, shared, rtol=1e-5)
     for a, b in zip(*map(jax.tree.leaves, (one.params, two.params)), strict=True):
@@ -90,7 +90,7 @@ def test_a_batch_shared_by_two_devices_makes_the_same_steps(examples):
 def test_it_learns(examples):
     indices = np.tile(np.arange(90, dtype=np.int32).reshape(9, 10), (12, 1))
     assert train.evaluate(MODEL, MESH, new_state().params, *examples) < 0.7
-    state, losses = train.train_chunk(MODEL, OPTIMIZER, MESH, new_state(), *examples, indices)
+    state, losses = train.train_chunk(MODEL, OPTIMIZER, MESH, new_state(), examples, indices)
     assert losses[-9:].mean() < 0.2 * losses[:9].mean()
     assert train.evaluate(MODEL, MESH, state.params, *examples) == 1.0
 

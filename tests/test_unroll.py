@@ -4,25 +4,16 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 import pytest
+from all_cells import CELLS, H, I
 
 import jaxrnn
 
-CELLS = {
-    "rnn": lambda: jaxrnn.rnn(5),
-    "rnn-relu": lambda: jaxrnn.rnn(5, activation=jax.nn.relu),
-    "lstm": lambda: jaxrnn.lstm(5),
-    "lstm-peephole": lambda: jaxrnn.lstm(5, peephole=True),
-    "lstm-projection": lambda: jaxrnn.lstm(5, projection_size=3),
-    "lstm-clip": lambda: jaxrnn.lstm(5, cell_clip=0.2),
-    "gru": lambda: jaxrnn.gru(5),
-    "gru-before": lambda: jaxrnn.gru(5, reset_after=False),
-}
-T, I = 7, 4  # noqa: E741
+T = 7
 
 
 def make(name, batch=(3,), seed=0):
     """A cell, parameters with no zeros among them, inputs and an initial state."""
-    cell = CELLS[name]()
+    cell = CELLS[name]
     keys = iter(jax.random.split(jax.random.key(seed), 100))
     noisy = lambda leaf: leaf + 0.3 * jax.random.normal(next(keys), leaf.shape)  # noqa: E731
     params = jax.tree.map(noisy, cell.init(next(keys), I))
@@ -81,7 +72,7 @@ def test_length_zero_gives_back_the_initial_state():
 def test_any_number_of_batch_axes_and_either_layout(batch):
     cell, params, inputs, state = make("lstm", batch)
     outputs, final = jaxrnn.unroll(cell, params, inputs, initial_state=state)
-    assert outputs.shape == (*batch, T, 5)
+    assert outputs.shape == (*batch, T, H)
     for index in np.ndindex(batch):
         expected, end = loop(cell, params, inputs[index], at(state, index))
         close(outputs[index], expected)
@@ -132,14 +123,14 @@ def test_forget_bias_is_in_the_parameters():
     ("change", "words"),
     [
         ({"inputs": jnp.zeros(4)}, "inputs must be"),
-        ({"inputs": jnp.zeros((3, T, 4), jnp.bfloat16)}, "inputs must have the parameters' dtype"),
+        ({"inputs": jnp.zeros((3, T, I), jnp.bfloat16)}, "inputs must have the parameters' dtype"),
         ({"lengths": jnp.zeros(2, jnp.int32)}, r"lengths must have the batch's shape \(3,\)"),
         ({"lengths": jnp.zeros(3)}, "lengths must be integers"),
         ({"lengths": jnp.array([0, 1, 8])}, "lengths must lie in 0..7"),
         ({"lengths": jnp.array([0, -1, 2])}, "lengths must lie in 0..7"),
         ({"resets": jnp.zeros((3, 2), bool)}, "resets must have shape"),
         ({"resets": jnp.zeros((3, T))}, "resets must be boolean"),
-        ({"initial_state": jaxrnn.GRUState(jnp.zeros((3, 5)))}, "initial_state must be LSTMState"),
+        ({"initial_state": jaxrnn.GRUState(jnp.zeros((3, H)))}, "initial_state must be LSTMState"),
         ({"implementation": "fast"}, "implementation must be"),
         ({"unroll": 0}, "unroll must be a positive integer"),
     ],

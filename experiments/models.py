@@ -1,0 +1,78 @@
+"""The networks that the experiments' options ask for: names of cells, initializers, baselines."""
+
+from __future__ import annotations
+
+from functools import partial
+from typing import Any
+
+import flax.linen as nn
+import jax
+from jax.nn.initializers import glorot_uniform, orthogonal
+
+import jaxrnn
+from jaxrnn.linen import CNN, MLP, Classifier
+
+CELLS = {
+    "rnn": jaxrnn.rnn,
+    "rnn-relu": partial(jaxrnn.rnn, activation=jax.nn.relu),
+    "rnn-sigmoid": partial(jaxrnn.rnn, activation=jax.nn.sigmoid),
+    "irnn": partial(jaxrnn.rnn, activation=jax.nn.relu, recurrent_init=jaxrnn.identity()),
+    "indrnn": jaxrnn.indrnn,
+    "lstm": jaxrnn.lstm,
+    "lstm-peephole": partial(jaxrnn.lstm, peephole=True),
+    "lstm-nig": partial(jaxrnn.odyssey, variant="NIG"),
+    "lstm-nfg": partial(jaxrnn.odyssey, variant="NFG"),
+    "lstm-nog": partial(jaxrnn.odyssey, variant="NOG"),
+    "lstm-niaf": partial(jaxrnn.odyssey, variant="NIAF"),
+    "lstm-noaf": partial(jaxrnn.odyssey, variant="NOAF"),
+    "lstm-cifg": partial(jaxrnn.odyssey, variant="CIFG"),
+    "lstm-np": partial(jaxrnn.odyssey, variant="NP"),
+    "lstm-fgr": partial(jaxrnn.odyssey, variant="FGR"),
+    "lstm-layer-norm": jaxrnn.layer_norm_lstm,
+    "janet": jaxrnn.janet,
+    "gru": jaxrnn.gru,
+    "gru-before": partial(jaxrnn.gru, reset_after=False),
+    "mgu": jaxrnn.mgu,
+    "min-gru": jaxrnn.min_gru,
+    "min-lstm": jaxrnn.min_lstm,
+    "lru": jaxrnn.lru,
+}
+# Networks without a recurrence, to compare with.
+BASELINES = {"mlp": MLP, "cnn": CNN}
+INITIALIZERS = {
+    "glorot": glorot_uniform(),
+    "orthogonal": orthogonal(),
+    "identity": jaxrnn.identity(),
+}
+
+
+def make_cell(name: str, hidden_size: int, **options: Any) -> jaxrnn.Cell:
+    """The cell of this name; options that are None are left at the cell's default.
+
+    Raises:
+        ValueError: If the cell has no such option.
+    """
+    given = {key: value for key, value in options.items() if value is not None}
+    try:
+        return CELLS[name](hidden_size, **given)
+    except TypeError:
+        asked = ", ".join(f"--{key.replace('_', '-')}" for key in given)
+        raise ValueError(f"--cell {name} does not take all of {asked}") from None
+
+
+def make_model(name: str, num_classes: int, hidden_size: int, cell: dict, **options) -> nn.Module:
+    """The classifier of this name.
+
+    Args:
+        name: A cell or a baseline.
+        num_classes: The number of classes.
+        hidden_size: Units of a layer; a baseline has its own sizes.
+        cell: Options of the cell.
+        **options: Those of `Classifier`.
+
+    Raises:
+        ValueError: If the cell has no such option.
+    """
+    if name in BASELINES:
+        return BASELINES[name](num_classes)
+    return Classifier(make_cell(name, hidden_size, **cell), num_classes, **options)

@@ -1,0 +1,158 @@
+"""Made the arrays beside it: what other libraries compute with random weights, and its gradients.
+
+    pip install tensorflow==2.21.* tf_keras && python tests/golden/make.py tf1
+    pip install torch==2.13.0 && python tests/golden/make.py torch
+    pip install keras==3.* jax && KERAS_BACKEND=jax python tests/golden/make.py keras
+
+Each file holds `inputs`, `weights/…` under the library's own names, `outputs`, the last `states/…`,
+and of the loss sum(outputs · cos(k)) + sum(states · cos(k)), k = 0, 1, 2 … along each flattened
+array, the gradients `d_inputs` and `d_weights/…`.
+"""
+
+import sys
+from pathlib import Path
+
+import numpy as np
+
+B, T, I, H, P = 2, 5, 3, 4, 2  # noqa: E741
+HERE = Path(__file__).parent
+
+
+def normal(shape, seed):
+    """Random float32."""
+    return (0.7 * np.random.default_rng(seed).normal(size=shape)).astype(np.float32)
+
+
+def cosines(shape):
+    """The factors of the loss."""
+    return np.cos(np.arange(np.prod(shape))).reshape(shape).astype(np.float32)
+
+
+def save(name, weights, outputs, states, d_inputs, d_weights):
+    """One file."""
+    arrays = {"inputs": normal((B, T, I), 0), "outputs": outputs, "d_inputs": d_inputs}
+    arrays |= {f"weights/{key}": value for key, value in weights.items()}
+    arrays |= {f"d_weights/{key}": value for key, value in d_weights.items()}
+    arrays |= {f"states/{key}": value for key, value in states.items()}
+    np.savez(HERE / f"{name}.npz", **{key: np.asarray(value) for key, value in arrays.items()})
+
+
+def tf1():
+    """TensorFlow 1's cells under dynamic_rnn."""
+    import tensorflow.compat.v1 as tf
+
+    tf.disable_v2_behavior()
+    cell = tf.nn.rnn_cell
+    cells = {
+        "rnn": (cell.BasicRNNCell, {}, ["hidden"]),
+        "basic_lstm": (cell.BasicLSTMCell, {"forget_bias": 1.0}, ["cell", "hidden"]),
+        "lstm": (
+            cell.LSTMCell,
+            {"use_peepholes": True, "num_proj": P, "forget_bias": 0.5},
+            ["cell", "hidden"],
+        ),
+        "gru": (cell.GRUCell, {}, ["hidden"]),
+    }
+    for name, (make, options, fields) in cells.items():
+        with tf.Graph().as_default(), tf.Session() as session:
+            inputs = tf.constant(normal((B, T, I), 0))
+            outputs, state = tf.nn.dynamic_rnn(make(H, **options), inputs, dtype=tf.float32)
+            states = list(state) if len(fields) > 1 else [state]
+            variables = tf.trainable_variables()
+            for seed, variable in enumerate(variables, 1):
+                session.run(tf.assign(variable, normal(variable.shape, seed)))
+            shapes = [tuple(each.shape) for each in session.run([outputs, *states])]
+            loss = sum(
+                tf.reduce_sum(each * cosines(shape))
+                for each, shape in zip([outputs, *states], shapes, strict=True)
+            )
+            gradients = tf.gradients(loss, [inputs, *variables])
+            found, made, end, (d_inputs, *d_weights) = session.run(
+                [variables, outputs, states, gradients]
+            )
+            names = ["/".join(v.name.split(":")[0].split("/")[2:]) for v in variables]
+            save(
+                f"tf1_{name}",
+                dict(zip(names, found, strict=True)),
+                made,
+                dict(zip(fields, end, strict=True)),
+                d_inputs,
+                dict(zip(names, d_weights, strict=True)),
+            )
+
+
+def torch():
+    """torch.nn's modules: two layers, both directions; and a projection."""
+    import torch
+
+    modules = {
+        "rnn": (torch.nn.RNN, {}, ["hidden"]),
+        "lstm": (torch.nn.LSTM, {}, ["hidden", "cell"]),
+        "lstm_projection": (torch.nn.LSTM, {"proj_size": P}, ["hidden", "cell"]),
+        "gru": (torch.nn.GRU, {}, ["hidden"]),
+    }
+    for name, (make, options, fields) in modules.items():
+        module = make(I, H, num_layers=2, bidirectional=True, batch_first=True, **options)
+        weights = module.state_dict()
+        module.load_state_dict(
+            {
+                key: torch.from_numpy(normal(value.shape, seed))
+                for seed, (key, value) in enumerate(weights.items(), 1)
+            }
+        )
+        inputs = torch.from_numpy(normal((B, T, I), 0)).requires_grad_()
+        outputs, state = module(inputs)
+        states = state if len(fields) > 1 else (state,)
+        loss = sum(
+            (each * torch.from_numpy(cosines(each.shape))).sum() for each in (outputs, *states)
+        )
+        loss.backward()
+        save(
+            f"torch_{name}",
+            {key: value.numpy() for key, value in module.state_dict().items()},
+            outputs.detach(),
+            {field: each.detach() for field, each in zip(fields, states, strict=True)},
+            inputs.grad,
+            {key: value.grad for key, value in module.named_parameters()},
+        )
+
+
+def keras():
+    """Keras 3's layers on the JAX backend."""
+    import jax
+    import jax.numpy as jnp
+    import keras
+
+    layers = {
+        "rnn": (keras.layers.SimpleRNN, {}, ["hidden"]),
+        "lstm": (keras.layers.LSTM, {}, ["hidden", "cell"]),
+        "gru": (keras.layers.GRU, {"reset_after": True}, ["hidden"]),
+        "gru_before": (keras.layers.GRU, {"reset_after": False}, ["hidden"]),
+    }
+    for name, (make, options, fields) in layers.items():
+        layer = make(H, return_sequences=True, return_state=True, **options)
+        layer.build((B, T, I))
+        weights = [normal(value.shape, seed) for seed, value in enumerate(layer.get_weights(), 1)]
+        rest = [variable.value for variable in layer.non_trainable_variables]
+
+        def loss(weights, inputs, layer=layer, rest=rest):
+            (outputs, *states), _ = layer.stateless_call(weights, rest, inputs)
+            total = sum(jnp.sum(each * cosines(each.shape)) for each in (outputs, *states))
+            return total, (outputs, states)
+
+        inputs = jnp.asarray(normal((B, T, I), 0))
+        found = jax.value_and_grad(loss, (0, 1), has_aux=True)(weights, inputs)
+        (_, (outputs, states)), (d_weights, d_inputs) = found
+        names = ["kernel", "recurrent_kernel", "bias"]
+        save(
+            f"keras_{name}",
+            dict(zip(names, weights, strict=True)),
+            outputs,
+            dict(zip(fields, states, strict=True)),
+            d_inputs,
+            dict(zip(names, d_weights, strict=True)),
+        )
+
+
+if __name__ == "__main__":
+    {"tf1": tf1, "torch": torch, "keras": keras}[sys.argv[1]]()
