@@ -325,10 +325,14 @@ def build_optimizer(config: Config):
 
 def initial_state(config: Config) -> train.TrainState:
     """The state before the first step."""
-    time_steps, input_size = (784, 1) if config.order in ("pixels", "permuted") else (28, 28)
-    example = np.zeros((1, time_steps, input_size), np.float32)
-    key = jax.random.key(config.seed)
+    key, example = jax.random.key(config.seed), initial_example(config)
     return train.create_state(build_model(config), build_optimizer(config), key, example)
+
+
+def initial_example(config: Config) -> np.ndarray:
+    """A sequence of the shape that the model reads, float32 `[1, T, I]`."""
+    shape = (1, 784, 1) if config.order in ("pixels", "permuted") else (1, 28, 28)
+    return np.zeros(shape, np.float32)
 
 
 def identity(config: Config, dataset: data.Dataset) -> dict[str, Any]:

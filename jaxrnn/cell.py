@@ -11,6 +11,7 @@ Shapes: B batch (any number of axes, also none), I input features, H hidden unit
 
 from __future__ import annotations
 
+import functools
 from collections.abc import Callable
 from typing import Any, NamedTuple
 
@@ -119,9 +120,28 @@ def along(
     return jnp.broadcast_to(vector, like.shape)
 
 
-def zeros(params: Params, batch_shape: tuple[int, ...], size: int) -> Float[Array, "*batch size"]:
+def zeros(params: Params, batch_shape: tuple, size: int) -> Float[Array, "*batch size"]:
     """A state of zeros in the dtype of the parameters."""
     return jnp.zeros((*batch_shape, size), jax.tree.leaves(params)[0].dtype)
+
+
+def cached(constructor: Callable[..., Cell]) -> Callable[..., Cell]:
+    """The same options give the same cell, so that what was compiled for it is found again.
+
+    An option may also be a traced number, as a forget bias that differs from run to run of one
+    program; such a cell is made anew.
+    """
+    remember = functools.cache(constructor)
+
+    @functools.wraps(constructor)
+    def make(*args, **kwargs):
+        try:
+            hash((args, tuple(kwargs.values())))
+        except TypeError:
+            return constructor(*args, **kwargs)
+        return remember(*args, **kwargs)
+
+    return make
 
 
 def sigmoid(x: Array) -> Array:

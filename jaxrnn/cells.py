@@ -9,7 +9,6 @@ Shapes: B batch (any number of axes), I input features, H hidden units.
 from __future__ import annotations
 
 from collections.abc import Callable
-from functools import cache
 from typing import NamedTuple
 
 import jax
@@ -21,6 +20,7 @@ from jaxrnn.cell import (
     Initializer,
     affine,
     along,
+    cached,
     chrono_bias,
     gated,
     kernels,
@@ -69,7 +69,7 @@ class GRUState(NamedTuple):
     hidden: Float[Array, "*B H"]
 
 
-@cache
+@cached
 def rnn(
     hidden_size: int,
     *,
@@ -110,7 +110,7 @@ def rnn(
     return gated(gate, init, initial_state, summed=True)
 
 
-@cache
+@cached
 def indrnn(
     hidden_size: int,
     *,
@@ -150,7 +150,7 @@ def indrnn(
     return gated(gate, init, initial_state)
 
 
-@cache
+@cached
 def gru(
     hidden_size: int,
     *,
@@ -226,7 +226,7 @@ def gru(
     )
 
 
-@cache
+@cached
 def mgu(
     hidden_size: int,
     *,

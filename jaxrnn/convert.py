@@ -16,7 +16,7 @@ Shapes: I input features, H hidden units, P the size of an LSTM's output, G gate
 from __future__ import annotations
 
 from collections.abc import Mapping, Sequence
-from typing import Any, Literal
+from typing import Any
 
 import jax.numpy as jnp
 import numpy as np
@@ -24,7 +24,7 @@ import numpy as np
 from jaxrnn.cells import GRUParams, RNNParams
 from jaxrnn.lstm import LSTMParams
 
-Kind = Literal["rnn", "lstm", "gru"]
+Kind = str  # "rnn", "lstm" or "gru"
 Params = RNNParams | LSTMParams | GRUParams
 Arrays = Mapping[str, Any]
 # The order of our gates; sources name theirs by the same letters.
@@ -224,8 +224,8 @@ def to_keras(params: Params) -> dict[str, np.ndarray]:
     Raises:
         ValueError: If the LSTM has peepholes or a projection, which Keras' has not.
     """
-    if getattr(params, "peephole", None) is not None or getattr(params, "projection", None):
-        raise ValueError("params must have no peephole and no projection for keras.layers.LSTM")
+    if isinstance(params, LSTMParams):
+        _simple(params, "keras.layers.LSTM")
     kernel, recurrent, bias = map(np.asarray, params[:3])
     if isinstance(params, GRUParams):
         if params.recurrent_bias is not None:
@@ -281,7 +281,7 @@ def from_nnx(kind: Kind, params: Mapping[str, Arrays]) -> Params:
     Raises:
         ValueError: If a name is missing or too many, or a shape is wrong; names it.
     """
-    if kind == "lstm" and "dense_i" not in params:
+    if kind == "lstm" and "ii" in params:
         renamed = {("if" if name == "if_" else name): value for name, value in params.items()}
         return from_linen(kind, renamed)
     take, count = _Taker(_flat(params)), len(GATES[_kind(kind)])
@@ -348,12 +348,17 @@ def _to_layers(kind, params, names):
 
 def _plain(params, library):
     """The kind of cell, if Flax has it."""
-    if getattr(params, "peephole", None) is not None or getattr(params, "projection", None):
-        raise ValueError(f"params must have no peephole and no projection for {library}")
+    if isinstance(params, LSTMParams):
+        _simple(params, library)
     if isinstance(params, GRUParams) and params.recurrent_bias is None:
         raise ValueError(f"params must be those of gru(reset_after=True) for {library}")
     kinds = {RNNParams: "rnn", LSTMParams: "lstm", GRUParams: "gru"}
     return kinds[type(params)]
+
+
+def _simple(params: LSTMParams, library: str) -> None:
+    if params.peephole is not None or params.projection is not None:
+        raise ValueError(f"params must have no peephole and no projection for {library}")
 
 
 def _join_gru_bias(biases):

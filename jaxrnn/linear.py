@@ -12,7 +12,6 @@ Shapes: B batch (any number of axes), T time, I input features, H hidden units.
 from __future__ import annotations
 
 from collections.abc import Callable
-from functools import cache
 from typing import Any, NamedTuple
 
 import jax
@@ -20,7 +19,18 @@ import jax.numpy as jnp
 from jax import lax
 from jaxtyping import Array, Float
 
-from jaxrnn.cell import Cell, Initializer, Params, State, affine, along, kernels, positive, zeros
+from jaxrnn.cell import (
+    Cell,
+    Initializer,
+    Params,
+    State,
+    affine,
+    along,
+    cached,
+    kernels,
+    positive,
+    zeros,
+)
 from jaxrnn.cells import RNNParams, RNNState
 from jaxrnn.fused import Steps, where
 
@@ -89,7 +99,7 @@ def parallel(
     return outputs, recurrence.unpack(packed[-1], outputs.dtype)
 
 
-@cache
+@cached
 def min_gru(hidden_size: int, *, kernel_init: Initializer | None = None) -> Cell:
     """The minGRU (Feng et al., "Were RNNs all we needed?", 2024).
 
@@ -115,7 +125,7 @@ def min_gru(hidden_size: int, *, kernel_init: Initializer | None = None) -> Cell
     return _minimal(hidden_size, 2, coefficients, kernel_init)
 
 
-@cache
+@cached
 def min_lstm(hidden_size: int, *, kernel_init: Initializer | None = None) -> Cell:
     """The minLSTM (Feng et al., "Were RNNs all we needed?", 2024).
 
@@ -173,7 +183,7 @@ class LRUState(NamedTuple):
     imaginary: Float[Array, "*B H"]
 
 
-@cache
+@cached
 def lru(
     hidden_size: int,
     *,

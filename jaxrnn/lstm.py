@@ -9,7 +9,6 @@ Shapes: B batch (any number of axes), I input features, H memory cells, P the si
 from __future__ import annotations
 
 from collections.abc import Callable
-from functools import cache
 from typing import NamedTuple
 
 import jax
@@ -22,6 +21,7 @@ from jaxrnn.cell import (
     Initializer,
     affine,
     along,
+    cached,
     chrono_bias,
     gated,
     kernels,
@@ -71,11 +71,11 @@ class LayerNormLSTMParams(NamedTuple):
     cell_bias: Float[Array, " H"]
 
 
-@cache
+@cached
 def lstm(
     hidden_size: int,
     *,
-    forget_bias: float = 1.0,
+    forget_bias: float | Array = 1.0,
     activation: Callable[[Array], Array] = jnp.tanh,
     peephole: bool = False,
     projection_size: int | None = None,
@@ -193,8 +193,8 @@ def _gate(names: str, activation, output_activation, *, peephole, clip=None, cou
 VARIANTS = ("V", "NIG", "NFG", "NOG", "NIAF", "NOAF", "CIFG", "NP", "FGR")
 
 
-@cache
-def odyssey(hidden_size: int, variant: str = "V", *, forget_bias: float = 1.0) -> Cell:
+@cached
+def odyssey(hidden_size: int, variant: str = "V", *, forget_bias: float | Array = 1.0) -> Cell:
     """The LSTM with peepholes and its eight variants of "LSTM: A search space odyssey".
 
     Greff et al., 2017. "V" is their vanilla LSTM, `lstm(hidden_size, peephole=True)`; the others
@@ -273,12 +273,12 @@ def _linear(x: Array) -> Array:
     return x
 
 
-@cache
+@cached
 def janet(
     hidden_size: int,
     *,
     beta: float = 1.0,
-    forget_bias: float = 1.0,
+    forget_bias: float | Array = 1.0,
     chrono: float | None = None,
     kernel_init: Initializer | None = None,
     recurrent_init: Initializer | None = None,
@@ -333,8 +333,10 @@ def janet(
     return gated(gate, init, initial_state, summed=True)
 
 
-@cache
-def layer_norm_lstm(hidden_size: int, *, forget_bias: float = 1.0, epsilon: float = 1e-5) -> Cell:
+@cached
+def layer_norm_lstm(
+    hidden_size: int, *, forget_bias: float | Array = 1.0, epsilon: float = 1e-5
+) -> Cell:
     """The LSTM with layer normalisation (Ba et al., "Layer normalization", 2016, equations 20–22).
 
         i, f, g, o = LN(h·W)∘recurrent_scale + LN(x·U)∘scale + b

@@ -31,10 +31,10 @@ class Regularizer(NamedTuple):
             (DropConnect, Wan et al., 2013, as in the AWD-LSTM of Merity et al., 2018).
     """
 
-    zoneout: float | tuple[float, ...] | None = None
-    recurrent_dropout: float | None = None
+    zoneout: float | Array | tuple[float, ...] | None = None
+    recurrent_dropout: float | Array | None = None
     tied: bool | None = None
-    weight_dropout: float | None = None
+    weight_dropout: float | Array | None = None
 
 
 def check(regularizer: Regularizer, cell: Cell, params: Params) -> None:

@@ -22,7 +22,7 @@ ERROR_TICKS = (0.9, 0.5, 0.2, 0.1, 0.05, 0.03, 0.02, 0.015, 0.01, 0.007, 0.005, 
 HEAT = "Blues"  # light to dark in one hue: fit for any eye, and for grey prints
 
 
-def _figure(width: float, height: float, title: str = "") -> Figure:
+def _figure(width: int | float, height: int | float, title: str = "") -> Figure:
     from matplotlib.figure import Figure
 
     figure = Figure(figsize=(width, height), dpi=120, layout="compressed", facecolor="white")
@@ -240,6 +240,63 @@ def accuracies(values, path: str | PathLike, title: str = "") -> None:
     axes.plot(np.arange(1, len(values) + 1), values, marker="o", markersize=3)
     axes.set(xlabel="rows read", ylabel="test accuracy", ylim=(0, 1))
     axes.grid(alpha=0.3)
+    _save(figure, path)
+
+
+def learning_bands(records: Sequence[Mapping], path: str | PathLike, title: str = "") -> None:
+    """Draws each setting's test error while it learned: the mean over seeds, and ± one deviation.
+
+    Args:
+        records: as `jaxrnn.compare` takes them; diverged ones are left out.
+        path: where the picture goes.
+        title: heads the picture.
+
+    Raises:
+        ValueError: there is no record that came to its end.
+    """
+    good = [record for record in records if record["status"] == "ok"]
+    if not good:
+        raise ValueError("records must hold at least one that came to its end, got none")
+    figure = _figure(8, 5, title)
+    axes = figure.subplots()
+    for number, row in enumerate(dict.fromkeys(record["row"] for record in good)):
+        curves = [record["curve"] for record in good if record["row"] == row]
+        steps = [point["step"] for point in curves[0]]
+        errors = np.array([[1 - point["test_accuracy"] for point in curve] for curve in curves])
+        mean, spread = errors.mean(0), errors.std(0)
+        style = ("-", "--", ":", "-.")[number // 10 % 4]
+        (line,) = axes.plot(steps, mean, style, marker="o", markersize=3, label=row)
+        if len(curves) > 1:
+            low = np.maximum(mean - spread, 1e-4)
+            axes.fill_between(steps, low, mean + spread, color=line.get_color(), alpha=0.15)
+    axes.set(xlabel="step", ylabel="test error", yscale="log")
+    axes.grid(alpha=0.3, which="both")
+    axes.legend(fontsize="small", ncols=2)
+    _save(figure, path)
+
+
+def heat_map(
+    values,
+    names: Sequence[str],
+    labels: tuple[Sequence[str], Sequence[str]],
+    path: str | PathLike,
+    title: str = "test accuracy, %",
+) -> None:
+    """Draws a grid of accuracies: values float [R, C] in 0..1, labels of its rows and columns."""
+    rows, columns = labels
+    values = 100 * _check("values", values, len(rows), len(columns))
+    figure = _figure(1.1 * len(columns) + 2.5, 0.7 * len(rows) + 1.5, title)
+    axes = figure.subplots()
+    image = axes.imshow(values, cmap=HEAT, aspect="auto")
+    middle = (np.nanmin(values) + np.nanmax(values)) / 2
+    for (row, column), value in np.ndenumerate(values):
+        color = "white" if value > middle else "black"
+        text = "–" if np.isnan(value) else f"{value:.2f}"
+        axes.text(column, row, text, ha="center", va="center", color=color)
+    axes.set_xticks(range(len(columns)), columns)
+    axes.set_yticks(range(len(rows)), rows)
+    axes.set(ylabel=names[0], xlabel=names[1])
+    figure.colorbar(image)
     _save(figure, path)
 
 

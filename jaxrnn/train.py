@@ -47,7 +47,7 @@ class TrainState:
 
 
 def optimizer(
-    learning_rate: float,
+    learning_rate: float | Array,
     *,
     schedule: str = "constant",
     steps: int | None = None,
@@ -56,7 +56,7 @@ def optimizer(
     """Adam (Kingma & Ba, 2015) with a schedule and optional clipping by global norm.
 
     Args:
-        learning_rate: The rate, or the peak of a one-cycle schedule.
+        learning_rate: The rate, or the peak of a one-cycle schedule; may be traced.
         schedule: "constant" or "onecycle" (Smith & Topin, 2018; cosine form).
         steps: Length of the one-cycle schedule.
         clip_norm: Largest global gradient norm, or None.
@@ -64,14 +64,16 @@ def optimizer(
     Raises:
         ValueError: If the schedule is unknown or lacks its length.
     """
+    rate: Any = learning_rate
     if schedule == "onecycle":
         if steps is None:
             raise ValueError("steps must be given for the onecycle schedule, got None")
-        learning_rate = optax.cosine_onecycle_schedule(steps, learning_rate)
+        shape = optax.cosine_onecycle_schedule(steps, 1.0)
+        rate = lambda step: learning_rate * shape(step)  # noqa: E731
     elif schedule != "constant":
         raise ValueError(f"schedule must be 'constant' or 'onecycle', got {schedule!r}")
     clip = optax.identity() if clip_norm is None else optax.clip_by_global_norm(clip_norm)
-    return optax.chain(clip, optax.adam(learning_rate))
+    return optax.chain(clip, optax.adam(rate))
 
 
 @partial(jax.jit, static_argnames=("model", "optimizer"))
@@ -214,10 +216,13 @@ def logits(
     model: nn.Module,
     mesh: Mesh,
     params: Any,
-    sequences: UInt8[Array, "N T I"],
-    lengths: Int[Array, " N"] | None = None,
-) -> Float[Array, "N C"]:
-    """Logits of any number of sequences, computed in batches to bound memory."""
+    sequences: UInt8[Array | np.ndarray, "N T I"],
+    lengths: Int[Array | np.ndarray, " N"] | None = None,
+) -> Float[Array, "N *C"]:
+    """What the model says of any number of sequences, computed in batches to bound memory.
+
+    For a classifier logits `[N, C]`, or `[N, T, C]` if it classifies every step.
+    """
     count = len(sequences)
     missing = -count % mesh.size
 
@@ -242,8 +247,8 @@ def evaluate(
     model: nn.Module,
     mesh: Mesh,
     params: Any,
-    sequences: UInt8[Array, "N T I"],
-    labels: UInt8[Array, " N"],
+    sequences: UInt8[Array | np.ndarray, "N T I"],
+    labels: UInt8[Array | np.ndarray, " N"],
 ) -> float:
     """The share of the sequences that the model classifies correctly."""
     return _count_correct(model, mesh, params, sequences, labels).item() / len(labels)

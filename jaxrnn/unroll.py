@@ -164,6 +164,8 @@ def _scan(cell: Cell, unroll: int, params, initial_state, start, steps: Steps):
 
 
 def _choose_memory(params, inputs) -> str:
+    if not all(isinstance(size, int) for size in inputs.shape):
+        return "save"  # a symbolic size, as in jax.export
     leaves = [leaf for leaf in jax.tree.leaves(params) if leaf.ndim == 2]
     width = sum(leaf.shape[-1] for leaf in leaves)
     size = math.prod(inputs.shape[:-1]) * width * inputs.dtype.itemsize

@@ -59,7 +59,7 @@ def flax_twin(**options):
         ({"time_major": True, "unroll": 2}, {}),
         ({}, {"time_major": True, "reverse": True, "return_carry": True}),
         ({}, {"initial_carry": True, "return_carry": True}),
-        ({"reverse": True}, {"seq_lengths": np.array([5, 2, 3]), "return_carry": True}),
+        ({"reverse": True}, {"seq_lengths": jnp.array([5, 2, 3]), "return_carry": True}),
     ],
 )
 def test_rnn_goes_where_flaxs_goes(attributes, call):
@@ -77,7 +77,7 @@ def test_rnn_goes_where_flaxs_goes(attributes, call):
         (carry, expected), (state, actual) = expected, actual
         np.testing.assert_allclose(state.hidden, carry, atol=1e-6)
     if "seq_lengths" in call:  # past it, Flax's outputs are not zero
-        read = np.arange(5) < call["seq_lengths"][:, None]
+        read = np.arange(5) < np.asarray(call["seq_lengths"])[:, None]
         assert not np.any(actual[~read])
         actual, expected = actual[read], expected[read]
     np.testing.assert_allclose(actual, expected, atol=1e-6)

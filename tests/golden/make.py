@@ -1,6 +1,7 @@
 """Made the arrays beside it: what other libraries compute with random weights, and its gradients.
 
-    pip install tensorflow==2.21.* tf_keras && python tests/golden/make.py tf1
+    pip install tensorflow==2.21.* tf_keras
+    TF_USE_LEGACY_KERAS=1 python tests/golden/make.py tf1
     pip install torch==2.13.0 && python tests/golden/make.py torch
     pip install keras==3.* jax && KERAS_BACKEND=jax python tests/golden/make.py keras
 

@@ -1,0 +1,117 @@
+"""The studies of experiments/ablate.py: what is compared, and what its paper found."""
+
+from __future__ import annotations
+
+from typing import Any, NamedTuple
+
+from models import BASELINES, CELLS
+
+# Options of experiments/mnist.py that the studies share: long enough to compare at convergence.
+FAST = {"schedule": "onecycle", "learning_rate": 3e-3, "steps": 5000, "clip_norm": 1.0}
+LONG = {"schedule": "onecycle", "learning_rate": 2e-3, "steps": 5000, "clip_norm": 1.0}
+
+
+class Study(NamedTuple):
+    """Named settings, each some options of experiments/mnist.py; the first is compared with.
+
+    Attributes:
+        about: The paper, and what it found.
+        rows: The settings.
+        base: Options of all of them.
+    """
+
+    about: str
+    rows: dict[str, dict[str, Any]]
+    base: dict[str, Any] = FAST
+
+
+def _rows(option: str, values: Any) -> dict[str, dict[str, Any]]:
+    return {f"{option}={value}": {option: value} for value in values}
+
+
+STUDIES = {
+    "cells": Study(
+        "Every cell of the library at 128 units, and the networks without a recurrence. Jozefowicz "
+        "et al. (2015) and Greff et al. (2017) found no variant clearly better than the LSTM.",
+        {name: {"cell": name} for name in dict.fromkeys(("lstm", *CELLS, *BASELINES))},
+    ),
+    "odyssey": Study(
+        "Greff et al., LSTM: A search space odyssey, 2017. Found no variant clearly better than "
+        "the vanilla LSTM with peepholes; the forget gate and the output activation matter most.",
+        {
+            name: {"cell": f"lstm-{name}"}
+            for name in (
+                "peephole",
+                "nig",
+                "nfg",
+                "nog",
+                "niaf",
+                "noaf",
+                "cifg",
+                "np",
+                "fgr",
+            )
+        },
+    ),
+    "forget-bias": Study(
+        "Jozefowicz et al., An empirical exploration of recurrent network architectures, 2015. "
+        "Found a bias of 1 better than 0, and the LSTM with it as good as any variant.",
+        _rows("forget_bias", (1.0, 0.0, 2.0, 5.0)),
+    ),
+    "init": Study(
+        "Saxe et al. (2014) and Le et al. (2015) argue for orthogonal and identity recurrent "
+        "kernels.",
+        {
+            f"{cell} {init}": {"cell": cell, "recurrent_init": init}
+            for cell in ("lstm", "rnn", "rnn-relu")
+            for init in ("glorot", "orthogonal", "identity")
+        },
+    ),
+    "size": Study(
+        "Greff et al. (2017): more units help, with less and less gain.",
+        _rows("hidden_size", (128, 32, 64, 256)),
+    ),
+    "order": Study(
+        "Whether it matters in which order an image is read.",
+        _rows("order", ("rows", "columns")),
+    ),
+    "regularisers": Study(
+        "Gal & Ghahramani (2016), Krueger et al. (2017), Merity et al. (2018): noise between the "
+        "steps generalises better.",
+        {
+            "none": {},
+            "zoneout 0.1": {"zoneout": 0.1},
+            "recurrent dropout 0.25, tied": {"recurrent_dropout": 0.25, "tied": True},
+            "recurrent dropout 0.25, per step": {"recurrent_dropout": 0.25, "tied": False},
+            "weight dropout 0.25": {"weight_dropout": 0.25},
+        },
+    ),
+    "optimizers": Study(
+        "Schedules: a one-cycle rate (Smith & Topin, 2018) against a constant one, clipped or not.",
+        {
+            "one cycle, peak 3e-3": {},
+            "one cycle, not clipped": {"clip_norm": None},
+            "one cycle, peak 1e-3": {"learning_rate": 1e-3},
+            "one cycle, peak 1e-2": {"learning_rate": 1e-2},
+            "constant 1e-3": {"schedule": "constant", "learning_rate": 1e-3},
+            "constant 3e-3": {"schedule": "constant"},
+        },
+    ),
+    "sequential-mnist": Study(
+        "784 steps of one pixel (Le et al., 2015). LSTM 98.9 %, JANET 99.0 % in van der Westhuizen "
+        "& Lasenby (2018).",
+        {
+            name: {"cell": name, "chrono": 784.0 if name in ("lstm", "janet", "gru") else None}
+            for name in ("lstm", "janet", "gru", "lru", "min-gru")
+        },
+        LONG | {"order": "pixels"},
+    ),
+    "permuted-mnist": Study(
+        "The same in an order shuffled once. LSTM 92.9 %, JANET 92.5 % there.",
+        {
+            name: {"cell": name, "chrono": 784.0 if name in ("lstm", "janet", "gru") else None}
+            for name in ("lstm", "janet", "gru", "lru", "min-gru")
+        },
+        LONG | {"order": "permuted"},
+    ),
+}

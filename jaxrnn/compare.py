@@ -1,0 +1,107 @@
+"""What several runs of several settings say: means, deviations, paired differences.
+
+A record is one finished run: a mapping with `row` (the setting's name), `seed`, `status` ("ok" or
+"diverged"), `test_accuracy`, `validation_accuracy`, `parameters`, `seconds`, `curve`.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Mapping, Sequence
+from typing import Any, NamedTuple
+
+import numpy as np
+from scipy import stats
+
+Record = Mapping[str, Any]
+
+
+class Summary(NamedTuple):
+    """One setting. Accuracies in 0..1; deviations are over seeds, with n - 1.
+
+    Attributes:
+        row: The setting's name.
+        n: The runs that came to their end.
+        diverged: Those whose loss was no longer finite.
+        parameters: The model's.
+        seconds: Of a run, on average.
+        validation: Mean of the validation accuracy.
+        test: Mean of the test accuracy.
+        deviation: Its standard deviation; NaN for a single run.
+        difference: Mean of this setting's test accuracy less the first's, same seeds only.
+        interval: Half the width of its 95 % confidence interval, by Student's t.
+        pairs: How many seeds both have.
+    """
+
+    row: str
+    n: int
+    diverged: int
+    parameters: int
+    seconds: float
+    validation: float
+    test: float
+    deviation: float
+    difference: float
+    interval: float
+    pairs: int
+
+
+def summarise(records: Sequence[Record], rows: Sequence[str] | None = None) -> list[Summary]:
+    """One summary a setting, in the order given or in that of their first records."""
+    rows = list(dict.fromkeys(record["row"] for record in records)) if rows is None else rows
+    by_row = {row: [record for record in records if record["row"] == row] for row in rows}
+    rows = [row for row in rows if by_row[row]]
+    first = _by_seed(by_row[rows[0]]) if rows else {}
+    return [_summary(row, by_row[row], first) for row in rows]
+
+
+def _summary(row: str, records: Sequence[Record], first: Mapping[int, float]) -> Summary:
+    good = _by_seed(records)
+    tests = np.array(list(good.values()))
+    pairs = np.array([good[seed] - first[seed] for seed in good if seed in first])
+    interval = np.nan
+    if len(pairs) > 1:
+        interval = stats.t.ppf(0.975, len(pairs) - 1) * pairs.std(ddof=1) / np.sqrt(len(pairs))
+    ok = [record for record in records if record["status"] == "ok"]
+    return Summary(
+        row,
+        n=len(tests),
+        diverged=len(records) - len(ok),
+        parameters=records[0]["parameters"],
+        seconds=float(np.mean([record["seconds"] for record in records])),
+        validation=float(np.mean([record["validation_accuracy"] for record in ok] or [np.nan])),
+        test=float(tests.mean()) if len(tests) else np.nan,
+        deviation=float(tests.std(ddof=1)) if len(tests) > 1 else np.nan,
+        difference=float(pairs.mean()) if len(pairs) else np.nan,
+        interval=float(interval),
+        pairs=len(pairs),
+    )
+
+
+def _by_seed(records: Sequence[Record]) -> dict[int, float]:
+    return {r["seed"]: r["test_accuracy"] for r in records if r["status"] == "ok"}
+
+
+def markdown(summaries: Sequence[Summary]) -> str:
+    """The summaries as a table, accuracies in percent; in bold what validation would choose."""
+    lines = [
+        "| | test, % | n | less the first, paired | validation, % | parameters | s a run |",
+        "| --- | --- | --- | --- | --- | --- | --- |",
+    ]
+    best = max((s.validation for s in summaries if s.n), default=np.nan)
+    for number, s in enumerate(summaries):
+        name = f"**{s.row}**" if s.validation == best else s.row
+        test = "–" if not s.n else f"{100 * s.test:.2f}"
+        if s.n > 1:
+            test += f" ± {100 * s.deviation:.2f}"
+        count = f"{s.n}" + (f" ({s.diverged} diverged)" if s.diverged else "")
+        paired = "–"
+        if number and s.pairs > 1:
+            paired = f"{100 * s.difference:+.2f} ± {100 * s.interval:.2f}"
+        elif number and s.pairs:
+            paired = f"{100 * s.difference:+.2f}"
+        validation = "–" if not s.n else f"{100 * s.validation:.2f}"
+        lines.append(
+            f"| {name} | {test} | {count} | {paired} | {validation} | {s.parameters:,} "
+            f"| {s.seconds:.1f} |"
+        )
+    return "\n".join(lines) + "\n"

@@ -1,0 +1,61 @@
+"""Statistics against hand-made numbers."""
+
+import numpy as np
+import pytest
+from scipy import stats
+
+from jaxrnn import compare
+
+
+def record(row, seed, test, status="ok", validation=0.5):
+    return {
+        "row": row,
+        "seed": seed,
+        "status": status,
+        "test_accuracy": test,
+        "validation_accuracy": validation,
+        "parameters": 1000,
+        "seconds": 2.0,
+    }
+
+
+RECORDS = [
+    record("a", 0, 0.90),
+    record("a", 1, 0.92),
+    record("a", 2, 0.94),
+    record("b", 2, 0.95, validation=0.7),
+    record("b", 0, 0.92, validation=0.7),
+    record("b", 1, 0.91, validation=0.7),
+    record("c", 0, np.nan, status="diverged"),
+    record("c", 1, 0.93),
+]
+
+
+def test_means_deviations_and_paired_differences():
+    a, b, c = compare.summarise(RECORDS)
+    assert (a.row, a.n, a.pairs, a.difference) == ("a", 3, 3, 0)
+    assert a.test == pytest.approx(0.92)
+    assert a.deviation == pytest.approx(0.02)
+    differences = [0.02, -0.01, 0.01]  # by seed, not by place
+    expected = stats.ttest_1samp(differences, 0).confidence_interval(0.95)
+    assert b.difference == pytest.approx(np.mean(differences))
+    assert b.difference + b.interval == pytest.approx(expected.high)
+    assert (c.n, c.diverged, c.pairs) == (1, 1, 1)
+    assert c.difference == pytest.approx(0.01)
+    assert np.isnan(c.deviation)
+    assert np.isnan(c.interval)
+
+
+def test_the_table_says_it_all_and_chooses_on_validation():
+    lines = compare.markdown(compare.summarise(RECORDS, ["a", "b", "c", "not run"])).splitlines()
+    assert len(lines) == 5
+    assert "92.00 ± 2.00 | 3 |" in lines[2]
+    assert lines[3].startswith("| **b** | 92.67 ± 2.08 | 3 | +0.67 ± 3.79 | 70.00 | 1,000 | 2.0 |")
+    assert "1 (1 diverged)" in lines[4]
+    assert "+1.00" in lines[4]
+
+
+def test_a_setting_that_only_diverged_has_no_accuracy():
+    (only,) = compare.summarise([record("x", 0, 0.1, status="diverged")])
+    assert np.isnan(only.test)
+    assert "–" in compare.markdown([only])

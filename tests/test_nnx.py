@@ -1,0 +1,89 @@
+"""The NNX layer against flax.nnx.RNN with the same weights, and how it trains."""
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+import optax
+import pytest
+from flax import nnx
+
+import jaxrnn
+from jaxrnn import convert
+from jaxrnn.nnx import RNN
+
+KEY = jax.random.key(0)
+INPUTS = jax.random.normal(KEY, (3, 5, 2))
+ZERO = jnp.zeros((3, 4))
+
+
+def twins(**options):
+    theirs = nnx.RNN(nnx.GRUCell(2, 4, rngs=nnx.Rngs(0)), **options)
+    ours = RNN(jaxrnn.gru(4), 2, rngs=nnx.Rngs(1), **options)
+    weights = nnx.to_pure_dict(nnx.state(theirs.cell, nnx.Param))
+    for name, value in convert.from_nnx("gru", weights)._asdict().items():
+        getattr(ours, name)[...] = value
+    return theirs, ours
+
+
+@pytest.mark.parametrize(
+    ("attributes", "call"),
+    [
+        ({}, {}),
+        ({"reverse": True}, {"return_carry": True}),
+        ({"keep_order": True, "return_carry": True}, {"reverse": True}),
+        ({"time_major": True}, {}),
+    ],
+)
+def test_rnn_goes_where_flaxs_goes(attributes, call):
+    theirs, ours = twins(**attributes)
+    inputs = INPUTS.swapaxes(0, 1) if attributes.get("time_major") else INPUTS
+    expected = theirs(inputs, initial_carry=ZERO, **call)
+    actual = ours(inputs, **call)
+    if isinstance(expected, tuple):
+        (carry, expected), (state, actual) = expected, actual
+        np.testing.assert_allclose(state.hidden, carry, atol=1e-6)
+    np.testing.assert_allclose(actual, expected, atol=1e-6)
+
+
+def test_rnn_goes_into_flaxs_bidirectional():
+    one, other = (RNN(jaxrnn.gru(4), 2, rngs=nnx.Rngs(seed)) for seed in (0, 1))
+    lengths = jnp.array([5, 2, 0])
+    outputs = nnx.Bidirectional(one, other)(INPUTS, seq_lengths=lengths)
+    cell = jaxrnn.gru(4)
+    forward, _ = jaxrnn.unroll(cell, one.params, INPUTS, lengths=lengths)
+    backward, _ = jaxrnn.unroll(cell, other.params, INPUTS, lengths=lengths, reverse=True)
+    np.testing.assert_allclose(outputs, jnp.concatenate([forward, backward], -1), atol=1e-6)
+
+
+def test_it_learns_under_nnx_jit():
+    layer = RNN(jaxrnn.lstm(4, peephole=True), 2, rngs=nnx.Rngs(0))
+    assert set(nnx.to_pure_dict(nnx.state(layer, nnx.Param))) == {
+        "kernel",
+        "recurrent_kernel",
+        "bias",
+        "peephole",
+    }
+    optimizer = nnx.Optimizer(layer, optax.adam(0.03), wrt=nnx.Param)
+
+    @nnx.jit
+    def step(layer, optimizer):
+        loss, gradient = nnx.value_and_grad(lambda layer: jnp.mean((layer(INPUTS) - 0.5) ** 2))(
+            layer
+        )
+        optimizer.update(layer, gradient)
+        return loss
+
+    with jax.numpy_dtype_promotion("standard"):  # which optax needs
+        losses = [float(step(layer, optimizer)) for _ in range(20)]
+    assert losses[-1] < 0.5 * losses[0]
+
+
+def test_noise_only_with_a_stream():
+    noise = jaxrnn.Regularizer(zoneout=0.5)
+    layer = RNN(jaxrnn.gru(4), 2, rngs=nnx.Rngs(0), regularizer=noise)
+    one, same, other = (layer(INPUTS, rngs=nnx.Rngs(dropout=seed)) for seed in (1, 1, 2))
+    np.testing.assert_array_equal(one, same)
+    assert np.any(one != other)
+    still = layer(INPUTS)
+    np.testing.assert_array_equal(still, layer(INPUTS, rngs=nnx.Rngs(params=0)))
+    assert np.any(still != one)

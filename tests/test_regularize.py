@@ -1,0 +1,199 @@
+"""Noise between the steps, truncated backpropagation, streaming."""
+
+import all_cells
+import jax
+import jax.numpy as jnp
+import numpy as np
+import pytest
+from quick_jit import jit
+from test_fused import assert_close, assert_same, problem, run
+
+import jaxrnn
+from jaxrnn import Regularizer
+from jaxrnn.regularize import drop_weights, noise
+
+KEY = jax.random.key(3)
+H = all_cells.H
+NOISY = {
+    "zoneout": Regularizer(zoneout=0.4),
+    "dropout-tied": Regularizer(recurrent_dropout=0.4, tied=True),
+    "dropout-per-step": Regularizer(recurrent_dropout=0.4, tied=False),
+    "weights": Regularizer(weight_dropout=0.4),
+    "all": Regularizer(0.4, 0.4, False, 0.4),
+}
+
+
+@pytest.fixture(autouse=True)
+def x64():
+    with jax.enable_x64(True):
+        yield
+
+
+@pytest.mark.parametrize("name", NOISY)
+def test_every_gradient_is_that_of_the_scan(name):
+    cell = all_cells.CELLS["lstm-peephole" if name == "all" else "gru"]
+    given = problem(cell, lengths=True, resets=name == "all")
+    options = {"regularizer": NOISY[name], "key": KEY}
+    scan = run(cell, implementation="scan", **options)
+    others = [run(cell, implementation="fused", memory=m, **options) for m in ("save", "recompute")]
+    assert_same(given, scan, *others)
+
+
+def loop(cell, params, inputs, state, *, drop=None, mix=None):
+    """The words of the documentation, one Python step at a time."""
+    outputs = []
+    for t in range(inputs.shape[1]):
+        seen = state if drop is None else state._replace(hidden=state.hidden * drop[t])
+        after, _ = cell.step(params, seen, inputs[:, t])
+        if mix is not None:
+            after = jax.tree.map(
+                lambda old, new, m, t=t: jnp.where(m[t] > 0, new, old), state, after, mix
+            )
+        state = after
+        outputs.append(state.hidden)
+    return jnp.stack(outputs, axis=1), state
+
+
+@pytest.mark.parametrize("tied", [True, False])
+def test_recurrent_dropout_is_what_the_product_does_not_see(tied):
+    cell = jaxrnn.lstm(H)  # in it nothing but the product sees the hidden state
+    params, inputs, state, _ = problem(cell, time=6)
+    regularizer = Regularizer(recurrent_dropout=0.5, tied=tied)
+    drop, mix = noise(KEY, regularizer, state, 6)
+    assert mix is None
+    assert set(np.unique(drop)) == {0.0, 2.0}
+    same = np.all(drop == drop[:1], axis=0)
+    assert same.all() if tied else not same.all()
+    actual = jaxrnn.unroll(
+        cell, params, inputs, initial_state=state, regularizer=regularizer, key=KEY
+    )
+    assert_close(actual, loop(cell, params, inputs, state, drop=drop))
+
+
+def test_zoneout_keeps_old_values():
+    cell = jaxrnn.lstm(H)
+    params, inputs, state, _ = problem(cell, time=6)
+    regularizer = Regularizer(zoneout=(0.2, 0.7))
+    drop, mix = noise(KEY, regularizer, state, 6)
+    assert drop is None
+    actual = jaxrnn.unroll(
+        cell, params, inputs, initial_state=state, regularizer=regularizer, key=KEY
+    )
+    assert_close(actual, loop(cell, params, inputs, state, mix=mix))
+    _, mix = noise(KEY, regularizer, jax.tree.map(lambda leaf: jnp.zeros((500, H)), state), 6)
+    np.testing.assert_allclose([leaf.mean() for leaf in mix], [0.8, 0.3], atol=0.02)
+    # Without a key, one step is the mean over the noise.
+    one = jaxrnn.unroll(cell, params, inputs[:, :1], initial_state=state, regularizer=regularizer)[
+        1
+    ]
+    new = jaxrnn.unroll(cell, params, inputs[:, :1], initial_state=state)[1]
+    expected = jaxrnn.LSTMState(
+        0.8 * new.hidden + 0.2 * state.hidden, 0.3 * new.cell + 0.7 * state.cell
+    )
+    assert_close(one, expected)
+
+
+def test_zoneout_of_a_cell_with_its_own_step_keeps_its_outputs_too():
+    cell = jaxrnn.mgu(H)
+    params, inputs, state, _ = problem(cell, time=6)
+    regularizer = Regularizer(zoneout=0.5)
+    _, mix = noise(KEY, regularizer, state, 6)
+    actual = jaxrnn.unroll(
+        cell, params, inputs, initial_state=state, regularizer=regularizer, key=KEY
+    )
+    assert_close(actual, loop(cell, params, inputs, state, mix=mix))
+
+
+def test_weight_dropout_is_a_kernel_with_holes():
+    cell = jaxrnn.gru(40)
+    params = cell.init(KEY, 3, jnp.float64)
+    dropped = drop_weights(KEY, params, 0.25)
+    zero = dropped.recurrent_kernel == 0
+    np.testing.assert_allclose(zero.mean(), 0.25, atol=0.02)
+    np.testing.assert_allclose(
+        dropped.recurrent_kernel, jnp.where(zero, 0, params.recurrent_kernel / 0.75)
+    )
+    np.testing.assert_array_equal(dropped.kernel, params.kernel)
+
+
+@pytest.mark.parametrize("name", NOISY)
+def test_no_key_is_evaluation_and_keys_are_all_there_is_of_chance(name):
+    cell = jaxrnn.gru(H)
+    params, inputs, *_ = problem(cell)
+    function = jit(
+        lambda key: jaxrnn.unroll(cell, params, inputs, regularizer=NOISY[name], key=key)[0]
+    )
+    one, same, other, still = (function(key) for key in (KEY, KEY, jax.random.key(4), None))
+    np.testing.assert_array_equal(one, same)
+    assert np.any(one != other)
+    assert np.any(one != still)
+    if "zoneout" not in name and name != "all":
+        assert_close(still, jit(run(cell))(params, inputs, None, {})[0])
+
+
+@pytest.mark.parametrize(
+    ("cell", "regularizer", "words"),
+    [
+        (jaxrnn.gru(H), Regularizer(recurrent_dropout=0.5), "tied must be True"),
+        (jaxrnn.mgu(H), Regularizer(recurrent_dropout=0.5, tied=True), "needs a cell made by"),
+        (jaxrnn.indrnn(H), Regularizer(recurrent_dropout=0.5, tied=True), "recurrent kernel"),
+        (jaxrnn.min_gru(H), Regularizer(weight_dropout=0.5), "needs params with a recurrent"),
+        (jaxrnn.lru(H), Regularizer(zoneout=0.5), "got a linear recurrence"),
+        (jaxrnn.gru(H), Regularizer(zoneout=(0.5, 0.5)), "zoneout must be a number or 1"),
+    ],
+)
+def test_errors_say_what_does_not_fit(cell, regularizer, words):
+    params, inputs, *_ = problem(cell)
+    with pytest.raises(ValueError, match=words):
+        jaxrnn.unroll(cell, params, inputs, regularizer=regularizer, key=KEY)
+
+
+# Truncated backpropagation
+
+
+@pytest.mark.parametrize("name", ["lstm", "gru-before", "lru"])
+@pytest.mark.parametrize("time", [6, 7, 8, 2])
+def test_truncation_cuts_the_gradient_and_nothing_else(name, time):
+    cell, size = all_cells.CELLS[name], 3
+    params, inputs, state, _ = problem(cell, (), time=time)
+
+    def outputs(truncate):
+        function = lambda inputs, state: jaxrnn.unroll(  # noqa: E731
+            cell, params, inputs, initial_state=state, truncate=truncate
+        )[0]
+        return function, jax.jacrev(function, (0, 1))
+
+    function, jacobian = outputs(size)
+    assert_close(jit(function)(inputs, state), jit(outputs(None)[0])(inputs, state))
+    d_inputs, d_state = jit(jacobian)(inputs, state)
+    reaches = np.abs(d_inputs).sum((1, 3)) > 0
+    t, s = np.ogrid[:time, :time]
+    np.testing.assert_array_equal(reaches, (s <= t) & (s // size == t // size))
+    start = np.abs(jax.tree.leaves(d_state)[0]).sum((1, 2)) > 0
+    np.testing.assert_array_equal(start, np.arange(time) < size)
+
+
+def test_the_last_state_keeps_its_gradient():
+    cell = jaxrnn.gru(H)
+    params, inputs, *_ = problem(cell, (), time=6)
+    final = lambda inputs: jaxrnn.unroll(cell, params, inputs, truncate=3)[1].hidden.sum()  # noqa: E731
+    reaches = np.abs(jit(jax.grad(final))(inputs)).sum(-1) > 0
+    np.testing.assert_array_equal(reaches, [False] * 3 + [True] * 3)
+
+
+# Streaming
+
+
+@pytest.mark.parametrize("name", ["rnn", "lstm", "gru", "lstm-layer-norm"])
+def test_rows_as_they_arrive_are_the_whole_to_the_last_bit(name):
+    with jax.enable_x64(False):
+        cell = all_cells.CELLS[name]
+        params = cell.init(KEY, 28)
+        rows = jax.random.normal(KEY, (5, 28, 28))
+        read = jax.jit(lambda state, rows: jaxrnn.unroll(cell, params, rows, initial_state=state))
+        whole, end = read(cell.initial_state(params, (5,)), rows)
+        state = cell.initial_state(params, (5,))
+        for t in range(28):
+            output, state = read(state, rows[:, t : t + 1])
+            np.testing.assert_array_equal(output[:, 0], whole[:, t])
+        jax.tree.map(np.testing.assert_array_equal, state, end)

@@ -1,0 +1,157 @@
+"""Many runs as one program, and the ablations made of them."""
+
+import json
+
+import ablate
+import jax
+import mnist
+import numpy as np
+import pytest
+
+import jaxrnn
+from jaxrnn import sweep, train
+from jaxrnn.idx import Split
+from jaxrnn.linen import Classifier
+
+OPTIONS = {"steps": 30, "batch_size": 10, "eval_every": 20, "chunk": 8}
+
+
+@pytest.fixture(autouse=True)
+def _promotion():
+    """Optax needs the standard mode."""
+    with jax.numpy_dtype_promotion("standard"):
+        yield
+
+
+def build(numbers):
+    cell = jaxrnn.lstm(8, forget_bias=numbers.get("forget_bias", 1.0))
+    return Classifier(cell, 3), train.optimizer(numbers["learning_rate"])
+
+
+@pytest.fixture(scope="module")
+def splits():
+    """A task that can be learned: the label is the brightest of three bands."""
+    rng = np.random.default_rng(0)
+    labels = rng.integers(0, 3, 90, dtype=np.uint8)
+    images = rng.integers(0, 80, (90, 6, 5), dtype=np.uint8)
+    for image, label in zip(images, labels, strict=True):
+        image[2 * label : 2 * label + 2] += 120
+    return tuple(Split(images[i::3], labels[i::3]) for i in range(3))
+
+
+def last(splits, seeds, **numbers):
+    numbers = {name: np.array(values) for name, values in numbers.items()}
+    *_, look = sweep.train_runs(build, np.array(seeds), numbers, splits, **OPTIONS)
+    return look
+
+
+@pytest.mark.parametrize("seeds", [(7,), (7, 3), (1, 7, 3), (7, 1, 2, 3)])
+def test_a_run_does_not_see_those_beside_it(splits, seeds):
+    """Alone on a device, or vectorised with others: to rounding the same."""
+    rates = [1e-2 if seed == 7 else 3e-3 for seed in seeds]
+    look = last(splits, seeds, learning_rate=rates)
+    alone = last(splits, (7,), learning_rate=[1e-2])
+    place = seeds.index(7)
+    assert look.step == 30
+    np.testing.assert_allclose(look.loss[place], alone.loss[0], rtol=1e-4)
+    assert abs(look.test_accuracy[place] - alone.test_accuracy[0]) <= 1 / 30
+    assert len(set(look.loss.tolist())) == len(seeds)
+
+
+def test_one_run_is_what_the_experiment_trains(splits):
+    look = last(splits, (5,), learning_rate=[1e-2])
+    model, optimizer = build({"learning_rate": 1e-2})
+    key = jax.random.key(5)
+    state = train.create_state(model, optimizer, key, np.zeros((1, 6, 5), np.float32))
+    from jaxrnn.data import batch_indices
+
+    indices = batch_indices(5, 0, 30, 10, 30)
+    mesh = train.make_mesh(1)
+    state, losses = train.train_chunk(model, optimizer, mesh, state, tuple(splits[0]), indices)
+    np.testing.assert_allclose(look.loss[0], losses[20:].mean(), rtol=1e-4)
+    accuracy = train.evaluate(model, mesh, state.params, *splits[2])
+    assert look.test_accuracy[0] == pytest.approx(accuracy, abs=1 / 30)
+
+
+def test_numbers_differ_from_run_to_run_in_one_program(splits):
+    before = sweep._advance._cache_size()
+    look = last(splits, (0, 0), learning_rate=[1e-2, 1e-2], forget_bias=[0.0, 5.0])
+    assert sweep._advance._cache_size() - before <= 4  # one a length of chunk: 8, 4, 2, 6
+    assert look.loss[0] != look.loss[1]
+    still = last(splits, (0, 0), learning_rate=[1e-2, 0.0])
+    assert still.loss[0] < still.loss[1]
+
+
+# experiments/ablate.py
+
+
+def ablation(tmp_path, **options):
+    fixed = {"dataset": "digits", "out": tmp_path, "looks": 2, "seeds": 2}
+    small = ("hidden_size=8", "steps=20", "batch_size=20", "schedule=constant")
+    return ablate.Config(**{"set": small, **fixed, **options})
+
+
+def lines(tmp_path, study):
+    return (tmp_path / study / "results.jsonl").read_text().splitlines()
+
+
+def test_a_study_runs_resumes_and_concludes(tmp_path, capsys):
+    config = ablation(tmp_path, study="mine", vary=("cell=lstm,gru", "learning_rate=1e-3,1e-2"))
+    assert ablate.main(config) == 0
+    first = lines(tmp_path, "mine")
+    assert len(first) == 8
+    table = (tmp_path / "mine" / "table.md").read_text()
+    assert table.count("\n") == 6
+    assert "cell=gru learning_rate=1e-2" in table
+    for picture in ("curves", "heat"):
+        assert (tmp_path / "mine" / f"{picture}.png").read_bytes().startswith(b"\x89PNG")
+    # Cut off in the middle of a line, it makes again only what it lost; another seed is added.
+    path = tmp_path / "mine" / "results.jsonl"
+    path.write_text("\n".join(first[:6]) + "\n" + first[6][:40])
+    capsys.readouterr()
+    assert ablate.main(ablation(tmp_path, study="mine", vary=config.vary, seeds=3)) == 0
+    assert "6 runs are done, 6 to do" in capsys.readouterr().out
+    again = {(r["row"], r["seed"]): r for r in map(json.loads, lines(tmp_path, "mine"))}
+    assert len(again) == 12
+    for record in map(json.loads, first):
+        same = again[record["row"], record["seed"]]
+        assert same["curve"][-1]["loss"] == pytest.approx(record["curve"][-1]["loss"], rel=1e-3)
+
+
+def test_a_run_that_diverges_is_recorded_and_the_others_go_on(tmp_path):
+    config = ablation(tmp_path, study="mine", vary=("learning_rate=1e38,1e-2",))
+    assert ablate.main(config) == 0
+    records = [json.loads(line) for line in lines(tmp_path, "mine")]
+    status = {(record["row"], record["status"]) for record in records}
+    assert status == {("learning_rate=1e38", "diverged"), ("learning_rate=1e-2", "ok")}
+    assert "(2 diverged)" in (tmp_path / "mine" / "table.md").read_text()
+
+
+def test_a_dry_run_trains_nothing(tmp_path, capsys):
+    assert ablate.main(ablation(tmp_path, study="odyssey", dry_run=True)) == 0
+    shown = capsys.readouterr().out
+    assert "9 settings × 2 seeds: 0 runs are done, 18 to do" in shown
+    assert "nfg: {" in shown
+    assert not (tmp_path / "odyssey" / "results.jsonl").exists()
+
+
+@pytest.mark.parametrize("name", ablate.STUDIES)
+def test_every_study_is_of_options_that_go_together(name, tmp_path):
+    study, rows = ablate.settings(ablate.Config(name))
+    assert study.about
+    assert len(rows) > 1
+
+
+@pytest.mark.parametrize(
+    ("options", "words"),
+    [
+        ({"study": "no such"}, "there is no study no such"),
+        ({"vary": ("cel=lstm",)}, "there is no option cel"),
+        ({"vary": ("cell=lstn",)}, "cell does not take 'lstn'"),
+        ({"vary": ("steps=many",)}, "steps does not take 'many'"),
+        ({"vary": ("cell=gru",), "set": ("forget_bias=1",)}, "does not take all of --forget-bias"),
+    ],
+)
+def test_what_cannot_be_is_refused(options, words, tmp_path):
+    with pytest.raises(mnist.RunError, match=words):
+        ablate.settings(ablation(tmp_path, **options))
