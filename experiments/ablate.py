@@ -33,7 +33,7 @@ from rich.progress import BarColumn, Progress, TextColumn, TimeElapsedColumn, Ti
 from studies import STUDIES, Study
 
 from jaxrnn import compare, data, report, sweep
-from jaxrnn.run import RunError, cores, write_json
+from jaxrnn.run import RunError, cores, environment, write_json
 
 # Options that may differ between the runs of one program.
 NUMBERS = ("learning_rate", "forget_bias", "zoneout", "recurrent_dropout", "weight_dropout")
@@ -220,6 +220,7 @@ def run_batch(
             "validation_accuracy": float(curve[-1].validation_accuracy[number]),
             "parameters": parameters,
             "seconds": round(seconds, 2),
+            "ms_per_step": round(1e3 * curve[-1].step_seconds, 3),
             "dataset": dataset.name,
             "curve": [
                 {
@@ -286,7 +287,13 @@ def main(config: Config) -> int:
         return 0
     write_json(
         folder / "config.json",
-        {"study": config.study, "rows": {r: _plain(o) for r, o in rows.items()}},
+        {
+            "study": config.study,
+            "about": study.about,
+            "command": command(config),
+            "rows": {row: _plain(options) for row, options in rows.items()},
+            "environment": environment(),
+        },
     )
     columns = (
         TextColumn("{task.description}"),
@@ -311,6 +318,19 @@ def main(config: Config) -> int:
     records = [record for key, record in results.read().items() if key in wanted]
     conclude(config, study, list(rows), records, folder)
     return 0
+
+
+def command(config: Config) -> str:
+    """What to type to get this again, wherever the data lies."""
+    words = ["python experiments/ablate.py", config.study]
+    for name in ("vary", "set"):
+        words += [f"--{name} {value}" for value in getattr(config, name)]
+    if config.rows:
+        words.append("--rows " + " ".join(repr(row) for row in config.rows))
+    words.append(f"--seeds {config.seeds}")
+    if config.dataset != "auto":
+        words.append(f"--dataset {config.dataset}")
+    return " ".join(words)
 
 
 def _plain(options: mnist.Config) -> dict[str, Any]:

@@ -1,7 +1,7 @@
 """What several runs of several settings say: means, deviations, paired differences.
 
 A record is one finished run: a mapping with `row` (the setting's name), `seed`, `status` ("ok" or
-"diverged"), `test_accuracy`, `validation_accuracy`, `parameters`, `seconds`, `curve`.
+"diverged"), `test_accuracy`, `validation_accuracy`, `parameters`, `seconds`, `ms_per_step`.
 """
 
 from __future__ import annotations
@@ -24,6 +24,7 @@ class Summary(NamedTuple):
         diverged: Those whose loss was no longer finite.
         parameters: The model's.
         seconds: Of a run, on average.
+        pace: Milliseconds of an update, relative to the first setting's; medians.
         validation: Mean of the validation accuracy.
         test: Mean of the test accuracy.
         deviation: Its standard deviation; NaN for a single run.
@@ -37,6 +38,7 @@ class Summary(NamedTuple):
     diverged: int
     parameters: int
     seconds: float
+    pace: float
     validation: float
     test: float
     deviation: float
@@ -50,11 +52,11 @@ def summarise(records: Sequence[Record], rows: Sequence[str] | None = None) -> l
     rows = list(dict.fromkeys(record["row"] for record in records)) if rows is None else rows
     by_row = {row: [record for record in records if record["row"] == row] for row in rows}
     rows = [row for row in rows if by_row[row]]
-    first = _by_seed(by_row[rows[0]]) if rows else {}
-    return [_summary(row, by_row[row], first) for row in rows]
+    return [_summary(row, by_row[row], by_row[rows[0]]) for row in rows]
 
 
-def _summary(row: str, records: Sequence[Record], first: Mapping[int, float]) -> Summary:
+def _summary(row: str, records: Sequence[Record], reference: Sequence[Record]) -> Summary:
+    first = _by_seed(reference)
     good = _by_seed(records)
     tests = np.array(list(good.values()))
     pairs = np.array([good[seed] - first[seed] for seed in good if seed in first])
@@ -68,6 +70,7 @@ def _summary(row: str, records: Sequence[Record], first: Mapping[int, float]) ->
         diverged=len(records) - len(ok),
         parameters=records[0]["parameters"],
         seconds=float(np.mean([record["seconds"] for record in records])),
+        pace=_pace(records) / _pace(reference),
         validation=float(np.mean([record["validation_accuracy"] for record in ok] or [np.nan])),
         test=float(tests.mean()) if len(tests) else np.nan,
         deviation=float(tests.std(ddof=1)) if len(tests) > 1 else np.nan,
@@ -77,6 +80,10 @@ def _summary(row: str, records: Sequence[Record], first: Mapping[int, float]) ->
     )
 
 
+def _pace(records: Sequence[Record]) -> float:
+    return float(np.median([record["ms_per_step"] for record in records]))
+
+
 def _by_seed(records: Sequence[Record]) -> dict[int, float]:
     return {r["seed"]: r["test_accuracy"] for r in records if r["status"] == "ok"}
 
@@ -84,8 +91,8 @@ def _by_seed(records: Sequence[Record]) -> dict[int, float]:
 def markdown(summaries: Sequence[Summary]) -> str:
     """The summaries as a table, accuracies in percent; in bold what validation would choose."""
     lines = [
-        "| | test, % | n | less the first, paired | validation, % | parameters | s a run |",
-        "| --- | --- | --- | --- | --- | --- | --- |",
+        "| | test, % | n | less the first, paired | validation, % | parameters | pace | s a run |",
+        "| --- | --- | --- | --- | --- | --- | --- | --- |",
     ]
     best = max((s.validation for s in summaries if s.n), default=np.nan)
     for number, s in enumerate(summaries):
@@ -102,6 +109,6 @@ def markdown(summaries: Sequence[Summary]) -> str:
         validation = "–" if not s.n else f"{100 * s.validation:.2f}"
         lines.append(
             f"| {name} | {test} | {count} | {paired} | {validation} | {s.parameters:,} "
-            f"| {s.seconds:.1f} |"
+            f"| {s.pace:.2f} | {s.seconds:.1f} |"
         )
     return "\n".join(lines) + "\n"

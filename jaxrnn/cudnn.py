@@ -28,6 +28,8 @@ def why_not(cell: Cell, steps: Steps) -> str | None:
         return "it has noise between its steps"
     if jax.default_backend() not in ("gpu", "cuda"):
         return f"the backend is {jax.default_backend()}, not an NVIDIA GPU"
+    if "rocm" in jax.devices()[0].client.platform_version.lower():
+        return "the backend is ROCm, not an NVIDIA GPU"
     return None
 
 

@@ -10,6 +10,7 @@ Shapes: S runs, N examples, B batch, K steps of a chunk, T time, I input feature
 
 from __future__ import annotations
 
+import time
 from collections.abc import Callable, Iterator, Mapping
 from functools import partial
 from typing import Any, NamedTuple
@@ -34,12 +35,21 @@ Build = Callable[[Mapping[str, Array]], tuple[nn.Module, optax.GradientTransform
 
 
 class Look(NamedTuple):
-    """One evaluation of all runs; arrays `[S]`."""
+    """One evaluation of all runs; arrays `[S]`.
+
+    Attributes:
+        step: Updates made so far.
+        loss: Its mean since the look before.
+        validation_accuracy: In 0..1.
+        test_accuracy: In 0..1.
+        step_seconds: Of an update of all runs, compiling left out; the median over chunks so far.
+    """
 
     step: int
     loss: np.ndarray
     validation_accuracy: np.ndarray
     test_accuracy: np.ndarray
+    step_seconds: float
 
 
 def make_mesh(runs: int) -> Mesh:
@@ -85,7 +95,7 @@ def train_runs(
     examples, validation, test = train.replicate(tuple(map(tuple, splits)), mesh)
     example = jnp.zeros((1, *splits[0].images.shape[1:]), jnp.float32)
     states = _create(build, mesh, keys, numbers, example)
-    step, losses = 0, []
+    step, losses, durations = 0, [], []
     while step < steps:
         count = min(chunk, eval_every - step % eval_every, steps - step)
         indices = np.stack(
@@ -94,8 +104,10 @@ def train_runs(
                 for seed in seeds
             ]
         )
+        started = time.perf_counter()
         states, loss = _advance(build, mesh, states, keys, numbers, examples, indices)
         losses.append(np.asarray(loss))
+        durations.append((time.perf_counter() - started) / count)
         step += count
         if step % eval_every == 0 or step == steps:
             yield Look(
@@ -103,6 +115,7 @@ def train_runs(
                 np.concatenate(losses, axis=1).mean(1),
                 _accuracy(build, mesh, states, numbers, *validation, len(splits[1].labels)),
                 _accuracy(build, mesh, states, numbers, *test, len(splits[2].labels)),
+                float(np.median(durations)),
             )
             losses = []
 

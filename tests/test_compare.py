@@ -16,6 +16,7 @@ def record(row, seed, test, status="ok", validation=0.5):
         "validation_accuracy": validation,
         "parameters": 1000,
         "seconds": 2.0,
+        "ms_per_step": 3.0 if row == "b" else 2.0,
     }
 
 
@@ -50,7 +51,9 @@ def test_the_table_says_it_all_and_chooses_on_validation():
     lines = compare.markdown(compare.summarise(RECORDS, ["a", "b", "c", "not run"])).splitlines()
     assert len(lines) == 5
     assert "92.00 ± 2.00 | 3 |" in lines[2]
-    assert lines[3].startswith("| **b** | 92.67 ± 2.08 | 3 | +0.67 ± 3.79 | 70.00 | 1,000 | 2.0 |")
+    assert lines[3].startswith(
+        "| **b** | 92.67 ± 2.08 | 3 | +0.67 ± 3.79 | 70.00 | 1,000 | 1.50 | 2.0 |"
+    )
     assert "1 (1 diverged)" in lines[4]
     assert "+1.00" in lines[4]
 

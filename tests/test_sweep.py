@@ -7,6 +7,7 @@ import jax
 import mnist
 import numpy as np
 import pytest
+import results
 
 import jaxrnn
 from jaxrnn import sweep, train
@@ -103,6 +104,12 @@ def test_a_study_runs_resumes_and_concludes(tmp_path, capsys):
     table = (tmp_path / "mine" / "table.md").read_text()
     assert table.count("\n") == 6
     assert "cell=gru learning_rate=1e-2" in table
+    kept = json.loads((tmp_path / "mine" / "config.json").read_text())
+    assert kept["command"] == (
+        "python experiments/ablate.py mine --vary cell=lstm,gru --vary learning_rate=1e-3,1e-2 "
+        "--set hidden_size=8 --set steps=20 --set batch_size=20 --set schedule=constant "
+        "--seeds 2 --dataset digits"
+    )
     for picture in ("curves", "heat"):
         assert (tmp_path / "mine" / f"{picture}.png").read_bytes().startswith(b"\x89PNG")
     # Cut off in the middle of a line, it makes again only what it lost; another seed is added.
@@ -116,6 +123,17 @@ def test_a_study_runs_resumes_and_concludes(tmp_path, capsys):
     for record in map(json.loads, first):
         same = again[record["row"], record["seed"]]
         assert same["curve"][-1]["loss"] == pytest.approx(record["curve"][-1]["loss"], rel=1e-3)
+
+
+def test_results_md_is_made_of_what_was_kept(tmp_path):
+    kept = tmp_path / "results"
+    assert ablate.main(ablation(kept, study="odyssey", rows=("peephole", "nfg"), seeds=2)) == 0
+    assert results.main(tmp_path) == 0
+    text = (tmp_path / "RESULTS.md").read_text()
+    assert "## odyssey" in text
+    assert "Greff et al." in text
+    assert (kept / "odyssey" / "table.md").read_text() in text
+    assert "--rows 'peephole' 'nfg' --seeds 2" in text
 
 
 def test_a_run_that_diverges_is_recorded_and_the_others_go_on(tmp_path):

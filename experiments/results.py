@@ -1,0 +1,59 @@
+"""Writes experiments/RESULTS.md from the results.jsonl files that are kept beside it.
+
+    python experiments/results.py
+
+Each study is a folder of experiments/results, made by `ablate.py STUDY --out experiments/results`.
+Every number in RESULTS.md comes from there; none is typed.
+"""
+
+from __future__ import annotations
+
+import json
+import sys
+from pathlib import Path
+
+from studies import STUDIES
+
+from jaxrnn import compare, report
+
+HERE = Path(__file__).parent
+HEAD = """# Results
+
+Written by `python experiments/results.py` from `experiments/results/*/results.jsonl`.
+
+Test accuracy in percent: mean ± standard deviation over n seeds, at the last step. In bold the
+setting that validation would choose. The differences are to the first row over the same seeds, with
+95 % confidence intervals (Student's t); where they include zero, no difference was seen. Pace is
+the time of an update relative to the first row, measured while training. At 99 % the binomial error
+on 10,000 images is ±0.1 points.
+"""
+
+
+def section(folder: Path) -> str:
+    """One study: what it asks, the command, the table and the picture."""
+    records = [json.loads(line) for line in (folder / "results.jsonl").read_text().splitlines()]
+    config = json.loads((folder / "config.json").read_text())
+    rows = list(config["rows"])
+    records = [record for record in records if record["row"] in rows]
+    report.learning_bands(records, folder / "curves.png", folder.name)
+    datasets = ", ".join(sorted({record["dataset"] for record in records}))
+    about = STUDIES[folder.name].about if folder.name in STUDIES else config["about"]
+    return (
+        f"\n## {folder.name}\n\n{about}\n\n    {config['command']}\n\n"
+        f"On {datasets}.\n\n{compare.markdown(compare.summarise(records, rows))}\n"
+        f"![learning curves](results/{folder.name}/curves.png)\n"
+    )
+
+
+def main(folder: Path = HERE) -> int:
+    """Writes RESULTS.md in the folder."""
+    studies = sorted(path.parent for path in folder.glob("results/*/results.jsonl"))
+    (folder / "RESULTS.md").write_text(HEAD + "".join(map(section, studies)))
+    print(
+        f"{folder / 'RESULTS.md'}: {', '.join(study.name for study in studies) or 'no study yet'}"
+    )
+    return 0
+
+
+if __name__ == "__main__":
+    sys.exit(main())
