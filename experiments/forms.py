@@ -37,6 +37,8 @@ from jaxrnn.run import RunError, write_json
 SIDE = data.SIDE
 HALF = SIDE // 2
 STYLES = 100  # drawings of each label that are judged
+# Styles are drawn a little closer together than training saw them: the rarest look like no digit.
+SPREAD = 0.75
 
 
 @dataclass(frozen=True)
@@ -172,7 +174,8 @@ def one_to_many(trainer: Trainer, dataset: data.Dataset, out: Path) -> Result:
     model = Sketcher(jaxrnn.lstm(2 * trainer.config.hidden_size), NUM_CLASSES, SIDE, SIDE)
     params = trainer(model, tuple(dataset.train), sketch_loss)
     labels = np.repeat(np.arange(NUM_CLASSES), STYLES)
-    styles = jax.random.normal(jax.random.key(trainer.config.seed), (len(labels), model.style_size))
+    key = jax.random.key(trainer.config.seed)
+    styles = SPREAD * jax.random.normal(key, (len(labels), model.style_size))
     logits = jax.jit(partial(model.apply, method="draw"))({"params": params}, labels, styles)
     drawn = to_bytes(logits)
     report.drawings(

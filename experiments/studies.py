@@ -4,11 +4,12 @@ from __future__ import annotations
 
 from typing import Any, NamedTuple
 
+from mnist import RECIPES
 from models import BASELINES, CELLS
 
 # Options of experiments/mnist.py that the studies share: long enough to compare at convergence.
-FAST = {"schedule": "onecycle", "learning_rate": 3e-3, "steps": 5000, "clip_norm": 1.0}
-LONG = {"schedule": "onecycle", "learning_rate": 2e-3, "steps": 5000, "clip_norm": 1.0}
+FAST = RECIPES["fast"]
+LONG = RECIPES["sequential-mnist"] | {"steps": 5000, "chrono": None}
 
 
 class Study(NamedTuple):
@@ -89,12 +90,12 @@ STUDIES = {
     "optimizers": Study(
         "Schedules: a one-cycle rate (Smith & Topin, 2018) against a constant one, clipped or not.",
         {
-            "one cycle, peak 3e-3": {},
+            "one cycle, peak 4e-3": {},
             "one cycle, not clipped": {"clip_norm": None},
             "one cycle, peak 1e-3": {"learning_rate": 1e-3},
             "one cycle, peak 1e-2": {"learning_rate": 1e-2},
             "constant 1e-3": {"schedule": "constant", "learning_rate": 1e-3},
-            "constant 3e-3": {"schedule": "constant"},
+            "constant 4e-3": {"schedule": "constant"},
         },
     ),
     "sequential-mnist": Study(

@@ -284,9 +284,11 @@ class EncoderDecoder(nn.Module):
     num_features: int
 
     @nn.compact
-    def __call__(self, inputs: Float[Array, "*B T I"]) -> Float[Array, "*B S F"]:
-        """Returns logits of the rows that follow."""
-        _, code = Stack(self.cell, name="encoder")(inputs)
+    def __call__(
+        self, inputs: Float[Array, "*B T I"], lengths: Int[Array, "*B"] | None = None
+    ) -> Float[Array, "*B S F"]:
+        """Returns logits of the rows that follow what was read up to each row's length."""
+        _, code = Stack(self.cell, name="encoder")(inputs, lengths)
         return Decoder(self.cell, self.num_steps, self.num_features, name="decoder")(code)
 
 

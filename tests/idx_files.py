@@ -16,6 +16,11 @@ def encoded(array, magic=None):
     return struct.pack(f">{1 + array.ndim}I", magic, *array.shape) + array.tobytes()
 
 
+def forbidden(path, *_, **__):
+    """In place of a method of Path that the user may not call."""
+    raise PermissionError(13, "Permission denied", str(path))
+
+
 def zipped(raw):
     return gzip.compress(raw, mtime=0)
 

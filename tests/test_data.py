@@ -18,6 +18,7 @@ from idx_files import (
     assert_original,
     damage,
     encoded,
+    forbidden,
     joined,
     originals,
     write,
@@ -41,10 +42,7 @@ def test_a_missing_or_unreadable_folder_is_named(tmp_path, load, monkeypatch):
     with pytest.raises(data.DataError, match=rf"{TEST_LABELS} \(or .gz\) is missing"):
         load("mnist", folder)
 
-    def forbid(path, *args, **kwargs):
-        raise PermissionError(13, "Permission denied", str(path))
-
-    monkeypatch.setattr(Path, "is_dir", forbid)
+    monkeypatch.setattr(Path, "is_dir", forbidden)
     with pytest.raises(data.DataError, match=f"{folder}: cannot be read .*denied"):
         load("mnist", folder)
 

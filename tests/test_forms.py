@@ -26,7 +26,14 @@ def _promotion():
 )
 def test_each_form_learns_something_and_pictures_it(form, measure, least, picture, tmp_path):
     config = forms.Config(
-        form, dataset="digits", hidden_size=32, steps=300, judge_steps=300, out=tmp_path
+        form,
+        dataset="digits",
+        hidden_size=32,
+        learning_rate=1e-2,
+        steps=1000 if form == "one-to-many" else 300,
+        judge_steps=300,
+        batch_size=50,
+        out=tmp_path,
     )
     assert forms.main(config) == 0
     result = json.loads((tmp_path / form / "result.json").read_text())

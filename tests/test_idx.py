@@ -13,6 +13,7 @@ from idx_files import (
     assert_original,
     damage,
     encoded,
+    forbidden,
     joined,
     originals,
     write,
@@ -85,10 +86,7 @@ def test_an_unreadable_file_is_named(tmp_path, load, monkeypatch):
     with pytest.raises(idx.DataError, match=rf"{TEST_LABELS}.gz: cannot be read .*directory"):
         load("mnist", folder)
 
-    def forbid(path, *args, **kwargs):
-        raise PermissionError(13, "Permission denied", str(path))
-
-    monkeypatch.setattr(Path, "read_bytes", forbid)
+    monkeypatch.setattr(Path, "read_bytes", forbidden)
     with pytest.raises(idx.DataError, match=f"{TRAIN_IMAGES}.gz: cannot be read .*denied"):
         load("mnist", folder)
 

@@ -190,6 +190,21 @@ def test_what_cannot_work_is_one_line_and_code_2(options, words, tmp_path, monke
     assert not out.exists()
 
 
+def test_a_recipe_gives_defaults_that_options_override(monkeypatch, capsys):
+    def parsed(*words):
+        monkeypatch.setattr(sys, "argv", ["mnist.py", *words])
+        return mnist.command_line()
+
+    assert parsed() == mnist.Config()
+    fast = parsed("--recipe", "fast", "--steps", "7")
+    assert fast == mnist.Config(**{**mnist.RECIPES["fast"], "recipe": "fast", "steps": 7})
+    assert parsed("--recipe=fast").schedule == "onecycle"
+    with pytest.raises(SystemExit):
+        parsed("--recipe", "slow")
+    for recipe, options in mnist.RECIPES.items():
+        mnist.Config(recipe=recipe, **options).check()
+
+
 def test_chunks_are_cut_by_the_step_alone():
     config = dataclasses.replace(SMALL, eval_every=250, steps=600)
     whole, step = [0], 0
