@@ -21,13 +21,14 @@ import typing
 from collections.abc import Iterator, Mapping
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Any
+from typing import Any, NamedTuple
 
 import jax
 import jax.numpy as jnp
 import mnist
 import numpy as np
 import tyro
+from jax.experimental import multihost_utils
 from mnist import console
 from rich.progress import BarColumn, Progress, TextColumn, TimeElapsedColumn, TimeRemainingColumn
 from studies import STUDIES, Study
@@ -36,8 +37,16 @@ from jaxrnn import compare, data, report, sweep
 from jaxrnn.run import RunError, cores, environment, write_json
 
 # Options that may differ between the runs of one program.
-NUMBERS = ("learning_rate", "forget_bias", "zoneout", "recurrent_dropout", "weight_dropout")
-# Runs at once on a device that is no CPU.
+NUMBERS = (
+    "learning_rate",
+    "forget_bias",
+    "init_scale",
+    "dropout",
+    "zoneout",
+    "recurrent_dropout",
+    "weight_dropout",
+)
+# Runs at once on one device, unless that is a CPU.
 LANES = 32
 
 
@@ -62,6 +71,12 @@ class Config:
     """Evaluations of a run, for the learning curves."""
     dry_run: bool = False
     """Show the settings and how long they would take, and stop."""
+    hosts: int = 1
+    """Processes, on one or several machines, that share the study; --out is a folder of theirs."""
+    host: int = 0
+    """Which of them this one is."""
+    coordinator: str = ""
+    """address:port of host 0, where the others find it."""
 
 
 @dataclass(frozen=True)
@@ -132,26 +147,21 @@ def settings(config: Config) -> tuple[Study, dict[str, mnist.Config]]:
     return study, found
 
 
-def identity(config: mnist.Config, dataset: data.Dataset, seed: int) -> str:
-    """What a run's numbers depend on, as a short hash."""
-    parts = mnist.identity(dataclasses.replace(config, seed=seed, dataset=dataset.name), dataset)
-    return hashlib.sha256(json.dumps(parts, sort_keys=True).encode()).hexdigest()[:16]
-
-
 class Results:
-    """results.jsonl: one line a finished run."""
+    """results.jsonl: one line a finished run; results-1.jsonl and so on those of other hosts."""
 
-    def __init__(self, folder: Path):
-        self.path = folder / "results.jsonl"
+    def __init__(self, folder: Path, host: int):
+        self.path = folder / (f"results-{host}.jsonl" if host else "results.jsonl")
         folder.mkdir(parents=True, exist_ok=True)
 
     def read(self) -> dict[str, dict[str, Any]]:
-        """By identity; a last line cut off by a crash is left out."""
-        if not self.path.exists():
-            return {}
-        lines = self.path.read_text().splitlines(keepends=True)
-        records = [json.loads(line) for line in lines if line.endswith("\n")]
-        return {record["identity"]: record for record in records}
+        """Those of all hosts by identity; a last line cut off by a crash is left out."""
+        found = {}
+        for path in sorted(self.path.parent.glob("results*.jsonl")):
+            lines = path.read_text().splitlines(keepends=True)
+            records = [json.loads(line) for line in lines if line.endswith("\n")]
+            found |= {record["identity"]: record for record in records}
+        return found
 
     def append(self, record: Mapping[str, Any]) -> None:
         """Adds one, after mending a line that a crash cut off."""
@@ -162,7 +172,25 @@ class Results:
             file.write(json.dumps(record) + "\n")
 
 
-Job = tuple[str, mnist.Config, int]  # row, options, seed
+class Job(NamedTuple):
+    """One run to make."""
+
+    row: str
+    options: mnist.Config
+    seed: int
+    identity: str
+
+
+def plan(rows: Mapping[str, mnist.Config], seeds: int, dataset: data.Dataset) -> list[Job]:
+    """Every run of a study, each with a short hash of all that its numbers depend on."""
+    digest, jobs = mnist.digest(dataset), []
+    for row, options in rows.items():
+        for seed in range(seeds):
+            config = dataclasses.replace(options, seed=seed, dataset=dataset.name)
+            parts = json.dumps(mnist.identity(config, digest), sort_keys=True)
+            name = hashlib.sha256(parts.encode()).hexdigest()[:16]
+            jobs.append(Job(row, options, seed, name))
+    return jobs
 
 
 def batches(jobs: list[Job], size: int) -> Iterator[tuple[mnist.Config, list[Job]]]:
@@ -174,7 +202,7 @@ def batches(jobs: list[Job], size: int) -> Iterator[tuple[mnist.Config, list[Job
 
     by_structure: dict[mnist.Config, list[Job]] = {}
     for job in jobs:
-        by_structure.setdefault(structure(job[1]), []).append(job)
+        by_structure.setdefault(structure(job.options), []).append(job)
     for config, group in by_structure.items():
         for start in range(0, len(group), size):
             yield config, group[start : start + size]
@@ -185,23 +213,21 @@ def run_batch(
 ) -> Iterator[dict[str, Any] | int]:
     """Trains the jobs side by side; yields the steps made, and at the end a record for each."""
     names = [name for name in NUMBERS if getattr(shared, name) is not None]
-    numbers = {name: np.array([getattr(job[1], name) for job in jobs]) for name in names}
-    splits = tuple(
-        split._replace(images=data.sequences(split.images, shared.order, 0))
-        for split in (dataset.train, dataset.validation, dataset.test)
-    )
+    numbers = {name: np.array([getattr(job.options, name) for job in jobs]) for name in names}
+    splits = mnist.as_sequences(dataset, shared, seed=0)
     build, started, curve = Build(shared), time.perf_counter(), []
-    time_steps = splits[0].images.shape[1]
+    time_steps = splits[0][0].shape[1]
     eval_every = max(1, shared.steps // config.looks)
     for look in sweep.train_runs(
         build,
-        np.array([seed for *_, seed in jobs]),
+        np.array([job.seed for job in jobs]),
         numbers,
         splits,
         steps=shared.steps,
         batch_size=shared.batch_size,
         eval_every=eval_every,
         chunk=max(1, mnist.TIME_STEPS_PER_CHUNK // time_steps),
+        loss_fn=mnist.build_loss(shared),
     ):
         curve.append(look)
         yield eval_every * len(jobs)
@@ -209,12 +235,12 @@ def run_batch(
     parameters = sweep.count_parameters(
         build, dict.fromkeys(names, 0.5), jnp.asarray(mnist.initial_example(shared))
     )
-    for number, (row, options, seed) in enumerate(jobs):
+    for number, job in enumerate(jobs):
         losses = [float(look.loss[number]) for look in curve]
         yield {
-            "row": row,
-            "seed": seed,
-            "identity": identity(options, dataset, seed),
+            "row": job.row,
+            "seed": job.seed,
+            "identity": job.identity,
             "status": "ok" if np.isfinite(losses).all() else "diverged",
             "test_accuracy": float(curve[-1].test_accuracy[number]),
             "validation_accuracy": float(curve[-1].validation_accuracy[number]),
@@ -256,45 +282,89 @@ def conclude(
 def main(config: Config) -> int:
     """Runs what is missing, then draws the conclusions."""
     study, rows = settings(config)
-    jax.config.update("jax_num_cpu_devices", cores())
+    mnist.divide_cpu(cores())
+    if config.hosts > 1:
+        jax.distributed.initialize(config.coordinator, config.hosts, config.host)
     dataset = mnist.load_dataset(
         dataclasses.replace(mnist.Config(), dataset=config.dataset, data_dir=config.data_dir)
     )
     mnist.announce(dataset)
     folder = config.out / config.study
-    results = Results(folder)
-    done = results.read()
-    everything = [
-        (row, options, seed) for row, options in rows.items() for seed in range(config.seeds)
-    ]
-    wanted = {identity(options, dataset, seed): None for _, options, seed in everything}
-    jobs = [job for job in everything if identity(job[1], dataset, job[2]) not in done]
-    on_cpu = jax.default_backend() == "cpu"
-    size = jax.device_count() * (1 if on_cpu else LANES)
-    total = sum(options.steps for _, options, _ in jobs)
-    known = [record["seconds"] for record in done.values()]
-    guess = f", about {np.mean(known) * len(jobs) / 60:.0f} minutes" if known and jobs else ""
+    results = Results(folder, config.host)
+    everything, done = plan(rows, config.seeds, dataset), results.read()
+    jobs = [job for job in everything if job.identity not in done]
     console.print(
         f"{study.about}\n{len(rows)} settings × {config.seeds} seeds: "
-        f"{len(everything) - len(jobs)} runs are done, {len(jobs)} to do{guess}"
+        f"{len(everything) - len(jobs)} runs are done, {len(jobs)} to do"
+        f"{estimate(jobs, done, dataset, config)}"
     )
     if config.dry_run:
-        for row, options in rows.items():
-            given = dataclasses.asdict(options)
-            plain = dataclasses.asdict(mnist.Config())
-            changed = {name: value for name, value in given.items() if value != plain[name]}
-            console.print(f"  {row}: {changed}")
+        show(rows)
         return 0
-    write_json(
-        folder / "config.json",
-        {
-            "study": config.study,
-            "about": study.about,
-            "command": command(config),
-            "rows": {row: _plain(options) for row, options in rows.items()},
-            "environment": environment(),
-        },
-    )
+    if config.host == 0:
+        write_json(
+            folder / "config.json",
+            {
+                "study": config.study,
+                "about": study.about,
+                "command": command(config),
+                "rows": {row: _plain(options) for row, options in rows.items()},
+                "environment": environment(),
+            },
+        )
+    wait(config, "all have read what is done")
+    train(jobs[config.host :: config.hosts], results, dataset, config)
+    wait(config, "all have trained their share")
+    if config.host == 0:
+        found = results.read()
+        records = [found[job.identity] for job in everything if job.identity in found]
+        conclude(config, study, list(rows), records, folder)
+    return 0
+
+
+def wait(config: Config, name: str) -> None:
+    """Until all hosts are here."""
+    if config.hosts > 1:
+        multihost_utils.sync_global_devices(name)
+
+
+def estimate(
+    jobs: list[Job], done: Mapping[str, dict[str, Any]], dataset: data.Dataset, config: Config
+) -> str:
+    """How long the jobs may take, by the pace of those that are done."""
+    paces = [record["seconds"] / record["curve"][-1]["step"] for record in done.values()]
+    if jobs and config.dry_run and not paces:
+        paces = [pace(jobs, dataset, config)]
+    if not jobs or not paces:
+        return ""
+    minutes = np.mean(paces) * sum(job.options.steps for job in jobs) / 60 / config.hosts
+    return f", about {minutes:.0f} minutes"
+
+
+def pace(jobs: list[Job], dataset: data.Dataset, config: Config) -> float:
+    """Seconds of an update of one run, by a few of the first of them."""
+    shared, batch = next(batches(jobs, lanes()))
+    brief = dataclasses.replace(shared, steps=60)
+    *_, record = run_batch(brief, batch, dataset, dataclasses.replace(config, looks=3))
+    return record["ms_per_step"] / 1e3 / len(batch)
+
+
+def lanes() -> int:
+    """Runs that this host makes at once."""
+    return jax.local_device_count() * (1 if jax.default_backend() == "cpu" else LANES)
+
+
+def show(rows: Mapping[str, mnist.Config]) -> None:
+    """What each setting is, as far as it is not the default."""
+    plain = dataclasses.asdict(mnist.Config())
+    for row, options in rows.items():
+        given = dataclasses.asdict(options)
+        changed = {name: value for name, value in given.items() if value != plain[name]}
+        console.print(f"  {row}: {changed}")
+
+
+def train(jobs: list[Job], results: Results, dataset: data.Dataset, config: Config) -> None:
+    """Makes the runs, and keeps each as soon as it is finished."""
     columns = (
         TextColumn("{task.description}"),
         BarColumn(),
@@ -302,9 +372,9 @@ def main(config: Config) -> int:
         TimeRemainingColumn(),
     )
     with Progress(*columns, console=console, disable=not console.is_terminal) as progress:
-        task = progress.add_task("", total=total)
-        for shared, batch in batches(jobs, size):
-            progress.update(task, description=", ".join(dict.fromkeys(row for row, *_ in batch)))
+        task = progress.add_task("", total=sum(job.options.steps for job in jobs))
+        for shared, batch in batches(jobs, lanes()):
+            progress.update(task, description=", ".join(dict.fromkeys(job.row for job in batch)))
             for found in run_batch(shared, batch, dataset, config):
                 if isinstance(found, int):
                     progress.advance(task, found)
@@ -315,9 +385,6 @@ def main(config: Config) -> int:
                     f"validation {found['validation_accuracy']:.4f}, {found['status']}, "
                     f"{found['seconds']:.0f} s"
                 )
-    records = [record for key, record in results.read().items() if key in wanted]
-    conclude(config, study, list(rows), records, folder)
-    return 0
 
 
 def command(config: Config) -> str:

@@ -457,14 +457,9 @@ def whole_run(make: Callable) -> float:
 def work(config: Config) -> None:
     """The inner process: all cores as devices only where that is what is measured."""
     if config.worker == "jaxrnn, all cores":
-        from jaxrnn.run import cores
+        import mnist
 
-        flags = os.environ.get("XLA_FLAGS", "")
-        os.environ["XLA_FLAGS"] = f"{flags} --xla_cpu_multi_thread_eigen=false".strip()
-        import jax
-
-        share = max(n for n in range(1, cores() + 1) if BATCH % n == 0)
-        jax.config.update("jax_num_cpu_devices", share)
+        mnist.build_mesh(BATCH, None)
     print(json.dumps(measure(config.worker, config.tasks)))
 
 

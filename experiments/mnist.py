@@ -31,6 +31,7 @@ from rich.panel import Panel
 from rich.progress import BarColumn, Progress, TextColumn, TimeRemainingColumn
 
 from jaxrnn import data, report, train
+from jaxrnn.augment import Distortion
 from jaxrnn.checkpoint import CheckpointError, Checkpoints
 from jaxrnn.regularize import Regularizer
 from jaxrnn.run import Clock, Run, RunError, Stop, cores, peak_memory
@@ -56,6 +57,19 @@ RECIPES: dict[str, dict[str, Any]] = {
         "schedule": "onecycle",
         "learning_rate": 4e-3,
         "steps": 5000,
+        "clip_norm": 1.0,
+        "eval_every": 1000,
+    },
+    # Both directions, two layers, rows beside columns, no two epochs of the same images.
+    "best": {
+        "num_layers": 2,
+        "bidirectional": True,
+        "crossed": True,
+        "augment": True,
+        "dropout": 0.2,
+        "schedule": "onecycle",
+        "learning_rate": 3e-3,
+        "steps": 25_000,
         "clip_norm": 1.0,
         "eval_every": 1000,
     },
@@ -89,13 +103,24 @@ class Config:
     """auto takes MNIST where it can be had and scikit-learn's digits where not."""
     data_dir: Path | None = None
     """Folder with the four IDX files, plain or .gz, or prepared by TFDS [JAXRNN_DATA_DIR]."""
-    order: Literal["rows", "columns", "pixels", "permuted"] = "rows"
-    """How an image is read: 28 rows, 28 columns, or 784 pixels in order or permuted."""
+    order: Literal["rows", "columns", "shuffled", "pixels", "permuted"] = "rows"
+    """How an image is read: 28 rows, columns or rows of shuffled pixels; or 784 pixels, in order or
+    permuted."""
+    delay: int = 0
+    """Blank steps after each image, before it must be named."""
+    test_delay: int | None = None
+    """The same for the test images, by default as many."""
     cell: Literal[(*CELLS, *BASELINES)] = "lstm"
     """The cell, or a dense network or a small CNN to compare with."""
     hidden_size: int = 128
     num_layers: int = 1
     bidirectional: bool = False
+    crossed: bool = False
+    """Read column t of the image beside its row t."""
+    augment: bool = False
+    """Distort the training images anew at every step (Simard et al., 2003)."""
+    label_smoothing: float = 0.0
+    """Share of each label spread over all classes."""
     residual: bool = False
     """Add each layer's inputs to its outputs."""
     forget_bias: float | None = None
@@ -104,9 +129,11 @@ class Config:
     """Start the biases so that the cell keeps for up to this many steps (Tallec & Ollivier)."""
     recurrent_init: Literal[tuple(INITIALIZERS)] | None = None
     """How the recurrent kernel of each gate starts."""
+    init_scale: float | None = None
+    """How many times as large the cell's kernels start."""
     learn_initial_state: bool = False
     """Make the state before the first row a parameter."""
-    dropout: float = 0.0
+    dropout: float | None = None
     """Share of a layer's inputs dropped, from the second layer on."""
     zoneout: float | None = None
     """How likely a unit keeps its old value."""
@@ -149,11 +176,15 @@ class Config:
         for name in ("steps", "devices", "truncate"):
             if getattr(self, name) is not None and getattr(self, name) < 1:
                 raise RunError(f"--{name} must be at least 1")
-        if self.validation_size < 0 or self.seed < 0:
-            raise RunError("--validation-size and --seed must not be negative")
+        for name in ("validation_size", "seed", "delay", "test_delay"):
+            if (getattr(self, name) or 0) < 0:
+                raise RunError(f"--{name.replace('_', '-')} must not be negative")
         if not 0 < self.learning_rate < float("inf"):
             raise RunError("--learning-rate must be positive and finite")
-        for name in ("dropout", "zoneout", "recurrent_dropout", "weight_dropout"):
+        if (self.augment or self.crossed) and (self.order != "rows" or self.delay):
+            raise RunError("--augment and --crossed go with --order rows and no --delay")
+        shares = ("dropout", "zoneout", "recurrent_dropout", "weight_dropout", "label_smoothing")
+        for name in shares:
             if not 0 <= (getattr(self, name) or 0) < 1:
                 raise RunError(f"--{name.replace('_', '-')} must be in 0..1, and not 1")
         if self.recurrent_dropout is not None and self.tied is None:
@@ -174,7 +205,7 @@ def main(config: Config) -> int:
     announce(dataset)
     console.print(f"device: {mesh.size} × {mesh.devices.flat[0].device_kind}")
     run = Run(config.out)
-    changes = run.open(identity(config, dataset), start_over=not config.resume)
+    changes = run.open(identity(config, digest(dataset)), start_over=not config.resume)
     if run.finished:
         console.print(f"{config.out} is finished:")
         conclude(run.read("result.json"))
@@ -205,12 +236,10 @@ def fit(
     checkpoints: Checkpoints,
 ) -> tuple[dict[str, float], int]:
     """Trains to the last step; returns the seconds spent in each phase and an exit code."""
-    examples, validation, test = (
-        train.replicate(as_sequences(split, config), mesh)
-        for split in (dataset.train, dataset.validation, dataset.test)
-    )
+    examples, validation, test = train.replicate(as_sequences(dataset, config, config.seed), mesh)
     sequences, labels = examples
-    optimizer, noise_key = build_optimizer(config), jax.random.key(config.seed + NOISE_SEED)
+    optimizer, loss_fn = build_optimizer(config), build_loss(config)
+    noise_key = jax.random.key(config.seed + NOISE_SEED)
     step, state = 0, initial_state(config)
     if (restored := checkpoints.restore(state)) is not None:
         step, state = restored
@@ -227,7 +256,7 @@ def fit(
             indices = data.batch_indices(config.seed, step, count, config.batch_size, len(labels))
             with clock.phase("train"):
                 state, losses = train.train_chunk(
-                    model, optimizer, mesh, state, examples, indices, noise_key
+                    model, optimizer, mesh, state, examples, indices, noise_key, loss_fn=loss_fn
                 )
                 losses = np.asarray(losses)
             if not np.isfinite(losses).all():
@@ -284,33 +313,47 @@ def load_dataset(config: Config) -> data.Dataset:
     return data.load(config.dataset, data_dir, config.validation_size)
 
 
-def as_sequences(split: data.Split, config: Config) -> tuple[np.ndarray, np.ndarray]:
-    """Sequences uint8 `[N, T, I]` and labels uint8 `[N]`."""
-    return data.sequences(split.images, config.order, config.seed), split.labels
+def as_sequences(
+    dataset: data.Dataset, config: Config, seed: int
+) -> tuple[tuple[np.ndarray, np.ndarray], ...]:
+    """For training, validation and test sequences uint8 `[N, T, I]` and labels uint8 `[N]`."""
+    test_delay = config.delay if config.test_delay is None else config.test_delay
+    return tuple(
+        (data.sequences(split.images, config.order, seed, delay=delay), split.labels)
+        for split, delay in (
+            (dataset.train, config.delay),
+            (dataset.validation, config.delay),
+            (dataset.test, test_delay),
+        )
+    )
 
 
 def build_mesh(batch_size: int, devices: int | None) -> Mesh:
     """The devices that share each batch.
 
-    XLA does not speed up a cell's small products with a second thread, so a CPU is filled with one
-    single-threaded device a core. Both must be said before JAX starts its backend.
-
     Raises:
         RunError: If there are fewer devices than asked for, or they cannot share the batch.
     """
-    wanted = devices or cores()
-    on_cpu = largest_share(batch_size, wanted)
-    if on_cpu > 1:
-        flags = os.environ.get("XLA_FLAGS", "")
-        os.environ["XLA_FLAGS"] = f"{flags} --xla_cpu_multi_thread_eigen=false".strip()
-    with contextlib.suppress(RuntimeError):  # the backend runs already, with the devices it has
-        jax.config.update("jax_num_cpu_devices", on_cpu)
+    divide_cpu(largest_share(batch_size, devices or cores()))
     share = largest_share(batch_size, devices or jax.device_count())
     if devices not in (None, share):
         raise RunError(f"--devices {devices} cannot share --batch-size {batch_size}")
     if share > jax.device_count():
         raise RunError(f"--devices must be at most {jax.device_count()} here")
     return train.make_mesh(share)
+
+
+def divide_cpu(devices: int) -> None:
+    """Makes the CPU so many devices, single-threaded if there are several.
+
+    XLA does not speed up a cell's small products with a second thread, so a CPU is filled with one
+    device a core. It must be said before JAX starts its backend.
+    """
+    if devices > 1:
+        flags = os.environ.get("XLA_FLAGS", "")
+        os.environ["XLA_FLAGS"] = f"{flags} --xla_cpu_multi_thread_eigen=false".strip()
+    with contextlib.suppress(RuntimeError):  # the backend runs already, with the devices it has
+        jax.config.update("jax_num_cpu_devices", devices)
 
 
 def largest_share(batch_size: int, available: int) -> int:
@@ -336,8 +379,10 @@ def build_model(config: Config) -> nn.Module:
             NUM_CLASSES,
             config.hidden_size,
             cell,
+            init_scale=config.init_scale,
             num_layers=config.num_layers,
             bidirectional=config.bidirectional,
+            crossed=config.crossed,
             dropout=config.dropout,
             residual=config.residual,
             regularizer=None if noise == (None,) * 4 else Regularizer(*noise),
@@ -358,6 +403,13 @@ def build_optimizer(config: Config):
     )
 
 
+def build_loss(config: Config) -> train.Loss:
+    """What the options make smaller."""
+    if not config.augment and not config.label_smoothing:
+        return train.cross_entropy
+    return train.Augmented(Distortion() if config.augment else None, config.label_smoothing)
+
+
 def initial_state(config: Config) -> train.TrainState:
     """The state before the first step."""
     key, example = jax.random.key(config.seed), initial_example(config)
@@ -366,19 +418,24 @@ def initial_state(config: Config) -> train.TrainState:
 
 def initial_example(config: Config) -> np.ndarray:
     """A sequence of the shape that the model reads, float32 `[1, T, I]`."""
-    shape = (1, 784, 1) if config.order in ("pixels", "permuted") else (1, 28, 28)
-    return np.zeros(shape, np.float32)
+    blank = np.zeros((1, data.SIDE, data.SIDE), np.uint8)
+    return data.sequences(blank, config.order, delay=config.delay).astype(np.float32)
 
 
-def identity(config: Config, dataset: data.Dataset) -> dict[str, Any]:
-    """What a run's numbers depend on; a folder never mixes two of these."""
-    digest = hashlib.sha256()
+def digest(dataset: data.Dataset) -> str:
+    """A hash of all images and labels."""
+    found = hashlib.sha256()
     for split in (dataset.train, dataset.validation, dataset.test):
-        digest.update(split.images.data)
-        digest.update(split.labels.data)
+        found.update(split.images.data)
+        found.update(split.labels.data)
+    return found.hexdigest()
+
+
+def identity(config: Config, data_sha256: str) -> dict[str, Any]:
+    """What a run's numbers depend on; a folder never mixes two of these."""
     options = dataclasses.asdict(config)
     return {name: options[name] for name in options if name not in FREE} | {
-        "data_sha256": digest.hexdigest()
+        "data_sha256": data_sha256
     }
 
 
@@ -408,7 +465,7 @@ def load_run(directory: Path) -> tuple[Config, nn.Module, Any]:
 def draw(config: Config, model: nn.Module, params: Any, dataset: data.Dataset, run: Run) -> None:
     """Pictures of how it learned, what it confuses and how it makes up its mind."""
     rows, (images, labels) = run.metrics(), dataset.test
-    sequences = data.sequences(images, config.order, config.seed)
+    sequences = as_sequences(dataset, config, config.seed)[-1][0]
     probabilities = train.probabilities(model, params, sequences)
     correct = (probabilities.argmax(-1) == labels).mean()
     title = f"{dataset.name}, {config.cell} at step {selected(rows)['step']}: test {correct:.2%}"

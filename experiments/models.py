@@ -60,7 +60,9 @@ def make_cell(name: str, hidden_size: int, **options: Any) -> jaxrnn.Cell:
         raise ValueError(f"--cell {name} does not take all of {asked}") from None
 
 
-def make_model(name: str, num_classes: int, hidden_size: int, cell: dict, **options) -> nn.Module:
+def make_model(
+    name: str, num_classes: int, hidden_size: int, cell: dict, init_scale=None, **options
+) -> nn.Module:
     """The classifier of this name.
 
     Args:
@@ -68,6 +70,7 @@ def make_model(name: str, num_classes: int, hidden_size: int, cell: dict, **opti
         num_classes: The number of classes.
         hidden_size: Units of a layer; a baseline has its own sizes.
         cell: Options of the cell.
+        init_scale: How many times as large the cell's kernels start, or None.
         **options: Those of `Classifier`.
 
     Raises:
@@ -75,4 +78,7 @@ def make_model(name: str, num_classes: int, hidden_size: int, cell: dict, **opti
     """
     if name in BASELINES:
         return BASELINES[name](num_classes)
-    return Classifier(make_cell(name, hidden_size, **cell), num_classes, **options)
+    made = make_cell(name, hidden_size, **cell)
+    if init_scale is not None:
+        made = jaxrnn.scaled(made, init_scale)
+    return Classifier(made, num_classes, **options)

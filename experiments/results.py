@@ -12,6 +12,7 @@ import json
 import sys
 from pathlib import Path
 
+from ablate import Results
 from studies import STUDIES
 
 from jaxrnn import compare, report
@@ -31,7 +32,7 @@ on 10,000 images is ±0.1 points.
 
 def section(folder: Path) -> str:
     """One study: what it asks, the command, the table and the picture."""
-    records = [json.loads(line) for line in (folder / "results.jsonl").read_text().splitlines()]
+    records = Results(folder, host=0).read().values()
     config = json.loads((folder / "config.json").read_text())
     rows = list(config["rows"])
     records = [record for record in records if record["row"] in rows]

@@ -2,8 +2,10 @@
 
 from __future__ import annotations
 
+import bisect
 from typing import Any, NamedTuple
 
+import jax
 from mnist import RECIPES
 from models import BASELINES, CELLS
 
@@ -30,11 +32,37 @@ def _rows(option: str, values: Any) -> dict[str, dict[str, Any]]:
     return {f"{option}={value}": {option: value} for value in values}
 
 
+def equal_size(name: str, hidden_size: int = 128) -> int:
+    """The units at which a cell has nearest to as many parameters as an LSTM that reads rows."""
+
+    def count(name, hidden_size):
+        shapes = jax.eval_shape(lambda: CELLS[name](hidden_size).init(jax.random.key(0), 28))
+        return sum(leaf.size for leaf in jax.tree.leaves(shapes))
+
+    wanted, sizes = count("lstm", hidden_size), range(8, 8 * hidden_size, 4)
+    larger = bisect.bisect(sizes, wanted, key=lambda size: count(name, size))
+    return min(sizes[larger - 1 : larger + 1], key=lambda size: abs(count(name, size) - wanted))
+
+
+CELLS_BY_NAME = {name: {"cell": name} for name in ("lstm", *CELLS, *BASELINES)}
+
 STUDIES = {
     "cells": Study(
         "Every cell of the library at 128 units, and the networks without a recurrence. Jozefowicz "
         "et al. (2015) and Greff et al. (2017) found no variant clearly better than the LSTM.",
-        {name: {"cell": name} for name in dict.fromkeys(("lstm", *CELLS, *BASELINES))},
+        CELLS_BY_NAME,
+    ),
+    "cells-equal": Study(
+        "The same cells, each with as many units as make it as large as the LSTM of 128.",
+        {
+            f"{name}, {size} units": {"cell": name, "hidden_size": size}
+            for name, size in ((name, equal_size(name)) for name in ("lstm", *CELLS))
+        },
+    ),
+    "cells-brief": Study(
+        "Every cell of the library at 128 units after 1,000 steps: which of them learn at once.",
+        CELLS_BY_NAME,
+        FAST | {"steps": 1000},
     ),
     "odyssey": Study(
         "Greff et al., LSTM: A search space odyssey, 2017. Found no variant clearly better than "
@@ -66,15 +94,17 @@ STUDIES = {
             f"{cell} {init}": {"cell": cell, "recurrent_init": init}
             for cell in ("lstm", "rnn", "rnn-relu")
             for init in ("glorot", "orthogonal", "identity")
-        },
+        }
+        | {f"lstm, all times {scale}": {"init_scale": scale} for scale in (0.5, 2.0)},
     ),
     "size": Study(
         "Greff et al. (2017): more units help, with less and less gain.",
         _rows("hidden_size", (128, 32, 64, 256)),
     ),
     "order": Study(
-        "Whether it matters in which order an image is read.",
-        _rows("order", ("rows", "columns")),
+        "Whether it matters in which order an image is read: by rows, by columns, or by rows of "
+        "pixels that were shuffled.",
+        _rows("order", ("rows", "columns", "shuffled")),
     ),
     "regularisers": Study(
         "Gal & Ghahramani (2016), Krueger et al. (2017), Merity et al. (2018): noise between the "
@@ -97,6 +127,18 @@ STUDIES = {
             "constant 1e-3": {"schedule": "constant", "learning_rate": 1e-3},
             "constant 4e-3": {"schedule": "constant"},
         },
+    ),
+    "length-generalisation": Study(
+        "Trained with no blank row after the image, tested with 28: does the memory outlast what "
+        "it was trained for? Gers et al. (2000) argue for the forget gate, Tallec & Ollivier "
+        "(2018) for biases that span the wait.",
+        {
+            **{name: {"cell": name} for name in ("lstm", "gru", "rnn", "janet", "lstm-nfg")},
+            "lstm, chrono 56": {"chrono": 56.0},
+            "lru": {"cell": "lru"},
+            "lstm, trained with the wait": {"delay": 28},
+        },
+        FAST | {"test_delay": 28},
     ),
     "sequential-mnist": Study(
         "784 steps of one pixel (Le et al., 2015). LSTM 98.9 %, JANET 99.0 % in van der Westhuizen "

@@ -1,6 +1,6 @@
 """jaxrnn: recurrent networks for JAX as pure functions."""
 
-from jaxrnn.cell import Cell, gated, identity
+from jaxrnn.cell import Cell, gated, identity, scaled
 from jaxrnn.cells import (
     GRUParams,
     GRUState,
@@ -53,5 +53,6 @@ __all__ = [
     "min_lstm",
     "odyssey",
     "rnn",
+    "scaled",
     "unroll",
 ]

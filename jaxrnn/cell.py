@@ -198,6 +198,25 @@ def identity(scale: float = 1.0) -> Initializer:
     return init
 
 
+def scaled(cell: Cell, scale: float | Array) -> Cell:
+    """The cell with kernels that start `scale` times as large.
+
+    Its `init` raises ValueError if the cell has no kernel of that name to scale.
+    """
+
+    def init(key, input_size, dtype=jnp.float32):
+        params = cell.init(key, input_size, dtype)
+        names = [name for name in ("kernel", "recurrent_kernel") if hasattr(params, name)]
+        if not names:
+            raise ValueError(f"scale needs params with a kernel, got {type(params).__name__}")
+        found = {name: getattr(params, name) for name in names}
+        return params._replace(
+            **jax.tree.map(lambda kernel: jnp.asarray(scale, dtype) * kernel, found)
+        )
+
+    return cell._replace(init=init)
+
+
 def chrono_bias(key, hidden_size: int, longest: float, dtype) -> Float[Array, " H"]:
     """log(u), u uniform in 1..longest - 1: gates that forget over all those numbers of steps.
 

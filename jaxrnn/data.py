@@ -20,7 +20,7 @@ from jaxrnn import idx, tfds
 from jaxrnn.idx import SIDE, DataError, Pair, Split
 
 NAMES = ("mnist", "fashion_mnist", "kmnist", "digits")
-ORDERS = ("rows", "columns", "pixels", "permuted")
+ORDERS = ("rows", "columns", "shuffled", "pixels", "permuted")
 
 _DIGITS_TEST, _DIGITS_VALIDATION = 360, 180
 
@@ -114,18 +114,22 @@ def load_or_digits(
         return load("digits", validation_size=validation_size)._replace(note=note)
 
 
-def sequences(images: np.ndarray, order: str = "rows", seed: int = 0) -> np.ndarray:
+def sequences(
+    images: np.ndarray, order: str = "rows", seed: int = 0, *, delay: int = 0
+) -> np.ndarray:
     """Images as sequences.
 
     Args:
         images: uint8 [N, 28, 28] (any height and width will do).
-        order: `rows` reads a row per step, `columns` a column, `pixels` one pixel, and
-            `permuted` one pixel in an order shuffled once for all images (Le, Jaitly and Hinton,
-            arXiv:1504.00941).
-        seed: Draws the order of `permuted`; unused otherwise.
+        order: `rows` reads a row per step, `columns` a column, `shuffled` rows of an image whose
+            pixels were shuffled, once for all images; `pixels` one pixel, and `permuted` one pixel
+            in a shuffled order (Le, Jaitly and Hinton, arXiv:1504.00941).
+        seed: Draws the order of `shuffled` and `permuted`; unused otherwise.
+        delay: Steps of zeros after the image.
 
     Returns:
-        uint8 [N, T, I]: [N, 28, 28] for rows and columns, [N, 784, 1] for pixels and permuted.
+        uint8 [N, T, I]: [N, 28 + delay, 28] for rows, columns and shuffled, [N, 784 + delay, 1]
+        for pixels and permuted.
 
     Raises:
         ValueError: `order` is unknown or `images` is not of rank 3.
@@ -134,14 +138,16 @@ def sequences(images: np.ndarray, order: str = "rows", seed: int = 0) -> np.ndar
         raise ValueError(f"order: got {order!r}, expected one of {', '.join(ORDERS)}")
     if images.ndim != 3:
         raise ValueError(f"images: got shape {images.shape}, expected [N, height, width]")
-    if order == "rows":
-        return images
-    if order == "columns":
-        return np.ascontiguousarray(images.transpose(0, 2, 1))
-    pixels = images.reshape(len(images), images.shape[1] * images.shape[2], 1)
-    if order == "pixels":
-        return pixels
-    return np.take(pixels, np.random.default_rng(seed).permutation(pixels.shape[1]), axis=1)
+    read = images.transpose(0, 2, 1) if order == "columns" else images
+    if order in ("shuffled", "permuted"):
+        pixels = images.reshape(len(images), -1)
+        shuffled = np.random.default_rng(seed).permutation(pixels.shape[1])
+        read = np.take(pixels, shuffled, axis=1).reshape(images.shape)
+    if order in ("pixels", "permuted"):
+        read = read.reshape(len(images), -1, 1)
+    if delay:
+        read = np.pad(read, ((0, 0), (0, delay), (0, 0)))
+    return np.ascontiguousarray(read)
 
 
 def batch_indices(seed: int, start: int, steps: int, batch_size: int, size: int) -> np.ndarray:

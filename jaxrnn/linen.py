@@ -22,7 +22,7 @@ from jax.nn.initializers import glorot_uniform
 from jaxtyping import Array, Float, Int
 
 from jaxrnn.cell import Cell, State
-from jaxrnn.regularize import Regularizer
+from jaxrnn.regularize import Regularizer, dropout_mask
 from jaxrnn.unroll import reverse_time, unroll
 
 
@@ -143,7 +143,7 @@ class Stack(nn.Module):
     cell: Cell
     num_layers: int = 1
     bidirectional: bool = False
-    dropout: float = 0.0
+    dropout: float | Array | None = None
     residual: bool = False
     regularizer: Regularizer | None = None
     learn_initial_state: bool = False
@@ -174,9 +174,9 @@ class Stack(nn.Module):
 
         hidden = inputs
         for number in range(self.num_layers):
-            if number and self.dropout:
-                dropout = nn.Dropout(self.dropout, deterministic=not self.has_rng("dropout"))
-                hidden = dropout(hidden)
+            if number and self.dropout is not None and self.has_rng("dropout"):
+                key = self.make_rng("dropout")
+                hidden = hidden * dropout_mask(key, hidden.shape, self.dropout, hidden.dtype)
             below, hidden = hidden, layer(f"layer_{number}", hidden, reverse=False)
             last = last_output(hidden, lengths)
             if self.bidirectional:
@@ -213,18 +213,20 @@ class Classifier(nn.Module):
         learn_initial_state: Whether states before the first step are parameters.
         truncate: As in `jaxrnn.unroll`.
         every_step: Classify after every step what was read so far, instead of once at the end.
+        crossed: Read column t of a square image beside its row t.
     """
 
     cell: Cell
     num_classes: int
     num_layers: int = 1
     bidirectional: bool = False
-    dropout: float = 0.0
+    dropout: float | Array | None = None
     residual: bool = False
     regularizer: Regularizer | None = None
     learn_initial_state: bool = False
     truncate: int | None = None
     every_step: bool = False
+    crossed: bool = False
 
     @nn.compact
     def __call__(
@@ -233,6 +235,8 @@ class Classifier(nn.Module):
         """Returns logits `[*B, C]`, with `lengths` of what each row says up to its length; or
         with `every_step` `[*B, T, C]`.
         """  # noqa: D205
+        if self.crossed:
+            inputs = jnp.concatenate([inputs, jnp.swapaxes(inputs, -1, -2)], axis=-1)
         outputs, last = Stack(
             self.cell,
             self.num_layers,

@@ -62,7 +62,9 @@ def check(regularizer: Regularizer, cell: Cell, params: Params) -> None:
 def drop_weights(key: Array, params: Params, rate: float | Array) -> Params:
     """The parameters with entries of the recurrent kernel dropped, the others scaled up."""
     kernel = params.recurrent_kernel
-    return params._replace(recurrent_kernel=kernel * _mask(key, kernel.shape, rate, kernel.dtype))
+    return params._replace(
+        recurrent_kernel=kernel * dropout_mask(key, kernel.shape, rate, kernel.dtype)
+    )
 
 
 def noise(
@@ -102,14 +104,13 @@ def noise(
     if regularizer.recurrent_dropout is not None and key is not None:
         hidden, steps = leaves[0], 1 if regularizer.tied else time
         shape = (steps, *hidden.shape)
-        mask = _mask(
-            jax.random.fold_in(key, len(leaves)), shape, regularizer.recurrent_dropout, hidden.dtype
-        )
+        mask_key = jax.random.fold_in(key, len(leaves))
+        mask = dropout_mask(mask_key, shape, regularizer.recurrent_dropout, hidden.dtype)
         drop = jnp.broadcast_to(mask, (time, *hidden.shape))
     return drop, mix
 
 
-def _mask(key, shape, rate, dtype):
-    """Zeros where dropped, else 1 / (1 - rate)."""
+def dropout_mask(key: Array, shape: tuple[int, ...], rate: float | Array, dtype) -> Array:
+    """Zeros where dropped, else 1 / (1 - rate); unlike Flax's, also for a traced rate."""
     keep = jax.random.bernoulli(key, 1 - rate, shape)
     return jnp.where(keep, jnp.asarray(1 / (1 - rate), dtype), jnp.zeros((), dtype))

@@ -11,7 +11,7 @@ Shapes: S runs, N examples, B batch, K steps of a chunk, T time, I input feature
 from __future__ import annotations
 
 import time
-from collections.abc import Callable, Iterator, Mapping
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from functools import partial
 from typing import Any, NamedTuple
 
@@ -26,7 +26,6 @@ from jax.sharding import PartitionSpec as P
 from jaxtyping import Array, Float
 
 from jaxrnn import data, train
-from jaxrnn.idx import Split
 
 AXIS = "run"
 # What a run is made of: `(numbers) -> (model, optimizer)`, called inside the program with the run's
@@ -53,21 +52,23 @@ class Look(NamedTuple):
 
 
 def make_mesh(runs: int) -> Mesh:
-    """A mesh of as many devices as divide the runs evenly, with the one axis "run"."""
-    count = max(n for n in range(1, min(runs, jax.device_count()) + 1) if runs % n == 0)
-    return Mesh(np.array(jax.devices()[:count]), (AXIS,))
+    """A mesh of as many of this host's devices as divide the runs evenly, with the axis "run"."""
+    devices = jax.local_devices()
+    count = max(n for n in range(1, min(runs, len(devices)) + 1) if runs % n == 0)
+    return Mesh(np.array(devices[:count]), (AXIS,))
 
 
 def train_runs(
     build: Build,
     seeds: np.ndarray,
     numbers: Mapping[str, np.ndarray],
-    splits: tuple[Split, Split, Split],
+    splits: Sequence[tuple[np.ndarray, np.ndarray]],
     *,
     steps: int,
     batch_size: int,
     eval_every: int,
     chunk: int = 100,
+    loss_fn: train.Loss = train.cross_entropy,
 ) -> Iterator[Look]:
     """Trains all runs to their last step.
 
@@ -83,6 +84,7 @@ def train_runs(
         batch_size: Examples of each update.
         eval_every: Updates between two evaluations.
         chunk: Most updates in one program.
+        loss_fn: What to make smaller; a function of the module level, so that it compiles once.
 
     Yields:
         A `Look` after every `eval_every` steps and after the last. A run whose loss is no longer
@@ -93,19 +95,19 @@ def train_runs(
     keys = jax.vmap(jax.random.key)(jnp.asarray(seeds))
     keys, numbers = jax.device_put((keys, numbers), NamedSharding(mesh, P(AXIS)))
     examples, validation, test = train.replicate(tuple(map(tuple, splits)), mesh)
-    example = jnp.zeros((1, *splits[0].images.shape[1:]), jnp.float32)
+    example = jnp.zeros((1, *splits[0][0].shape[1:]), jnp.float32)
     states = _create(build, mesh, keys, numbers, example)
     step, losses, durations = 0, [], []
     while step < steps:
         count = min(chunk, eval_every - step % eval_every, steps - step)
         indices = np.stack(
             [
-                data.batch_indices(int(seed), step, count, batch_size, len(splits[0].labels))
+                data.batch_indices(int(seed), step, count, batch_size, len(splits[0][1]))
                 for seed in seeds
             ]
         )
         started = time.perf_counter()
-        states, loss = _advance(build, mesh, states, keys, numbers, examples, indices)
+        states, loss = _advance(build, mesh, loss_fn, states, keys, numbers, examples, indices)
         losses.append(np.asarray(loss))
         durations.append((time.perf_counter() - started) / count)
         step += count
@@ -113,8 +115,8 @@ def train_runs(
             yield Look(
                 step,
                 np.concatenate(losses, axis=1).mean(1),
-                _accuracy(build, mesh, states, numbers, *validation, len(splits[1].labels)),
-                _accuracy(build, mesh, states, numbers, *test, len(splits[2].labels)),
+                _accuracy(build, mesh, states, numbers, *validation, len(splits[1][1])),
+                _accuracy(build, mesh, states, numbers, *test, len(splits[2][1])),
                 float(np.median(durations)),
             )
             losses = []
@@ -156,15 +158,15 @@ def _create(build, mesh, keys, numbers, example):
     return _each(create, mesh, 2, keys, numbers, example)
 
 
-@partial(jax.jit, static_argnames=("build", "mesh"), donate_argnames="states")
-def _advance(build, mesh, states, keys, numbers, examples, indices):
+@partial(jax.jit, static_argnames=("build", "mesh", "loss_fn"), donate_argnames="states")
+def _advance(build, mesh, loss_fn, states, keys, numbers, examples, indices):
     def advance(state, key, numbers, indices, examples):
         model, optimizer = build(numbers)
         noise = jax.random.fold_in(key, 1)
 
         def body(state, batch):
             batch = jax.tree.map(lambda leaf: leaf[batch], examples)
-            return train.train_step(model, optimizer, state, batch, key=noise)
+            return train.train_step(model, optimizer, state, batch, loss_fn=loss_fn, key=noise)
 
         return lax.scan(body, state, indices)
 

@@ -10,7 +10,7 @@ from __future__ import annotations
 
 from collections.abc import Callable
 from functools import partial
-from typing import Any
+from typing import Any, NamedTuple
 
 import flax.linen as nn
 import flax.struct
@@ -23,6 +23,8 @@ from jax.flatten_util import ravel_pytree
 from jax.sharding import Mesh, NamedSharding
 from jax.sharding import PartitionSpec as P
 from jaxtyping import Array, Float, Int, UInt8
+
+from jaxrnn.augment import Distortion
 
 AXIS = "batch"
 # Large enough to fill a core, small enough that a layer's outputs stay in its cache.
@@ -102,6 +104,35 @@ def cross_entropy(
         labels.astype(jnp.int32).reshape(-1, *[1] * (logits.ndim - 2)), logits.shape[:-1]
     )
     return optax.softmax_cross_entropy_with_integer_labels(logits, labels).mean()
+
+
+class Augmented(NamedTuple):
+    """The cross-entropy of classifiers `[B, C]` on images that are distorted anew at every step.
+
+    Attributes:
+        distortion: How; None leaves them as they are.
+        smoothing: Share of each label spread over all classes (Szegedy et al., 2016).
+    """
+
+    distortion: Distortion | None = None
+    smoothing: float = 0.0
+
+    def __call__(
+        self,
+        model: nn.Module,
+        params: Any,
+        batch: tuple[UInt8[Array, "B N N"], UInt8[Array, " B"]],
+        key: Array | None = None,
+    ) -> Float[Array, ""]:
+        """Mean softmax cross-entropy in nats; without a key nothing is distorted."""
+        images, labels = scale(batch[0]), batch[1]
+        if self.distortion is not None and key is not None:
+            key, noise = jax.random.split(key)
+            images = self.distortion(noise, images)
+        logits = apply(model, params, images, key=key)
+        targets = jax.nn.one_hot(labels, logits.shape[-1], dtype=logits.dtype)
+        targets = optax.smooth_labels(targets, self.smoothing)
+        return optax.softmax_cross_entropy(logits, targets).mean()
 
 
 def apply(model: nn.Module, params: Any, *arguments: Any, key: Array | None = None) -> Any:

@@ -101,11 +101,12 @@ def unroll(
         (params, initial_state, inputs, lengths, resets, drop, mix)
     )
     steps = _steps(inputs, lengths, resets, reverse)._replace(drop=drop, mix=mix)
-    run = _choose(cell, params, initial_state, steps, implementation, unroll)
-    if truncate is None and (memory or _choose_memory(params, inputs)) == "save":
-        outputs, state = run(initial_state, steps)
-    else:
-        outputs, state = _in_blocks(run, initial_state, steps, memory, truncate)
+    implementation = _choose(cell, steps, implementation)
+    if memory is None:
+        memory = "save" if truncate is None and _is_short(params, inputs) else "recompute"
+    outputs, state = _run(
+        cell, implementation, memory, unroll, truncate, params, initial_state, steps
+    )
     if reverse:
         outputs = _reverse(outputs, lengths)
     return outputs if time_major else jnp.moveaxis(outputs, 0, -2), state
@@ -114,12 +115,31 @@ def unroll(
 Run = Callable[[State, Steps], tuple[Array, State]]
 
 
-def _choose(cell, params, initial_state, steps, implementation, unroll) -> Run:
-    """The implementation as a function of the state it starts from and the steps."""
+# Without it a call outside of jit would compile its loop each time; inside it disappears.
+@partial(jax.jit, static_argnums=range(5), inline=True)
+def _run(cell, implementation, memory, unroll, truncate, params, initial_state, steps):
+    run: Run
     if implementation == "cudnn":
-        if reason := why_not(cell, steps):
-            raise ValueError(f"implementation 'cudnn' cannot compute this: {reason}")
-        return partial(cudnn, params)
+        run = partial(cudnn, params)
+    elif implementation == "parallel":
+        run = partial(parallel, cell.recurrence, params, initial_state)
+    elif implementation == "scan":
+        run = partial(_scan, cell, unroll, params, initial_state)
+    else:
+        run = lambda start, steps: fused(cell, unroll, params, start, initial_state, steps)  # noqa: E731
+    if memory == "save" and truncate is None:
+        return run(initial_state, steps)
+    return _in_blocks(run, initial_state, steps, memory, truncate)
+
+
+def _choose(cell: Cell, steps: Steps, implementation: str | None) -> str:
+    """The implementation asked for, if it can compute this, or the fastest that can."""
+    if implementation is None:
+        if cell.recurrence is not None:
+            return "parallel"
+        return "scan" if cell.gate is None else "fused"
+    if implementation == "cudnn" and (reason := why_not(cell, steps)):
+        raise ValueError(f"implementation 'cudnn' cannot compute this: {reason}")
     if implementation == "fused" and cell.gate is None:
         raise ValueError(
             "implementation 'fused' needs a cell made by jaxrnn.gated, "
@@ -130,11 +150,7 @@ def _choose(cell, params, initial_state, steps, implementation, unroll) -> Run:
             "implementation 'parallel' needs a linear recurrence, such as jaxrnn.lru, "
             "got a cell whose steps depend on the state"
         )
-    if cell.recurrence is not None and implementation != "scan":
-        return partial(parallel, cell.recurrence, params, initial_state)
-    if implementation == "scan" or cell.gate is None:
-        return partial(_scan, cell, unroll, params, initial_state)
-    return lambda start, steps: fused(cell, unroll, params, start, initial_state, steps)
+    return implementation
 
 
 def _scan(cell: Cell, unroll: int, params, initial_state, start, steps: Steps):
@@ -163,16 +179,17 @@ def _scan(cell: Cell, unroll: int, params, initial_state, start, steps: Steps):
     return outputs, state
 
 
-def _choose_memory(params, inputs) -> str:
+def _is_short(params, inputs) -> bool:
+    """Whether what all steps save is better kept than computed again."""
     if not all(isinstance(size, int) for size in inputs.shape):
-        return "save"  # a symbolic size, as in jax.export
+        return True  # a symbolic size, as in jax.export
     leaves = [leaf for leaf in jax.tree.leaves(params) if leaf.ndim == 2]
     width = sum(leaf.shape[-1] for leaf in leaves)
     size = math.prod(inputs.shape[:-1]) * width * inputs.dtype.itemsize
-    return "recompute" if len(inputs) >= LONG and size > SAVE_BYTES else "save"
+    return len(inputs) < LONG or size <= SAVE_BYTES
 
 
-def _in_blocks(run: Run, start: State, steps: Steps, memory: str | None, truncate: int | None):
+def _in_blocks(run: Run, start: State, steps: Steps, memory: str, truncate: int | None):
     """Runs blocks of steps one after the other; the gradient recomputes each from its start."""
     size = truncate or BLOCK
     policy = None

@@ -455,6 +455,21 @@ def test_initializers_make_each_gate_by_itself():
     np.testing.assert_array_equal(irnn.recurrent_kernel, np.eye(8) / 2)
 
 
+@pytest.mark.parametrize("name", ["lstm", "indrnn", "min-gru"])
+def test_scaled_kernels_start_so_many_times_as_large(name):
+    cell, key = CELLS[name], jax.random.key(0)
+    plain, large = cell.init(key, I), jaxrnn.scaled(cell, 3.0).init(key, I)
+    for field, before in plain._asdict().items():
+        factor = 3.0 if field in ("kernel", "recurrent_kernel") else 1.0
+        if before is not None:
+            np.testing.assert_allclose(getattr(large, field), factor * before, rtol=1e-6)
+
+
+def test_a_cell_without_a_kernel_cannot_be_scaled():
+    with pytest.raises(ValueError, match="scale needs params with a kernel, got LRUParams"):
+        jaxrnn.scaled(CELLS["lru"], 2.0).init(jax.random.key(0), I)
+
+
 def test_chrono_biases_span_the_lengths_asked_for():
     params = jaxrnn.lstm(2000, chrono=784.0).init(jax.random.key(0), 1)
     i, f, g, o = np.split(np.asarray(params.bias), 4)

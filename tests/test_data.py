@@ -191,6 +191,12 @@ def test_sequences_follow_their_definitions():
     np.testing.assert_array_equal(permuted, pixels[:, places])
     assert permuted.flags.c_contiguous
     assert not np.array_equal(places, data.sequences(marks, "permuted", seed=5)[0, :, 0])
+    shuffled = data.sequences(images, "shuffled", seed=4)
+    np.testing.assert_array_equal(shuffled, permuted.reshape(images.shape))
+    late = data.sequences(images, "columns", delay=2)
+    np.testing.assert_array_equal(late[:, :28], columns)
+    assert late.shape == (40, 30, 28)
+    assert not late[:, 28:].any()
     with pytest.raises(ValueError, match="order: got 'diagonal'"):
         data.sequences(images, "diagonal")
     with pytest.raises(ValueError, match="images: got shape"):

@@ -1,5 +1,6 @@
 """The fast ways of `unroll` against "scan" in float64: outputs, final states, every gradient."""
 
+import contextlib
 import functools
 import itertools
 from typing import Any, NamedTuple
@@ -390,23 +391,42 @@ def test_the_batch_sharded_over_devices(check_vma, state):
     assert_close(jit(shard(inside, out_specs=P()))(*given), expected[0])
 
 
+@contextlib.contextmanager
+def compilations():
+    """The list of what is compiled meanwhile, by jax's own count."""
+    heard = []
+    listener = lambda event, *_, **__: heard.append(event) if "compile" in event else None  # noqa: E731
+    jax.monitoring.register_event_duration_secs_listener(listener)
+    try:
+        yield heard
+    finally:
+        jax.monitoring.unregister_event_duration_listener(listener)
+
+
 @pytest.mark.parametrize("implementation", ["fused", "scan"])
 def test_a_second_call_does_not_compile(implementation):
     cell = CELLS["lstm"]
     function = jit(jax.value_and_grad(curved(run(cell, implementation=implementation))))
     first, second = (problem(cell, lengths=True, resets=True, seed=seed) for seed in (0, 1))
-    compiled = []
     jax.block_until_ready(function(*first))
-    listener = lambda event, *_, **__: compiled.append(event)  # noqa: E731
-    jax.monitoring.register_event_duration_secs_listener(listener)
-    try:
+    with compilations() as compiled:
         jax.block_until_ready(function(*second))
-        assert not [event for event in compiled if "compile" in event]
+        assert not compiled
         jax.block_until_ready(function(*problem(cell, (1,), lengths=True, resets=True)))
-        assert [event for event in compiled if "compile" in event]  # the counter counts
-    finally:
-        jax.monitoring.unregister_event_duration_listener(listener)
+        assert compiled  # the counter counts
     assert function._cache_size() == 2
+
+
+@pytest.mark.parametrize("name", ["lstm", "mgu", "lru"])
+def test_a_second_call_outside_of_jit_does_not_compile(name):
+    """Rows that arrive one at a time are often fed so."""
+    cell = CELLS[name]
+    params, state = cell.init(jax.random.key(0), NARROW), None
+    with compilations() as compiled:
+        for row in np.ones((3, 2, 1, NARROW), np.float32):
+            del compiled[:]
+            _, state = jaxrnn.unroll(cell, params, row, initial_state=state)
+    assert not compiled
 
 
 # What an output depends on

@@ -132,6 +132,32 @@ def test_nothing_is_compiled_after_the_first_look(tmp_path, monkeypatch):
     assert len(set(looks[1:])) == 1
 
 
+@pytest.mark.parametrize(
+    "options",
+    [
+        {"augment": True, "label_smoothing": 0.1, "crossed": True},
+        {"num_layers": 2, "bidirectional": True, "dropout": 0.2},
+        {"order": "shuffled", "delay": 3, "test_delay": 5},
+    ],
+)
+def test_what_the_recipes_ask_for_trains(options, tmp_path):
+    config = dataclasses.replace(SMALL, steps=150, out=tmp_path / "run", **options)
+    assert mnist.main(config) == 0
+    result = json.loads((tmp_path / "run" / "result.json").read_text())
+    assert result["final_test_accuracy"] > 0.4
+
+
+@pytest.mark.parametrize("recipe", mnist.RECIPES)
+def test_every_recipe_is_of_options_that_go_together(recipe):
+    config = mnist.Config(**mnist.RECIPES[recipe])
+    config.check()
+    state = jax.eval_shape(lambda: mnist.initial_state(dataclasses.replace(config, steps=100)))
+    size = sum(leaf.size for leaf in jax.tree.leaves(state.params))
+    assert size <= {"best": 1_000_000, "sequential-mnist": 70_000, "permuted-mnist": 70_000}.get(
+        recipe, 81_674
+    )
+
+
 def test_a_finished_run_shows_its_result_and_another_is_refused(whole, capsys):
     out, _ = whole
     before = (out / "result.json").stat().st_mtime_ns

@@ -1,6 +1,11 @@
 """Many runs as one program, and the ablations made of them."""
 
+import dataclasses
 import json
+import re
+import socket
+import subprocess
+import sys
 
 import ablate
 import jax
@@ -83,6 +88,27 @@ def test_numbers_differ_from_run_to_run_in_one_program(splits):
     assert still.loss[0] < still.loss[1]
 
 
+@pytest.mark.parametrize(
+    ("option", "values"),
+    [
+        ("forget_bias", (0.0, 5.0)),
+        ("init_scale", (0.5, 2.0)),
+        ("dropout", (0.1, 0.6)),
+        ("zoneout", (0.1, 0.6)),
+        ("recurrent_dropout", (0.1, 0.6)),
+        ("weight_dropout", (0.1, 0.6)),
+    ],
+)
+def test_every_number_of_an_ablation_may_differ_within_a_program(option, values, splits):
+    tied = True if option == "recurrent_dropout" else None
+    config = mnist.Config(hidden_size=8, num_layers=2, steps=30, tied=tied)
+    made = ablate.Build(dataclasses.replace(config, **{option: 0.5}))
+    numbers = {"learning_rate": np.full(2, 1e-3), option: np.array(values)}
+    *_, look = sweep.train_runs(made, np.array([0, 0]), numbers, splits, **OPTIONS)
+    assert np.isfinite(look.loss).all()
+    assert look.loss[0] != look.loss[1]
+
+
 # experiments/ablate.py
 
 
@@ -150,7 +176,32 @@ def test_a_dry_run_trains_nothing(tmp_path, capsys):
     shown = capsys.readouterr().out
     assert "9 settings × 2 seeds: 0 runs are done, 18 to do" in shown
     assert "nfg: {" in shown
+    assert re.search(r"to do, about \d+ minutes", shown)
     assert not (tmp_path / "odyssey" / "results.jsonl").exists()
+
+
+def test_hosts_share_a_study(tmp_path):
+    """Two processes, each with its own part of the runs, and one conclusion."""
+    with socket.socket() as free:
+        free.bind(("localhost", 0))
+        coordinator = f"localhost:{free.getsockname()[1]}"
+    script = ablate.__file__
+    words = [sys.executable, script, "mine", "--vary", "forget_bias=0,1", "--seeds", "2"]
+    words += ["--dataset", "digits", "--out", str(tmp_path), "--hosts", "2"]
+    for option in ("hidden_size=8", "steps=20", "batch_size=20"):
+        words += ["--set", option]
+    words += ["--coordinator", coordinator]
+    hosts = [
+        subprocess.Popen([*words, "--host", str(host)], stdout=subprocess.PIPE, text=True)
+        for host in range(2)
+    ]
+    shown = [host.communicate(timeout=240)[0] for host in hosts]
+    assert [host.returncode for host in hosts] == [0, 0], shown
+    shares = [(tmp_path / "mine" / name) for name in ("results.jsonl", "results-1.jsonl")]
+    runs = [[json.loads(line) for line in share.read_text().splitlines()] for share in shares]
+    assert list(map(len, runs)) == [2, 2]
+    assert len({(record["row"], record["seed"]) for share in runs for record in share}) == 4
+    assert (tmp_path / "mine" / "table.md").read_text().count("\n") == 4
 
 
 @pytest.mark.parametrize("name", ablate.STUDIES)
