@@ -20,6 +20,8 @@ CELLS = {
     "indrnn": jaxrnn.indrnn,
     "lstm": jaxrnn.lstm,
     "lstm-peephole": partial(jaxrnn.lstm, peephole=True),
+    "lstm-projection": partial(jaxrnn.lstm, projection_size=64),
+    "lstm-chrono": partial(jaxrnn.lstm, chrono=28.0),
     "lstm-nig": partial(jaxrnn.odyssey, variant="NIG"),
     "lstm-nfg": partial(jaxrnn.odyssey, variant="NFG"),
     "lstm-nog": partial(jaxrnn.odyssey, variant="NOG"),

@@ -71,7 +71,8 @@ def unroll(
         memory: What the gradient is computed from. "save" keeps what every step saves;
             "recompute" keeps the state at the start of every 14 steps and runs those forward
             again; "offload" does so too, and keeps those states in the host's memory (TF1's
-            `swap_memory`). None takes "recompute" for long sequences that save much.
+            `swap_memory`). None takes "recompute" for long sequences that save much,
+            unless they are computed all at once.
         unroll: Steps per iteration of the loop, as in `jax.lax.scan`.
         truncate: Truncated backpropagation (Williams & Peng, 1990): the state is carried on, but
             no gradient reaches back across every `truncate`-th step. Memory as with blocks of
@@ -103,7 +104,9 @@ def unroll(
     steps = _steps(inputs, lengths, resets, reverse)._replace(drop=drop, mix=mix)
     implementation = _choose(cell, steps, implementation)
     if memory is None:
-        memory = "save" if truncate is None and _is_short(params, inputs) else "recompute"
+        # In blocks a linear recurrence would not be parallel in time.
+        keep = implementation == "parallel" or _is_short(params, inputs)
+        memory = "save" if truncate is None and keep else "recompute"
     outputs, state = _run(
         cell, implementation, memory, unroll, truncate, params, initial_state, steps
     )
