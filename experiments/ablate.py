@@ -142,7 +142,7 @@ def settings(config: Config) -> tuple[Study, dict[str, mnist.Config]]:
         if not config.rows or row in config.rows:
             one = mnist.Config(**{**study.base, **common, **options}, dataset=config.dataset)
             one.check()
-            mnist.build_model(one)  # says so if its options do not go together
+            mnist.check_model(one)
             found[row] = one
     return study, found
 

@@ -102,10 +102,11 @@ class Trainer:
                 console.print(f"step {step + count:5d}  loss {losses.mean():.4f}  {seconds:.0f} s")
         return state.params
 
-    def classify(self, sequences: np.ndarray, labels: np.ndarray, **options: Any) -> Callable:
+    def classify(
+        self, sequences: np.ndarray, labels: np.ndarray, steps: int | None = None, **options: Any
+    ) -> Callable:
         """A trained classifier as a function of sequences `[N, T, I]`; gives logits."""
         model = Classifier(jaxrnn.lstm(self.config.hidden_size), NUM_CLASSES, **options)
-        steps = self.config.steps if options else self.config.judge_steps
         params = self(model, (sequences, labels), steps=steps)
         return partial(train.logits, model, self.mesh, params)
 
@@ -134,7 +135,7 @@ def one_to_one(trainer: Trainer, dataset: data.Dataset, out: Path) -> Result:
 
 def many_to_one(trainer: Trainer, dataset: data.Dataset, out: Path) -> Result:
     """The classifier: rows in, one label out."""
-    logits = np.asarray(trainer.classify(*dataset.train, num_layers=1)(dataset.test.images))
+    logits = np.asarray(trainer.classify(*dataset.train)(dataset.test.images))
     report.confusion(dataset.test.labels, logits.argmax(-1), out / "confusion.png", "Many to one")
     return {"test_accuracy": accuracy(logits, dataset.test.labels)}
 
@@ -184,7 +185,7 @@ def one_to_many(trainer: Trainer, dataset: data.Dataset, out: Path) -> Result:
         [str(label) for label in range(NUM_CLASSES)],
         "One to many: a label and a random style, drawn row by row",
     )
-    return {"drawn": len(drawn), "named_correctly": judge(trainer, dataset, drawn, labels)}
+    return {"drawn": len(drawn), "named_correctly": judge(trainer, dataset, labels, drawn)[0]}
 
 
 def continue_loss(model, params, batch, key=None):
@@ -210,21 +211,25 @@ def many_to_many(trainer: Trainer, dataset: data.Dataset, out: Path) -> Result:
         ["the digit", "read", "completed"],
         "Many to many: the upper half is read, the lower half drawn",
     )
+    named, upper_alone = judge(trainer, dataset, labels, completed, blank)
     return {
         "drawn": len(completed),
-        "named_correctly": judge(trainer, dataset, completed, labels),
+        "named_correctly": named,
+        "named_correctly_without_the_drawing": upper_alone,
     }
 
 
-def judge(trainer: Trainer, dataset: data.Dataset, drawn: np.ndarray, labels: np.ndarray) -> float:
-    """The share of drawings that a classifier of real digits names as meant."""
+def judge(
+    trainer: Trainer, dataset: data.Dataset, labels: np.ndarray, *drawn: np.ndarray
+) -> list[float]:
+    """The share of each set of drawings that a classifier of real digits names as meant."""
     console.print("training the judge on real digits")
-    classify = trainer.classify(*dataset.train)
+    classify = trainer.classify(*dataset.train, steps=trainer.config.judge_steps)
     console.print(
         f"it names {accuracy(classify(dataset.test.images), dataset.test.labels):.2%} "
         "of the test images correctly"
     )
-    return accuracy(classify(drawn), labels)
+    return [accuracy(classify(each), labels) for each in drawn]
 
 
 def accuracy(logits: Any, labels: np.ndarray) -> float:

@@ -214,7 +214,7 @@ def main(config: Config) -> int:
     for change in changes:
         console.print(f"note: since this run began, {change}")
 
-    model = build_model(config)
+    model = check_model(config)
     with Checkpoints(run.checkpoints, warn=console.print) as checkpoints:
         seconds, code = fit(config, model, mesh, dataset, run, checkpoints)
         if code:
@@ -391,6 +391,20 @@ def build_model(config: Config) -> nn.Module:
         )
     except ValueError as error:
         raise RunError(str(error)) from None
+
+
+def check_model(config: Config) -> nn.Module:
+    """The classifier, after a look at whether it can read the data.
+
+    Raises:
+        RunError: If the options do not go together.
+    """
+    model, example = build_model(config), initial_example(config)
+    try:
+        jax.eval_shape(model.init, jax.random.key(0), example)
+    except ValueError as error:
+        raise RunError(str(error)) from None
+    return model
 
 
 def build_optimizer(config: Config):

@@ -76,9 +76,15 @@ def make_model(
         **options: Those of `Classifier`.
 
     Raises:
-        ValueError: If the cell has no such option.
+        ValueError: If the cell or the baseline has no such option.
     """
     if name in BASELINES:
+        plain = Classifier(CELLS["lstm"](hidden_size), num_classes)
+        changed = [key for key, value in cell.items() if value is not None]
+        changed += [key for key, value in options.items() if value != getattr(plain, key)]
+        if changed or init_scale is not None:
+            asked = ", ".join(changed or ["init_scale"])
+            raise ValueError(f"--cell {name} is no recurrent network and does not take {asked}")
         return BASELINES[name](num_classes)
     made = make_cell(name, hidden_size, **cell)
     if init_scale is not None:

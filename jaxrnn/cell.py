@@ -120,6 +120,11 @@ def along(
     return jnp.broadcast_to(vector, like.shape)
 
 
+def broadcast(state: State, batch_shape: tuple) -> State:
+    """The same state for every row of a batch."""
+    return jax.tree.map(lambda leaf: jnp.broadcast_to(leaf, (*batch_shape, *leaf.shape)), state)
+
+
 def zeros(params: Params, batch_shape: tuple, size: int) -> Float[Array, "*batch size"]:
     """A state of zeros in the dtype of the parameters."""
     return jnp.zeros((*batch_shape, size), jax.tree.leaves(params)[0].dtype)
@@ -189,6 +194,7 @@ def kernels(
     )
 
 
+@functools.cache
 def identity(scale: float = 1.0) -> Initializer:
     """The identity matrix times `scale`: the start of the IRNN (Le et al., 2015)."""
 

@@ -13,15 +13,16 @@ K features of a code, F features drawn.
 from __future__ import annotations
 
 from collections.abc import Callable
+from typing import Any
 
 import flax.linen as nn
 import jax
 import jax.numpy as jnp
 import numpy as np
 from jax.nn.initializers import glorot_uniform
-from jaxtyping import Array, Float, Int
+from jaxtyping import Array, Float, Int, Num
 
-from jaxrnn.cell import Cell, State
+from jaxrnn.cell import Cell, State, broadcast
 from jaxrnn.regularize import Regularizer, dropout_mask
 from jaxrnn.unroll import reverse_time, unroll
 
@@ -29,9 +30,10 @@ from jaxrnn.unroll import reverse_time, unroll
 class RNN(nn.Module):
     """A recurrent layer in place of `flax.linen.RNN`, over `jaxrnn.unroll`.
 
-    It takes the same arguments and goes where that goes, also into `flax.linen.Bidirectional`.
-    Different: outputs past a row's length are zero, a row of length 0 keeps its initial carry, and
-    the carry is the cell's state, as `LSTMState(hidden, cell)`.
+    A call takes the same arguments, and the layer goes into `flax.linen.Bidirectional`. Different:
+    outputs past a row's length are zero, a row of length 0 keeps its initial carry, the carry is
+    the cell's state, as `LSTMState(hidden, cell)`, and there are no attributes that lift variables
+    other than parameters.
 
     Attributes:
         cell: The recurrent cell.
@@ -46,6 +48,8 @@ class RNN(nn.Module):
         regularizer: Noise between the steps, in training.
         memory: As in `jaxrnn.unroll`.
         truncate: As in `jaxrnn.unroll`.
+        param_dtype: That of the parameters, to which inputs are cast; None is that of the inputs,
+            or float32 if they are integers.
     """
 
     cell: Cell
@@ -58,11 +62,12 @@ class RNN(nn.Module):
     regularizer: Regularizer | None = None
     memory: str | None = None
     truncate: int | None = None
+    param_dtype: Any = None
 
     @nn.compact
     def __call__(
         self,
-        inputs: Float[Array, "..."],
+        inputs: Num[Array | np.ndarray, "..."],
         *,
         initial_carry: State | None = None,
         init_key: Array | None = None,
@@ -94,13 +99,15 @@ class RNN(nn.Module):
         time_major = self.time_major if time_major is None else time_major
         reverse = self.reverse if reverse is None else reverse
         keep_order = self.keep_order if keep_order is None else keep_order
-        params = self.param("cell", self.cell.init, inputs.shape[-1], inputs.dtype)
+        dtype = self.param_dtype
+        if dtype is None:
+            dtype = inputs.dtype if jnp.issubdtype(inputs.dtype, jnp.floating) else jnp.float32
+        params = self.param("cell", self.cell.init, inputs.shape[-1], dtype)
+        inputs = jnp.asarray(inputs).astype(dtype)
         if self.learn_initial_state and initial_carry is None:
             learned = self.param("initial_state", lambda _: self.cell.initial_state(params))
             batch = inputs.shape[1:-1] if time_major else inputs.shape[:-2]
-            initial_carry = jax.tree.map(
-                lambda leaf: jnp.broadcast_to(leaf, (*batch, *leaf.shape)), learned
-            )
+            initial_carry = broadcast(learned, batch)
         outputs, carry = unroll(
             self.cell,
             params,
@@ -124,6 +131,9 @@ class RNN(nn.Module):
 def dropout_key(module: nn.Module) -> Array | None:
     """A key of the stream "dropout" if the caller gave one, which is what makes it training."""
     return module.make_rng("dropout") if module.has_rng("dropout") else None
+
+
+Carry = tuple[State, ...]  # of each layer
 
 
 class Stack(nn.Module):
@@ -151,16 +161,38 @@ class Stack(nn.Module):
 
     @nn.compact
     def __call__(
-        self, inputs: Float[Array, "*B T I"], lengths: Int[Array, "*B"] | None = None
-    ) -> tuple[Float[Array, "*B T P"], Float[Array, "*B P"]]:
+        self,
+        inputs: Float[Array, "*B T I"],
+        lengths: Int[Array | np.ndarray, "*B"] | None = None,
+        *,
+        initial_carry: Carry | None = None,
+        return_carry: bool = False,
+    ) -> Any:
         """Reads the inputs.
 
-        Returns:
-            The outputs of every step, zero past a row's length, and what the last layer says once
-            it has read all: a forward layer at a row's last step, a backward one at its first.
-        """
+        Args:
+            inputs: The sequences.
+            lengths: Each row's length.
+            initial_carry: The state of every layer before the first step, as an earlier call
+                returned it; so sequences can be read piece by piece.
+            return_carry: Whether to return `(carry, (outputs, last))`.
 
-        def layer(name, hidden, reverse):
+        Returns:
+            The outputs of every step `[*B, T, P]`, zero past a row's length, and what the last
+            layer says once it has read all `[*B, P]`: a forward layer at a row's last step, a
+            backward one at its first.
+
+        Raises:
+            ValueError: If a stack that reads backwards is to carry its state, or as
+                `jaxrnn.unroll`.
+        """
+        if self.bidirectional and (return_carry or initial_carry is not None):
+            raise ValueError("bidirectional must be False where states are carried, got True")
+        if lengths is not None:
+            lengths = jnp.asarray(lengths).astype(jnp.int32)
+        before = (None,) * self.num_layers if initial_carry is None else initial_carry
+
+        def layer(name, hidden, reverse, start):
             rnn = RNN(
                 self.cell,
                 reverse=reverse,
@@ -170,23 +202,28 @@ class Stack(nn.Module):
                 truncate=self.truncate,
                 name=name,
             )
-            return rnn(hidden, seq_lengths=lengths)
+            return rnn(hidden, seq_lengths=lengths, initial_carry=start, return_carry=True)
 
-        hidden = inputs
+        # What lies past a row's end would be added to the outputs there.
+        hidden = _blank(inputs, lengths) if self.residual else inputs
+        after = []
         for number in range(self.num_layers):
             if number and self.dropout is not None and self.has_rng("dropout"):
                 key = self.make_rng("dropout")
                 hidden = hidden * dropout_mask(key, hidden.shape, self.dropout, hidden.dtype)
-            below, hidden = hidden, layer(f"layer_{number}", hidden, reverse=False)
-            last = last_output(hidden, lengths)
+            below = hidden
+            carry, hidden = layer(f"layer_{number}", below, False, before[number])
+            after.append(carry)
             if self.bidirectional:
-                backward = layer(f"layer_{number}_reverse", below, reverse=True)
+                _, backward = layer(f"layer_{number}_reverse", below, True, None)
                 hidden = jnp.concatenate([hidden, backward], axis=-1)
-                last = jnp.concatenate([last, backward[..., 0, :]], axis=-1)
             if self.residual and hidden.shape == below.shape:
                 hidden = hidden + below
-                last = last + last_output(below, lengths)
-        return hidden, last
+        last = last_output(hidden, lengths)
+        if self.bidirectional:
+            half = last.shape[-1] // 2
+            last = jnp.concatenate([last[..., :half], hidden[..., 0, half:]], axis=-1)
+        return (tuple(after), (hidden, last)) if return_carry else (hidden, last)
 
 
 def last_output(
@@ -213,7 +250,7 @@ class Classifier(nn.Module):
         learn_initial_state: Whether states before the first step are parameters.
         truncate: As in `jaxrnn.unroll`.
         every_step: Classify after every step what was read so far, instead of once at the end.
-        crossed: Read column t of a square image beside its row t.
+        crossed: Read column t of a square image, all of it, beside its row t.
     """
 
     cell: Cell
@@ -230,14 +267,28 @@ class Classifier(nn.Module):
 
     @nn.compact
     def __call__(
-        self, inputs: Float[Array, "*B T I"], lengths: Int[Array, "*B"] | None = None
-    ) -> Float[Array, "*B C"] | Float[Array, "*B T C"]:
-        """Returns logits `[*B, C]`, with `lengths` of what each row says up to its length; or
-        with `every_step` `[*B, T, C]`.
-        """  # noqa: D205
+        self,
+        inputs: Float[Array, "*B T I"],
+        lengths: Int[Array | np.ndarray, "*B"] | None = None,
+        *,
+        initial_carry: Carry | None = None,
+        return_carry: bool = False,
+    ) -> Any:
+        """Classifies what was read up to each row's length.
+
+        Args:
+            inputs: The sequences.
+            lengths: Each row's length.
+            initial_carry: As in `Stack`.
+            return_carry: Whether to return `(carry, logits)`.
+
+        Returns:
+            Logits `[*B, C]`, or with `every_step` `[*B, T, C]`.
+        """
         if self.crossed:
+            inputs = _blank(inputs, lengths)  # no column may show a row that is not read
             inputs = jnp.concatenate([inputs, jnp.swapaxes(inputs, -1, -2)], axis=-1)
-        outputs, last = Stack(
+        stack = Stack(
             self.cell,
             self.num_layers,
             self.bidirectional,
@@ -247,9 +298,12 @@ class Classifier(nn.Module):
             self.learn_initial_state,
             self.truncate,
             name="stack",
-        )(inputs, lengths)
+        )
+        found = stack(inputs, lengths, initial_carry=initial_carry, return_carry=return_carry)
+        carry, (outputs, last) = found if return_carry else (None, found)
         readout = nn.Dense(self.num_classes, kernel_init=glorot_uniform(), name="readout")
-        return readout(outputs if self.every_step else last)
+        logits = readout(outputs if self.every_step else last)
+        return (carry, logits) if return_carry else logits
 
 
 class Decoder(nn.Module):
@@ -403,6 +457,7 @@ class CNN(nn.Module):
 def _blank(inputs, lengths):
     if lengths is None:
         return inputs
+    lengths = jnp.asarray(lengths).astype(jnp.int32)
     time = jnp.arange(inputs.shape[-2], dtype=lengths.dtype)
     read = jnp.expand_dims(time, range(lengths.ndim)) < lengths[..., None]
     return jnp.where(read[..., None], inputs, jnp.zeros_like(inputs))

@@ -194,7 +194,14 @@ VARIANTS = ("V", "NIG", "NFG", "NOG", "NIAF", "NOAF", "CIFG", "NP", "FGR")
 
 
 @cached
-def odyssey(hidden_size: int, variant: str = "V", *, forget_bias: float | Array = 1.0) -> Cell:
+def odyssey(
+    hidden_size: int,
+    variant: str = "V",
+    *,
+    forget_bias: float | Array = 1.0,
+    kernel_init: Initializer | None = None,
+    recurrent_init: Initializer | None = None,
+) -> Cell:
     """The LSTM with peepholes and its eight variants of "LSTM: A search space odyssey".
 
     Greff et al., 2017. "V" is their vanilla LSTM, `lstm(hidden_size, peephole=True)`; the others
@@ -203,7 +210,7 @@ def odyssey(hidden_size: int, variant: str = "V", *, forget_bias: float | Array 
         NIG   no input gate, i = 1               NIAF  no input activation, g = x·Ug + h·Wg + bg
         NFG   no forget gate, f = 1              NOAF  no output activation, h' = o∘c'
         NOG   no output gate, o = 1              NP    no peepholes
-        CIFG  coupled input and forget gate, i = 1 - f
+        CIFG  coupled input and forget gate, i = 1 - f (the paper: f = 1 - i)
         FGR   full gate recurrence: i, f and o also see the i, f and o of the step before,
               through gate_kernel [3H, 3H]
 
@@ -211,6 +218,8 @@ def odyssey(hidden_size: int, variant: str = "V", *, forget_bias: float | Array 
         hidden_size: H, the number of memory cells.
         variant: The paper's name of the variant.
         forget_bias: Initial bias of the forget gate, if there is one.
+        kernel_init: How the kernel of each gate starts; see `jaxrnn.cell.kernels`.
+        recurrent_init: How the recurrent kernel of each gate starts.
 
     Returns:
         A cell with `LSTMParams` (kernels, bias and peepholes of the gates it has) and `LSTMState`;
@@ -228,12 +237,13 @@ def odyssey(hidden_size: int, variant: str = "V", *, forget_bias: float | Array 
 
     def init(key, input_size, dtype=jnp.float32):
         key, gate_key = jax.random.split(key)
+        sizes = input_size, hidden_size, hidden_size, len(names)
         bias = {"f": jnp.full(hidden_size, forget_bias, dtype)}
         gate_kernel = None
         if variant == "FGR":
             gate_kernel = glorot_uniform()(gate_key, (3 * hidden_size, 3 * hidden_size), dtype)
         return LSTMParams(
-            *kernels(key, input_size, hidden_size, hidden_size, len(names), dtype),
+            *kernels(key, *sizes, dtype, kernel_init, recurrent_init),
             jnp.concatenate([bias.get(name, jnp.zeros(hidden_size, dtype)) for name in names]),
             peephole=jnp.zeros((len(names) - 1, hidden_size), dtype) if peephole else None,
             gate_kernel=gate_kernel,
@@ -335,7 +345,12 @@ def janet(
 
 @cached
 def layer_norm_lstm(
-    hidden_size: int, *, forget_bias: float | Array = 1.0, epsilon: float = 1e-5
+    hidden_size: int,
+    *,
+    forget_bias: float | Array = 1.0,
+    epsilon: float = 1e-5,
+    kernel_init: Initializer | None = None,
+    recurrent_init: Initializer | None = None,
 ) -> Cell:
     """The LSTM with layer normalisation (Ba et al., "Layer normalization", 2016, equations 20–22).
 
@@ -349,6 +364,8 @@ def layer_norm_lstm(
         hidden_size: H, the number of memory cells.
         forget_bias: Initial bias of the forget gate.
         epsilon: Added to the variance.
+        kernel_init: How the kernel of each gate starts; see `jaxrnn.cell.kernels`.
+        recurrent_init: How the recurrent kernel of each gate starts.
 
     Returns:
         A cell with `LayerNormLSTMParams` and `LSTMState`.
@@ -360,8 +377,9 @@ def layer_norm_lstm(
 
     def init(key, input_size, dtype=jnp.float32):
         bias = jnp.zeros(4 * hidden_size, dtype).at[hidden_size : 2 * hidden_size].set(forget_bias)
+        sizes = input_size, hidden_size, hidden_size, 4
         return LayerNormLSTMParams(
-            *kernels(key, input_size, hidden_size, hidden_size, 4, dtype),
+            *kernels(key, *sizes, dtype, kernel_init, recurrent_init),
             bias,
             scale=jnp.ones(4 * hidden_size, dtype),
             recurrent_scale=jnp.ones(4 * hidden_size, dtype),

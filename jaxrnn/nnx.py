@@ -11,11 +11,26 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 from flax import nnx
-from jaxtyping import Array, Float, Int
+from jaxtyping import Array, Float, Int, Num
 
-from jaxrnn.cell import Cell, State
+from jaxrnn.cell import Cell, State, broadcast
 from jaxrnn.regularize import Regularizer
 from jaxrnn.unroll import reverse_time, unroll
+
+
+class Tree(nnx.Module):
+    """A pytree of parameters, each an `nnx.Param` named after its place; a call gives the tree."""
+
+    def __init__(self, tree: Any):
+        leaves, self._treedef = jax.tree_util.tree_flatten_with_path(tree)
+        names = (jax.tree_util.keystr(path, simple=True, separator="_") for path, _ in leaves)
+        self._names = tuple(names)
+        for name, (_, leaf) in zip(self._names, leaves, strict=True):
+            setattr(self, name, nnx.Param(leaf))
+
+    def __call__(self) -> Any:
+        """The tree of arrays."""
+        return self._treedef.unflatten([getattr(self, name)[...] for name in self._names])
 
 
 class RNN(nnx.Module):
@@ -25,20 +40,23 @@ class RNN(nnx.Module):
     outputs past a row's length are zero, a row of length 0 keeps its initial carry, and the carry
     is the cell's state, as `LSTMState(hidden, cell)`.
 
-    Each parameter of the cell is an `nnx.Param` of the same name.
+    Each parameter of the cell is an `nnx.Param` of the same name in `layer.weights`. As with
+    `nnx.Dropout`, there is noise between the steps until `layer.eval()`.
 
     Args:
         cell: The recurrent cell.
         in_features: I.
-        rngs: The stream "params" starts the parameters; "dropout", if the layer is called with
-            `rngs`, gives the regularizer's noise.
+        rngs: The stream "params" starts the parameters, "dropout" gives the regularizer's noise.
         time_major: Whether time is the first axis.
         return_carry: Whether to return `(carry, outputs)` instead of the outputs.
         reverse: Read each row from its end to its start.
         keep_order: With `reverse`, let outputs stand where their inputs stand.
         unroll: Steps per iteration of the loop.
+        learn_initial_state: Whether the carry before the first step is a parameter.
         regularizer: Noise between the steps, in training.
-        param_dtype: That of the parameters.
+        memory: As in `jaxrnn.unroll`.
+        truncate: As in `jaxrnn.unroll`.
+        param_dtype: That of the parameters, to which inputs are cast.
     """
 
     def __init__(
@@ -52,31 +70,31 @@ class RNN(nnx.Module):
         reverse: bool = False,
         keep_order: bool = False,
         unroll: int = 1,
+        learn_initial_state: bool = False,
         regularizer: Regularizer | None = None,
+        memory: str | None = None,
+        truncate: int | None = None,
         param_dtype: Any = jnp.float32,
     ):
         params = cell.init(rngs.params(), in_features, param_dtype)
         self.cell = cell
-        self.make_params = type(params)
-        self.names = tuple(name for name in params._fields if getattr(params, name) is not None)
-        for name in self.names:
-            setattr(self, name, nnx.Param(getattr(params, name)))
+        self.weights = Tree(params)
+        self.initial_state = Tree(cell.initial_state(params)) if learn_initial_state else None
+        self.rngs = rngs.dropout.fork() if regularizer is not None else None
+        self.deterministic = False
+        self.param_dtype = param_dtype
         self.time_major = time_major
         self.return_carry = return_carry
         self.reverse = reverse
         self.keep_order = keep_order
         self.unroll = unroll
         self.regularizer = regularizer
-
-    @property
-    def params(self) -> Any:
-        """The cell's parameters, as `jaxrnn.unroll` takes them."""
-        found = {name: getattr(self, name)[...] for name in self.names}
-        return self.make_params(**{name: found.get(name) for name in self.make_params._fields})
+        self.memory = memory
+        self.truncate = truncate
 
     def __call__(
         self,
-        inputs: Float[Array, "..."],
+        inputs: Num[Array | np.ndarray, "..."],
         *,
         initial_carry: State | None = None,
         seq_lengths: Int[Array | np.ndarray, "*B"] | None = None,
@@ -96,7 +114,7 @@ class RNN(nnx.Module):
             time_major: See above.
             reverse: See above.
             keep_order: See above.
-            rngs: Its stream "dropout", if there is one, makes this training.
+            rngs: Its stream "dropout" gives the noise of this call, in place of the layer's own.
 
         Returns:
             The outputs `[*B, T, P]` (or `[T, *B, P]`), with the last carry if asked for.
@@ -107,17 +125,24 @@ class RNN(nnx.Module):
         time_major = self.time_major if time_major is None else time_major
         reverse = self.reverse if reverse is None else reverse
         keep_order = self.keep_order if keep_order is None else keep_order
+        inputs = jnp.asarray(inputs).astype(self.param_dtype)
+        if self.initial_state is not None and initial_carry is None:
+            batch = inputs.shape[1:-1] if time_major else inputs.shape[:-2]
+            initial_carry = broadcast(self.initial_state(), batch)
         key: jax.Array | None = None
-        if self.regularizer is not None and isinstance(rngs, nnx.Rngs) and "dropout" in rngs:
-            key = rngs.dropout()
+        if self.rngs is not None and not self.deterministic:
+            # nnx.Bidirectional passes on a stream that is for initial carries.
+            key = rngs.dropout() if isinstance(rngs, nnx.Rngs) else self.rngs()
         outputs, carry = unroll(
             self.cell,
-            self.params,
+            self.weights(),
             inputs,
             initial_state=initial_carry,
             lengths=seq_lengths,
             reverse=reverse,
             time_major=time_major,
+            memory=self.memory,
+            truncate=self.truncate,
             unroll=self.unroll,
             regularizer=self.regularizer,
             key=key,

@@ -17,7 +17,7 @@ from jaxrnn.cell import Cell, Params, State
 
 
 class Regularizer(NamedTuple):
-    """Which noise, as probabilities in 0..1; None is none.
+    """Which noise, as probabilities in 0..1, less than 1; None is none.
 
     Attributes:
         zoneout: How likely a unit keeps its old value (Krueger et al., 2017); one number for
@@ -44,6 +44,10 @@ def check(regularizer: Regularizer, cell: Cell, params: Params) -> None:
             "regularizer.tied must be True (one mask for all steps) or False (one for each) "
             f"with recurrent_dropout, got {regularizer.tied!r}"
         )
+    for name, rates in regularizer._asdict().items():
+        for rate in rates if isinstance(rates, tuple) else (rates,):
+            if name != "tied" and isinstance(rate, (int, float)) and not 0 <= rate < 1:
+                raise ValueError(f"regularizer.{name} must lie in 0..1, and not be 1, got {rate}")
     recurrent = getattr(params, "recurrent_kernel", None) is not None
     if regularizer.recurrent_dropout is not None and (cell.gate is None or not recurrent):
         raise ValueError(

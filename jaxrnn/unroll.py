@@ -333,6 +333,7 @@ def _check_state(cell: Cell, params, state, batch_shape):
         return default
     expected = jax.tree.map(lambda leaf: f"{leaf.dtype}{list(leaf.shape)}", default)
     got = jax.tree.map(lambda leaf: f"{leaf.dtype}{list(leaf.shape)}", state)
-    if got != expected:
+    # As tuples a TF1 or Flax carry (c, h) would pass for an LSTMState.
+    if got != expected or jax.tree.structure(got) != jax.tree.structure(expected):
         raise ValueError(f"initial_state must be {expected}, got {got}")
     return state

@@ -132,15 +132,50 @@ def test_dropout_and_noise_only_with_a_key():
         assert np.all(one != still)
 
 
-def test_residual_layers_add_their_inputs():
-    inputs, lengths = jax.random.normal(KEY, (3, 5, 4)), jnp.array([5, 1, 3])
+def test_residual_layers_add_their_inputs_up_to_the_length():
+    lengths = jnp.array([5, 1, 0])
+    read = (jnp.arange(5) < lengths[:, None])[..., None]
+    inputs = jnp.where(read, jax.random.normal(KEY, (3, 5, 4)), jnp.nan)
     stack = Stack(jaxrnn.gru(4), residual=True)
     variables = stack.init(KEY, inputs)
     outputs, last = stack.apply(variables, inputs, lengths)
-    plain, plain_last = Stack(jaxrnn.gru(4)).apply(variables, inputs, lengths)
-    np.testing.assert_allclose(outputs, plain + inputs, atol=1e-6)
-    ends = np.asarray(inputs)[np.arange(3), np.asarray(lengths) - 1]
-    np.testing.assert_allclose(last, plain_last + ends, atol=1e-6)
+    plain, _ = Stack(jaxrnn.gru(4)).apply(variables, inputs, lengths)
+    np.testing.assert_allclose(outputs, plain + jnp.where(read, inputs, 0.0), atol=1e-6)
+    np.testing.assert_array_equal(last[:2], outputs[np.arange(2), np.asarray(lengths[:2]) - 1])
+    np.testing.assert_array_equal(last[2], jnp.zeros(4))
+
+
+def test_residual_layers_in_both_directions_add_them_where_each_ends():
+    inputs, lengths = jax.random.normal(KEY, (3, 5, 4)), jnp.array([5, 2, 0])
+    stack = Stack(jaxrnn.gru(2), num_layers=2, bidirectional=True, residual=True)
+    outputs, last = stack.apply(stack.init(KEY, inputs), inputs, lengths)
+    for row, length in enumerate([5, 2]):
+        np.testing.assert_array_equal(last[row, :2], outputs[row, length - 1, :2])
+        np.testing.assert_array_equal(last[row, 2:], outputs[row, 0, 2:])
+    assert not np.any(last[2])
+
+
+@pytest.mark.parametrize("learn", [False, True])
+def test_a_stack_reads_on_where_it_stopped(learn):
+    model = Classifier(jaxrnn.lstm(8), 3, num_layers=2, residual=True, learn_initial_state=learn)
+    inputs = jax.random.normal(KEY, (3, 6, 8))
+    variables = model.init(KEY, inputs)
+    read = jax.jit(partial(model.apply, return_carry=True))
+    carry = None
+    for row in range(6):
+        carry, logits = read(variables, inputs[:, row : row + 1], initial_carry=carry)
+    whole = jax.jit(model.apply)(variables, inputs)
+    np.testing.assert_array_equal(logits, whole)
+    with pytest.raises(ValueError, match="bidirectional must be False"):
+        Stack(jaxrnn.gru(2), bidirectional=True).init(KEY, inputs, return_carry=True)
+
+
+def test_parameters_take_the_dtype_asked_for_and_inputs_are_cast():
+    layer = RNN(jaxrnn.gru(3), param_dtype=jnp.bfloat16)
+    images = np.ones((2, 4, 5), np.uint8)
+    outputs, variables = layer.init_with_output(KEY, images)
+    assert {leaf.dtype for leaf in jax.tree.leaves((outputs, variables))} == {jnp.bfloat16}
+    assert RNN(jaxrnn.gru(3)).init_with_output(KEY, images)[0].dtype == jnp.float32
 
 
 def test_every_step_says_what_a_prefix_would():

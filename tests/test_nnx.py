@@ -21,7 +21,7 @@ def twins(**options):
     ours = RNN(jaxrnn.gru(4), 2, rngs=nnx.Rngs(1), **options)
     weights = nnx.to_pure_dict(nnx.state(theirs.cell, nnx.Param))
     for name, value in convert.from_nnx("gru", weights)._asdict().items():
-        getattr(ours, name)[...] = value
+        getattr(ours.weights, name)[...] = value
     return theirs, ours
 
 
@@ -50,14 +50,14 @@ def test_rnn_goes_into_flaxs_bidirectional():
     lengths = jnp.array([5, 2, 0])
     outputs = nnx.Bidirectional(one, other)(INPUTS, seq_lengths=lengths)
     cell = jaxrnn.gru(4)
-    forward, _ = jaxrnn.unroll(cell, one.params, INPUTS, lengths=lengths)
-    backward, _ = jaxrnn.unroll(cell, other.params, INPUTS, lengths=lengths, reverse=True)
+    forward, _ = jaxrnn.unroll(cell, one.weights(), INPUTS, lengths=lengths)
+    backward, _ = jaxrnn.unroll(cell, other.weights(), INPUTS, lengths=lengths, reverse=True)
     np.testing.assert_allclose(outputs, jnp.concatenate([forward, backward], -1), atol=1e-6)
 
 
 def test_it_learns_under_nnx_jit():
     layer = RNN(jaxrnn.lstm(4, peephole=True), 2, rngs=nnx.Rngs(0))
-    assert set(nnx.to_pure_dict(nnx.state(layer, nnx.Param))) == {
+    assert set(nnx.to_pure_dict(nnx.state(layer, nnx.Param))["weights"]) == {
         "kernel",
         "recurrent_kernel",
         "bias",
@@ -78,12 +78,36 @@ def test_it_learns_under_nnx_jit():
     assert losses[-1] < 0.5 * losses[0]
 
 
-def test_noise_only_with_a_stream():
+def test_noise_until_evaluation():
     noise = jaxrnn.Regularizer(zoneout=0.5)
     layer = RNN(jaxrnn.gru(4), 2, rngs=nnx.Rngs(0), regularizer=noise)
+    assert np.any(layer(INPUTS) != layer(INPUTS))
     one, same, other = (layer(INPUTS, rngs=nnx.Rngs(dropout=seed)) for seed in (1, 1, 2))
     np.testing.assert_array_equal(one, same)
     assert np.any(one != other)
+    both = nnx.Bidirectional(layer, RNN(jaxrnn.gru(4), 2, rngs=nnx.Rngs(1)))
+    assert np.any(both(INPUTS)[..., :4] != both(INPUTS)[..., :4])
+    layer.eval()
     still = layer(INPUTS)
-    np.testing.assert_array_equal(still, layer(INPUTS, rngs=nnx.Rngs(params=0)))
+    np.testing.assert_array_equal(still, layer(INPUTS))
     assert np.any(still != one)
+
+
+def test_a_learned_initial_state_and_parameters_of_any_tree():
+    plain = jaxrnn.gru(4)
+
+    def init(key, input_size, dtype=jnp.float32):
+        return {"inner": plain.init(key, input_size, dtype)}
+
+    cell = jaxrnn.Cell(
+        init,
+        lambda params, batch=(): plain.initial_state(params["inner"], batch),
+        lambda params, state, x: plain.step(params["inner"], state, x),
+    )
+    layer = RNN(cell, 2, rngs=nnx.Rngs(0), learn_initial_state=True)
+    layer.initial_state.hidden[...] = jnp.arange(4.0)
+    start = jaxrnn.GRUState(jnp.broadcast_to(jnp.arange(4.0), (3, 4)))
+    expected, _ = jaxrnn.unroll(plain, layer.weights()["inner"], INPUTS, initial_state=start)
+    np.testing.assert_allclose(layer(INPUTS), expected, atol=1e-6)
+    gradient = nnx.grad(lambda layer: layer(INPUTS).sum())(layer)
+    assert np.all(nnx.to_pure_dict(gradient)["initial_state"]["hidden"] != 0)

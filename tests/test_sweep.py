@@ -219,6 +219,8 @@ def test_every_study_is_of_options_that_go_together(name, tmp_path):
         ({"vary": ("cell=lstn",)}, "cell does not take 'lstn'"),
         ({"vary": ("steps=many",)}, "steps does not take 'many'"),
         ({"vary": ("cell=gru",), "set": ("forget_bias=1",)}, "does not take all of --forget-bias"),
+        ({"vary": ("cell=mlp",), "set": ("num_layers=2",)}, "does not take num_layers"),
+        ({"vary": ("cell=lru",), "set": ("zoneout=0.1",)}, "regularizer.zoneout needs a cell"),
     ],
 )
 def test_what_cannot_be_is_refused(options, words, tmp_path):

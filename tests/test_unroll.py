@@ -131,6 +131,7 @@ def test_forget_bias_is_in_the_parameters():
         ({"resets": jnp.zeros((3, 2), bool)}, "resets must have shape"),
         ({"resets": jnp.zeros((3, T))}, "resets must be boolean"),
         ({"initial_state": jaxrnn.GRUState(jnp.zeros((3, H)))}, "initial_state must be LSTMState"),
+        ({"initial_state": (jnp.zeros((3, H)),) * 2}, "initial_state must be LSTMState"),
         ({"implementation": "fast"}, "implementation must be"),
         ({"unroll": 0}, "unroll must be a positive integer"),
     ],
