@@ -46,6 +46,8 @@ NUMBERS = (
     "recurrent_dropout",
     "weight_dropout",
 )
+# Options of experiments/mnist.py that a setting does not have: a study's own, or of no effect.
+FIXED = (*mnist.FREE, "dataset", "validation_size", "seed", "eval_every")
 # Runs at once on one device, unless that is a CPU.
 LANES = 32
 
@@ -100,10 +102,12 @@ def parse(option: str, text: str) -> Any:
     hints = typing.get_type_hints(mnist.Config)
     if option not in hints:
         raise RunError(f"there is no option {option}; see experiments/mnist.py --help")
+    if option in FIXED:
+        raise RunError(f"{option} is not an option of a study's settings")
     if text == "None":
         return None
     kinds = typing.get_args(hints[option]) or (hints[option],)
-    if text in kinds:
+    if any(text in (kind, *typing.get_args(kind)) for kind in kinds):
         return text
     for kind in kinds:
         if kind is bool and text in ("True", "False"):
@@ -137,13 +141,22 @@ def settings(config: Config) -> tuple[Study, dict[str, mnist.Config]]:
     else:
         raise RunError(f"there is no study {config.study}: {', '.join(STUDIES)}, or use --vary")
     common = {name: parse(name, value) for name, _, value in (s.partition("=") for s in config.set)}
-    found = {}
+    found, problems = {}, []
     for row, options in study.rows.items():
         if not config.rows or row in config.rows:
             one = mnist.Config(**{**study.base, **common, **options}, dataset=config.dataset)
-            one.check()
-            mnist.check_model(one)
+            try:
+                one.check()
+                mnist.check_model(one)
+            except RunError as error:
+                if not config.vary:
+                    raise
+                problems.append(error)  # of a grid only what goes together is run
+                console.print(f"left out: {row}, since {error}")
+                continue
             found[row] = one
+    if not found:
+        raise problems[0] if problems else RunError(f"no setting of {config.study} is asked for")
     return study, found
 
 
@@ -185,12 +198,20 @@ def plan(rows: Mapping[str, mnist.Config], seeds: int, dataset: data.Dataset) ->
     """Every run of a study, each with a short hash of all that its numbers depend on."""
     digest, jobs = mnist.digest(dataset), []
     for row, options in rows.items():
+        # Only what is not the default, so that a new option leaves old runs what they are.
+        parts = {name: value for name, value in changes(options).items() if name not in FIXED}
         for seed in range(seeds):
-            config = dataclasses.replace(options, seed=seed, dataset=dataset.name)
-            parts = json.dumps(mnist.identity(config, digest), sort_keys=True)
-            name = hashlib.sha256(parts.encode()).hexdigest()[:16]
+            text = json.dumps(parts | {"seed": seed, "data_sha256": digest}, sort_keys=True)
+            name = hashlib.sha256(text.encode()).hexdigest()[:16]
             jobs.append(Job(row, options, seed, name))
     return jobs
+
+
+def changes(options: mnist.Config) -> dict[str, Any]:
+    """The options that are not the default."""
+    plain = dataclasses.asdict(mnist.Config())
+    given = dataclasses.asdict(options)
+    return {name: value for name, value in given.items() if value != plain[name]}
 
 
 def batches(jobs: list[Job], size: int) -> Iterator[tuple[mnist.Config, list[Job]]]:
@@ -260,18 +281,17 @@ def run_batch(
         }
 
 
-def conclude(
-    config: Config, study: Study, rows: list[str], records: list[dict[str, Any]], folder: Path
-) -> None:
-    """The table and the pictures."""
-    summaries = compare.summarise(records, rows)
-    table = compare.markdown(summaries)
+def conclude(config: Config, study: Study, folder: Path) -> None:
+    """The table and the pictures, of all that is kept of the study."""
+    kept = json.loads((folder / "config.json").read_text())
+    records = kept_records(folder)
+    table = compare.markdown(compare.summarise(records, list(kept["rows"])))
     (folder / "table.md").write_text(table)
     console.print(table)
     report.learning_bands(records, folder / "curves.png", config.study)
     if len(config.vary) == 2:
         first, second = ([*axis.partition("=")[2].split(",")] for axis in config.vary)
-        means = {summary.row: summary.test for summary in summaries}
+        means = {summary.row: summary.test for summary in compare.summarise(records)}
         grid = np.array([means.get(row, np.nan) for row in study.rows])
         names = [axis.partition("=")[0] for axis in config.vary]
         report.heat_map(
@@ -279,12 +299,50 @@ def conclude(
         )
 
 
+def kept_records(folder: Path) -> list[dict[str, Any]]:
+    """The finished runs of the study's rows as they are now defined, whatever they were called."""
+    found = Results(folder, host=0).read()
+    rows = json.loads((folder / "config.json").read_text())["rows"]
+    return [
+        found[name] | {"row": row}
+        for row, kept in rows.items()
+        for name in kept["runs"]
+        if name in found
+    ]
+
+
+def keep_config(config: Config, study: Study, jobs: list[Job], folder: Path) -> None:
+    """config.json: what was asked for; a row that is not asked for this time stays as it was."""
+    path = folder / "config.json"
+    before = json.loads(path.read_text()) if path.exists() else {"commands": [], "rows": {}}
+    rows: dict[str, Any] = {}
+    for job in jobs:
+        row = rows.setdefault(job.row, {"options": _plain(job.options), "runs": []})
+        row["runs"].append(job.identity)
+    for name, row in rows.items():
+        old = before["rows"].get(name, row)
+        if old["options"] == row["options"]:  # with fewer seeds than before
+            row["runs"] = list(dict.fromkeys(row["runs"] + old["runs"]))
+    order = dict.fromkeys([*study.rows, *before["rows"]])
+    rows = {name: rows.get(name) or before["rows"].get(name) for name in order}
+    write_json(
+        path,
+        {
+            "study": config.study,
+            "about": study.about,
+            "commands": list(dict.fromkeys([*before["commands"], command(config)])),
+            "rows": {name: row for name, row in rows.items() if row},
+            "environment": environment(),
+        },
+    )
+
+
 def main(config: Config) -> int:
     """Runs what is missing, then draws the conclusions."""
-    study, rows = settings(config)
     mnist.divide_cpu(cores())
     if config.hosts > 1:
         jax.distributed.initialize(config.coordinator, config.hosts, config.host)
+    study, rows = settings(config)
     dataset = mnist.load_dataset(
         dataclasses.replace(mnist.Config(), dataset=config.dataset, data_dir=config.data_dir)
     )
@@ -301,24 +359,13 @@ def main(config: Config) -> int:
     if config.dry_run:
         show(rows)
         return 0
-    if config.host == 0:
-        write_json(
-            folder / "config.json",
-            {
-                "study": config.study,
-                "about": study.about,
-                "command": command(config),
-                "rows": {row: _plain(options) for row, options in rows.items()},
-                "environment": environment(),
-            },
-        )
     wait(config, "all have read what is done")
+    if config.host == 0:
+        keep_config(config, study, everything, folder)
     train(jobs[config.host :: config.hosts], results, dataset, config)
     wait(config, "all have trained their share")
     if config.host == 0:
-        found = results.read()
-        records = [found[job.identity] for job in everything if job.identity in found]
-        conclude(config, study, list(rows), records, folder)
+        conclude(config, study, folder)
     return 0
 
 
@@ -356,11 +403,8 @@ def lanes() -> int:
 
 def show(rows: Mapping[str, mnist.Config]) -> None:
     """What each setting is, as far as it is not the default."""
-    plain = dataclasses.asdict(mnist.Config())
     for row, options in rows.items():
-        given = dataclasses.asdict(options)
-        changed = {name: value for name, value in given.items() if value != plain[name]}
-        console.print(f"  {row}: {changed}")
+        console.print(f"  {row}: {changes(options)}")
 
 
 def train(jobs: list[Job], results: Results, dataset: data.Dataset, config: Config) -> None:

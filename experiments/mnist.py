@@ -17,12 +17,14 @@ import os
 import sys
 from collections.abc import Iterator
 from dataclasses import dataclass
+from functools import partial
 from pathlib import Path
 from typing import Any, Literal
 
 import flax.linen as nn
 import jax
 import numpy as np
+import optax
 import tyro
 from jax.sharding import Mesh
 from models import BASELINES, CELLS, INITIALIZERS, make_model
@@ -44,6 +46,14 @@ TIME_STEPS_PER_CHUNK = 2800
 
 # Added to the seed, so that noise and initial weights are drawn apart.
 NOISE_SEED = 1_000_003
+
+OPTIMIZERS = {
+    "adam": optax.adam,
+    "adamw": optax.adamw,
+    "nadam": optax.nadam,
+    "rmsprop": optax.rmsprop,
+    "momentum": partial(optax.sgd, momentum=0.9),
+}
 
 console = Console(highlight=False, soft_wrap=True, markup=False)
 
@@ -149,7 +159,8 @@ class Config:
     steps: int | None = None
     """Updates to make; by default 20,000, or 2,000 on digits."""
     learning_rate: float = 1e-3
-    """Adam's rate, or its peak with --schedule onecycle."""
+    """The optimizer's rate, or its peak with --schedule onecycle."""
+    optimizer: Literal[tuple(OPTIMIZERS)] = "adam"
     schedule: Literal["constant", "onecycle"] = "constant"
     clip_norm: float | None = None
     """Largest global norm of the gradient."""
@@ -181,7 +192,9 @@ class Config:
                 raise RunError(f"--{name.replace('_', '-')} must not be negative")
         if not 0 < self.learning_rate < float("inf"):
             raise RunError("--learning-rate must be positive and finite")
-        if (self.augment or self.crossed) and (self.order != "rows" or self.delay):
+        if (self.augment or self.crossed) and (
+            self.order != "rows" or self.delay or self.test_delay
+        ):
             raise RunError("--augment and --crossed go with --order rows and no --delay")
         shares = ("dropout", "zoneout", "recurrent_dropout", "weight_dropout", "label_smoothing")
         for name in shares:
@@ -350,8 +363,9 @@ def divide_cpu(devices: int) -> None:
     device a core. It must be said before JAX starts its backend.
     """
     if devices > 1:
-        flags = os.environ.get("XLA_FLAGS", "")
-        os.environ["XLA_FLAGS"] = f"{flags} --xla_cpu_multi_thread_eigen=false".strip()
+        flags, flag = os.environ.get("XLA_FLAGS", ""), "--xla_cpu_multi_thread_eigen=false"
+        if flag not in flags:
+            os.environ["XLA_FLAGS"] = f"{flags} {flag}".strip()
     with contextlib.suppress(RuntimeError):  # the backend runs already, with the devices it has
         jax.config.update("jax_num_cpu_devices", devices)
 
@@ -414,6 +428,7 @@ def build_optimizer(config: Config):
         schedule=config.schedule,
         steps=config.steps,
         clip_norm=config.clip_norm,
+        algorithm=OPTIMIZERS[config.optimizer],
     )
 
 

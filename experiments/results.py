@@ -12,7 +12,7 @@ import json
 import sys
 from pathlib import Path
 
-from ablate import Results
+from ablate import kept_records
 from studies import STUDIES
 
 from jaxrnn import compare, report
@@ -32,16 +32,16 @@ on 10,000 images is ±0.1 points.
 
 def section(folder: Path) -> str:
     """One study: what it asks, the command, the table and the picture."""
-    records = Results(folder, host=0).read().values()
+    records = kept_records(folder)
     config = json.loads((folder / "config.json").read_text())
-    rows = list(config["rows"])
-    records = [record for record in records if record["row"] in rows]
     report.learning_bands(records, folder / "curves.png", folder.name)
     datasets = ", ".join(sorted({record["dataset"] for record in records}))
     about = STUDIES[folder.name].about if folder.name in STUDIES else config["about"]
+    commands = "\n".join(f"    {command}" for command in config["commands"])
+    summaries = compare.summarise(records, list(config["rows"]))
     return (
-        f"\n## {folder.name}\n\n{about}\n\n    {config['command']}\n\n"
-        f"On {datasets}.\n\n{compare.markdown(compare.summarise(records, rows))}\n"
+        f"\n## {folder.name}\n\n{about}\n\n{commands}\n\n"
+        f"On {datasets}.\n\n{compare.markdown(summaries)}\n{compare.verdict(summaries)}\n\n"
         f"![learning curves](results/{folder.name}/curves.png)\n"
     )
 

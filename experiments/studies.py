@@ -44,7 +44,13 @@ def equal_size(name: str, hidden_size: int = 128) -> int:
     return min(sizes[larger - 1 : larger + 1], key=lambda size: abs(count(name, size) - wanted))
 
 
-CELLS_BY_NAME = {name: {"cell": name} for name in ("lstm", *CELLS, *BASELINES)}
+# Units that see nothing of each other within a layer need a second one.
+SHALLOW = ("indrnn", "min-gru", "min-lstm")
+CELLS_BY_NAME = {
+    **{name: {"cell": name} for name in ("lstm", *CELLS)},
+    **{f"{name}, 2 layers": {"cell": name, "num_layers": 2} for name in SHALLOW},
+    **{name: {"cell": name} for name in BASELINES},
+}
 
 STUDIES = {
     "cells": Study(
@@ -90,12 +96,13 @@ STUDIES = {
     "init": Study(
         "Saxe et al. (2014) and Le et al. (2015) argue for orthogonal and identity recurrent "
         "kernels.",
-        {
+        {"lstm": {}}
+        | {
             f"{cell} {init}": {"cell": cell, "recurrent_init": init}
             for cell in ("lstm", "rnn", "rnn-relu")
             for init in ("glorot", "orthogonal", "identity")
         }
-        | {f"lstm, all times {scale}": {"init_scale": scale} for scale in (0.5, 2.0)},
+        | {f"lstm times {scale}": {"init_scale": scale} for scale in (0.5, 2.0)},
     ),
     "size": Study(
         "Greff et al. (2017): more units help, with less and less gain.",

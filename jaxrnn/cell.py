@@ -136,7 +136,7 @@ def cached(constructor: Callable[..., Cell]) -> Callable[..., Cell]:
     An option may also be a traced number, as a forget bias that differs from run to run of one
     program; such a cell is made anew.
     """
-    remember = functools.cache(constructor)
+    remember = functools.lru_cache(maxsize=None, typed=True)(constructor)
 
     @functools.wraps(constructor)
     def make(*args, **kwargs):

@@ -88,6 +88,19 @@ def _by_seed(records: Sequence[Record]) -> dict[int, float]:
     return {r["seed"]: r["test_accuracy"] for r in records if r["status"] == "ok"}
 
 
+def verdict(summaries: Sequence[Summary]) -> str:
+    """What was seen, by the intervals of the paired differences to the first setting."""
+    first, *rest = summaries
+    seen: dict[str, list[str]] = {"better": [], "worse": [], "no difference seen": []}
+    for each in rest:
+        if each.pairs > 1:
+            clear = abs(each.difference) > each.interval
+            kind = ("better" if each.difference > 0 else "worse") if clear else "no difference seen"
+            seen[kind].append(each.row)
+    parts = [f"{kind}: {', '.join(rows)}" for kind, rows in seen.items() if rows]
+    return f"Than {first.row} – {'; '.join(parts) or 'nothing to compare'}."
+
+
 def markdown(summaries: Sequence[Summary]) -> str:
     """The summaries as a table, accuracies in percent; in bold what validation would choose."""
     lines = [

@@ -348,7 +348,7 @@ def layer_norm_lstm(
     hidden_size: int,
     *,
     forget_bias: float | Array = 1.0,
-    epsilon: float = 1e-5,
+    epsilon: float = 1e-3,
     kernel_init: Initializer | None = None,
     recurrent_init: Initializer | None = None,
 ) -> Cell:
@@ -363,7 +363,9 @@ def layer_norm_lstm(
     Args:
         hidden_size: H, the number of memory cells.
         forget_bias: Initial bias of the forget gate.
-        epsilon: Added to the variance.
+        epsilon: Added to the variance. While the inputs are blank and the state zero there is
+            nothing to normalise, and the gradient grows by up to 1/√epsilon at every such step;
+            with 1e-5 it overflows on the empty rows above a digit.
         kernel_init: How the kernel of each gate starts; see `jaxrnn.cell.kernels`.
         recurrent_init: How the recurrent kernel of each gate starts.
 

@@ -247,23 +247,21 @@ def learning_bands(records: Sequence[Mapping], path: str | PathLike, title: str 
     """Draws each setting's test error while it learned: the mean over seeds, and ± one deviation.
 
     Args:
-        records: as `jaxrnn.compare` takes them; diverged ones are left out.
+        records: as `jaxrnn.compare` takes them; diverged ones are left out, and of a setting whose
+            runs were looked at after different steps all that differ from its first.
         path: where the picture goes.
         title: heads the picture.
-
-    Raises:
-        ValueError: there is no record that came to its end.
     """
     good = [record for record in records if record["status"] == "ok"]
-    if not good:
-        raise ValueError("records must hold at least one that came to its end, got none")
     figure = _figure(8, 5, title)
     axes = figure.subplots()
     for number, row in enumerate(dict.fromkeys(record["row"] for record in good)):
         curves = [record["curve"] for record in good if record["row"] == row]
         steps = [point["step"] for point in curves[0]]
+        curves = [curve for curve in curves if [point["step"] for point in curve] == steps]
         errors = np.array([[1 - point["test_accuracy"] for point in curve] for curve in curves])
-        mean, spread = errors.mean(0), errors.std(0)
+        mean = errors.mean(0)
+        spread = errors.std(0, ddof=1) if len(curves) > 1 else np.zeros_like(mean)
         style = ("-", "--", ":", "-.")[number // 10 % 4]
         (line,) = axes.plot(steps, mean, style, marker="o", markersize=3, label=row)
         if len(curves) > 1:
@@ -271,7 +269,8 @@ def learning_bands(records: Sequence[Mapping], path: str | PathLike, title: str 
             axes.fill_between(steps, low, mean + spread, color=line.get_color(), alpha=0.15)
     axes.set(xlabel="step", ylabel="test error", yscale="log")
     axes.grid(alpha=0.3, which="both")
-    axes.legend(fontsize="small", ncols=2)
+    if good:
+        axes.legend(fontsize="small", ncols=2)
     _save(figure, path)
 
 

@@ -54,6 +54,7 @@ def optimizer(
     schedule: str = "constant",
     steps: int | None = None,
     clip_norm: float | None = None,
+    algorithm: Callable[[Any], optax.GradientTransformation] = optax.adam,
 ) -> optax.GradientTransformation:
     """Adam (Kingma & Ba, 2015) with a schedule and optional clipping by global norm.
 
@@ -62,6 +63,7 @@ def optimizer(
         schedule: "constant" or "onecycle" (Smith & Topin, 2018; cosine form).
         steps: Length of the one-cycle schedule.
         clip_norm: Largest global gradient norm, or None.
+        algorithm: Another optimizer in Adam's place, as a function of the rate.
 
     Raises:
         ValueError: If the schedule is unknown or lacks its length.
@@ -75,7 +77,7 @@ def optimizer(
     elif schedule != "constant":
         raise ValueError(f"schedule must be 'constant' or 'onecycle', got {schedule!r}")
     clip = optax.identity() if clip_norm is None else optax.clip_by_global_norm(clip_norm)
-    return optax.chain(clip, optax.adam(rate))
+    return optax.chain(clip, algorithm(rate))
 
 
 @partial(jax.jit, static_argnames=("model", "optimizer"))
@@ -121,7 +123,7 @@ class Augmented(NamedTuple):
         self,
         model: nn.Module,
         params: Any,
-        batch: tuple[UInt8[Array, "B N N"], UInt8[Array, " B"]],
+        batch: tuple[UInt8[Array, "B T I"], UInt8[Array, " B"]],
         key: Array | None = None,
     ) -> Float[Array, ""]:
         """Mean softmax cross-entropy in nats; without a key nothing is distorted."""

@@ -67,7 +67,8 @@ def unroll(
         implementation: "scan" is `jax.lax.scan` and its autodiff, for every cell and also for
             forward mode; "fused" the deferred gradient of `jaxrnn.fused`, for cells made by
             `jaxrnn.gated`; "parallel" all steps at once, for linear recurrences; "cudnn" NVIDIA's
-            LSTM. None takes "fused" or "parallel" where it can, else "scan".
+            LSTM (not under `vmap`, for want of a rule in JAX). None takes "fused" or "parallel"
+            where it can, else "scan".
         memory: What the gradient is computed from. "save" keeps what every step saves;
             "recompute" keeps the state at the start of every 14 steps and runs those forward
             again; "offload" does so too, and keeps those states in the host's memory (TF1's
@@ -107,9 +108,10 @@ def unroll(
         # In blocks a linear recurrence would not be parallel in time.
         keep = implementation == "parallel" or _is_short(params, inputs)
         memory = "save" if truncate is None and keep else "recompute"
-    outputs, state = _run(
-        cell, implementation, memory, unroll, truncate, params, initial_state, steps
-    )
+    options = implementation, memory, unroll, truncate
+    # Not its `init`, which may hold a traced number that must not be kept.
+    run = cell._replace(init=None)
+    outputs, state = _call(run, *options)(run, *options, params, initial_state, steps)
     if reverse:
         outputs = _reverse(outputs, lengths)
     return outputs if time_major else jnp.moveaxis(outputs, 0, -2), state
@@ -118,8 +120,15 @@ def unroll(
 Run = Callable[[State, Steps], tuple[Array, State]]
 
 
-# Without it a call outside of jit would compile its loop each time; inside it disappears.
-@partial(jax.jit, static_argnums=range(5), inline=True)
+def _call(*static) -> Callable:
+    """`_run` under jit, so that a second call outside of jit does not compile its loop again."""
+    try:
+        hash(static)
+    except TypeError:  # a user's step that is no plain function
+        return _run
+    return _jit_run
+
+
 def _run(cell, implementation, memory, unroll, truncate, params, initial_state, steps):
     run: Run
     if implementation == "cudnn":
@@ -133,6 +142,9 @@ def _run(cell, implementation, memory, unroll, truncate, params, initial_state, 
     if memory == "save" and truncate is None:
         return run(initial_state, steps)
     return _in_blocks(run, initial_state, steps, memory, truncate)
+
+
+_jit_run = jax.jit(_run, static_argnums=range(5), inline=True)
 
 
 def _choose(cell: Cell, steps: Steps, implementation: str | None) -> str:
@@ -211,16 +223,24 @@ def _in_blocks(run: Run, start: State, steps: Steps, memory: str, truncate: int 
         outputs, state = run(state, steps)
         return state, outputs
 
-    def advance(state, steps):
+    def advance(state, now):
+        steps, goes_on = now
         state, outputs = block(state, steps)
-        return (state if truncate is None else lax.stop_gradient(state)), outputs
+        if truncate is not None:
+            cut = lax.stop_gradient(state)
+            # A row that has ended is only copied from here on: its last state keeps its gradient.
+            state = cut if goes_on is None else where(goes_on, cut, state)
+        return state, outputs
 
     blocks, rest = divmod(len(steps.inputs), size)
     if truncate is not None and blocks and not rest:
         blocks, rest = blocks - 1, size  # no cut after the last step
     end = blocks * size
     whole = jax.tree.map(lambda leaf: leaf[:end].reshape(blocks, size, *leaf.shape[1:]), steps)
-    state, outputs = lax.scan(advance, start, whole)
+    goes_on = None
+    if truncate is not None and steps.alive is not None:
+        goes_on = steps.alive[size : end + 1 : size]
+    state, outputs = lax.scan(advance, start, (whole, goes_on))
     outputs = outputs.reshape(end, *outputs.shape[2:])
     if rest:
         state, last = block(state, jax.tree.map(lambda leaf: leaf[end:], steps))
@@ -299,6 +319,12 @@ def _time_first(params, inputs, resets, time_major: bool):
     dtype = jax.tree.leaves(params)[0].dtype
     if inputs.dtype != dtype:
         raise ValueError(f"inputs must have the parameters' dtype {dtype}, got {inputs.dtype}")
+    kernel = getattr(params, "kernel", None)
+    if kernel is not None and inputs.shape[-1] != kernel.shape[0]:
+        raise ValueError(
+            f"inputs must have {kernel.shape[0]} features, as the parameters' kernel, "
+            f"got shape {inputs.shape}"
+        )
     if resets is not None:
         if resets.dtype != jnp.bool_:
             raise ValueError(f"resets must be boolean, got {resets.dtype}")

@@ -2,6 +2,7 @@
 
 import flax.linen as nn
 import jax
+import jax.numpy as jnp
 import numpy as np
 import pytest
 
@@ -24,7 +25,7 @@ def blobs(row, column):
     """The same round blob in every image."""
     rows, columns = np.indices((SIDE, SIDE))
     one = np.exp(-((rows - MIDDLE - row) ** 2 + (columns - MIDDLE - column) ** 2) / 4)
-    return np.broadcast_to(one.astype(np.float32), (COUNT, SIDE, SIDE))
+    return jnp.broadcast_to(jnp.asarray(one, jnp.float32), (COUNT, SIDE, SIDE))
 
 
 def centres(images):
@@ -75,14 +76,14 @@ def test_the_loss_distorts_only_with_a_key_and_smooths_labels():
         def __call__(self, images):
             return nn.Dense(3)(images.reshape(len(images), -1))
 
-    images = np.random.default_rng(0).integers(0, 256, (4, SIDE, SIDE), np.uint8)
-    batch = images, np.array([0, 1, 2, 0], np.uint8)
+    images = jnp.asarray(np.random.default_rng(0).integers(0, 256, (4, SIDE, SIDE), np.uint8))
+    batch = images, jnp.array([0, 1, 2, 0], jnp.uint8)
     model, key = Model(), jax.random.key(0)
     params = model.init(key, train.scale(images))["params"]
     plain = train.cross_entropy(model, params, batch)
     loss = train.Augmented(Distortion())
     np.testing.assert_allclose(loss(model, params, batch), plain, rtol=1e-5)
-    assert loss(model, params, batch, key) != pytest.approx(plain, rel=1e-3)
+    assert loss(model, params, batch, key) != pytest.approx(float(plain), rel=1e-3)
     logits = np.asarray(model.apply({"params": params}, train.scale(images)))
     targets = 0.9 * np.eye(3)[batch[1]] + 0.1 / 3
     expected = -(targets * np.asarray(jax.nn.log_softmax(logits))).sum(-1).mean()

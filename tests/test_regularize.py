@@ -181,6 +181,23 @@ def test_the_last_state_keeps_its_gradient():
     np.testing.assert_array_equal(reaches, [False] * 3 + [True] * 3)
 
 
+def test_a_row_that_ended_blocks_ago_keeps_the_gradient_of_its_last_state():
+    cell, lengths = CELLS["gru"], np.array([2, 3, 4, 6, 9, 0])
+    params, inputs, *_ = problem(cell, (6,), time=9)
+
+    def final(inputs, state):
+        return jaxrnn.unroll(
+            cell, params, inputs, initial_state=state, lengths=lengths, truncate=3
+        )[1].hidden.sum()
+
+    state = cell.initial_state(params, (6,))
+    d_inputs, d_state = jit(jax.grad(final, (0, 1)))(inputs, state)
+    t, lengths = np.arange(9), lengths[:, None]
+    start = (lengths - 1) // 3 * 3
+    np.testing.assert_array_equal(np.abs(d_inputs).sum(-1) > 0, (start <= t) & (t < lengths))
+    np.testing.assert_array_equal((np.abs(d_state.hidden) > 0).all(-1), lengths[:, 0] <= 3)
+
+
 # Streaming
 
 

@@ -131,11 +131,11 @@ def test_a_study_runs_resumes_and_concludes(tmp_path, capsys):
     assert table.count("\n") == 6
     assert "cell=gru learning_rate=1e-2" in table
     kept = json.loads((tmp_path / "mine" / "config.json").read_text())
-    assert kept["command"] == (
+    assert kept["commands"] == [
         "python experiments/ablate.py mine --vary cell=lstm,gru --vary learning_rate=1e-3,1e-2 "
         "--set hidden_size=8 --set steps=20 --set batch_size=20 --set schedule=constant "
         "--seeds 2 --dataset digits"
-    )
+    ]
     for picture in ("curves", "heat"):
         assert (tmp_path / "mine" / f"{picture}.png").read_bytes().startswith(b"\x89PNG")
     # Cut off in the middle of a line, it makes again only what it lost; another seed is added.

@@ -123,6 +123,9 @@ def test_forget_bias_is_in_the_parameters():
     ("change", "words"),
     [
         ({"inputs": jnp.zeros(4)}, "inputs must be"),
+        ({"inputs": jnp.zeros((3, T, I + 1))}, f"inputs must have {I} features"),
+        ({"memory": "keep"}, "memory must be"),
+        ({"truncate": 0}, "truncate must be a positive integer"),
         ({"inputs": jnp.zeros((3, T, I), jnp.bfloat16)}, "inputs must have the parameters' dtype"),
         ({"lengths": jnp.zeros(2, jnp.int32)}, r"lengths must have the batch's shape \(3,\)"),
         ({"lengths": jnp.zeros(3)}, "lengths must be integers"),
@@ -147,5 +150,8 @@ def test_errors_name_the_argument(change, words):
 def test_sizes_must_be_positive(constructor):
     with pytest.raises(ValueError, match="hidden_size must be a positive integer, got 0"):
         constructor(0)
+    constructor(4)
+    with pytest.raises(ValueError, match=r"hidden_size must be a positive integer, got 4\.0"):
+        constructor(4.0)
     with pytest.raises(ValueError, match="cell_clip must be positive"):
         jaxrnn.lstm(3, cell_clip=-1.0)
