@@ -2,27 +2,38 @@
 
     pip install -e '.[bench]' && python experiments/benchmark.py
 
-Each library runs in a process of its own, one after the other, for several rounds; the figures are
-medians over the rounds, the ratios are to jaxrnn on one device (above 1: jaxrnn is faster). The
-floor is the task's matrix products at the rate of a 2048³ product measured in the same rounds.
-Run nothing beside it.
+Each task of each library runs in a process of its own, one after the other, for several rounds; the
+figures are medians over the rounds, the ratios are to jaxrnn on one device (above 1: jaxrnn is
+faster). Compile is what the first call takes longer than the second. The floor is the task's matrix
+products at the rate of a 2048³ product measured in the same rounds. Run nothing beside it.
 
-What paid on XLA:CPU, and stayed: one product of (h, x, 1) with the stacked kernels instead of a
-drive computed ahead (13 % of a step); slopes multiplied out in the forward loop (25 %);
-the gradients of all kernels as one product after the loop; one single-threaded device a core; one
-collective for the flattened gradient. What did not: computing all slopes outside the loop from
-saved pre-activations; a separate product for each gate to avoid a concatenation; one tanh over all
-gates instead of one for each (no difference once slopes are saved); shifted slices instead of
-saved rows for dW; `unroll` > 1; blocks of recomputed steps on short sequences; keeping only the
-sum's gradient of the GRU's r and z. Nor did anything fill a second core from one device: the batch
-in halves, as two loops, two chains in one loop or one batched product (XLA runs the thunks of a
-loop one after the other); the concurrency scheduler; Eigen, oneDNN or XNNPACK for the products
-instead of YNNPACK; the recurrent product cut along its inner dimension.
+What paid on XLA:CPU, and stayed:
+
+- one product of (h, x, 1) with the stacked kernels instead of a drive computed ahead (13 % of a
+  step; on one device with several threads it costs a tenth of an evaluation);
+- slopes multiplied out in the forward loop (25 %);
+- the gradients of all kernels as one product after the loop;
+- the recurrent kernel transposed once before the backward loop (3 %: a product with a transposed
+  view runs at four fifths of the speed);
+- one single-threaded device a core, and one collective for the flattened gradient.
+
+What did not: computing all slopes outside the loop from saved pre-activations; a separate product
+for each gate to avoid a concatenation; one tanh over all gates instead of one for each; shifted
+slices instead of saved rows for dW; `unroll` > 1; blocks of recomputed steps on short sequences;
+keeping only the sum's gradient of the GRU's r and z; other batches in evaluation.
+
+Nor did anything fill a second core from one device: the batch in halves, as two loops, two chains in
+one loop or one batched product (XLA runs the thunks of a loop one after the other); the concurrency
+scheduler; Eigen, oneDNN or XNNPACK for the products instead of YNNPACK; the recurrent product cut
+along its inner dimension, or padded until it is large enough to be given a second thread, which
+wakes too late. So the products of both loops run on one thread of a device: that is what limits it.
 """
 
 from __future__ import annotations
 
 import importlib
+import importlib.util
+import itertools
 import json
 import os
 import statistics
@@ -54,6 +65,7 @@ class Task(NamedTuple):
     train: bool = True
     examples: int = BATCH  # per unit of time
     repeats: int = 20  # units timed at once
+    dtype: str = "float32"
 
     @property
     def flops(self) -> float:
@@ -96,6 +108,8 @@ class Config:
     libraries: tuple[str, ...] = ()
     """All by default; the names are those of the table."""
     rounds: int = 5
+    dtype: Literal["float32", "bfloat16"] = "float32"
+    """Of jaxrnn on one device and torch; the others compute in float32."""
     out: Path = Path("runs/benchmark.json")
     worker: str = ""
     """Internal: measure this library here and print JSON."""
@@ -166,8 +180,9 @@ def jaxrnn_one(
     readout = jax.random.normal(key, (HIDDEN, CLASSES)) * 0.1
 
     def apply(params, x):
+        x, params = jax.tree.map(lambda leaf: leaf.astype(task.dtype), (x, params))
         outputs, _ = jaxrnn.unroll(cell, params[0], x, **options)
-        return outputs[:, -1] @ params[1] + params[2]
+        return (outputs[:, -1] @ params[1] + params[2]).astype(jnp.float32)
 
     return jax_program(
         task, apply, (cell.init(key, task.features), readout, jnp.zeros((1, CLASSES)))
@@ -199,6 +214,39 @@ def jaxrnn_all(task: Task) -> Callable[[], None]:
         losses.block_until_ready()
 
     return run
+
+
+def jaxrnn_seeds(task: Task) -> Callable[[], None]:
+    """All cores with a seed each, as experiments/ablate.py trains them; a unit is one of one seed.
+
+    It is to be compared with "jaxrnn, all cores", whose cores share each batch of a single seed.
+    """
+    import jax
+
+    import jaxrnn
+    from jaxrnn import sweep, train
+    from jaxrnn.linen import Classifier
+
+    if not task.train:
+        raise NotImplementedError
+    cell, seeds = getattr(jaxrnn, task.cell)(HIDDEN), jax.local_device_count()
+    x, y = inputs(task)
+    examples = (255 * x.reshape(-1, *x.shape[2:])).astype(np.uint8), y.reshape(-1).astype(np.uint8)
+    nothing = tuple(array[:0] for array in examples)
+
+    def build(numbers):
+        return Classifier(cell, CLASSES), train.optimizer(numbers["learning_rate"])
+
+    looks = sweep.train_runs(
+        build,
+        np.arange(seeds),
+        {"learning_rate": np.full(seeds, 1e-3)},
+        (examples, nothing, nothing),
+        steps=10**6,
+        batch_size=BATCH,
+        eval_every=task.repeats // seeds,
+    )
+    return lambda: next(looks)
 
 
 def flax_linen(task: Task) -> Callable[[], None]:
@@ -323,16 +371,18 @@ def torch(task: Task, compiled: bool = False) -> Callable[[], None]:
     forward = torch.compile(model) if compiled else model
     adam = torch.optim.Adam(model.parameters(), 1e-3)
     x, y = (torch.from_numpy(array).to(device) for array in inputs(task))
+    mixed = torch.autocast(device, torch.bfloat16, enabled=task.dtype != "float32")
 
     def evaluate():
-        with torch.inference_mode():
+        with torch.inference_mode(), mixed:
             found = [forward(batch).argmax(-1) for batch in x[0].split(500)]
         return torch.cat(found).cpu()
 
     def train():
         for batch, labels in zip(x, y, strict=True):
             adam.zero_grad()
-            loss = torch.nn.functional.cross_entropy(forward(batch), labels)
+            with mixed:
+                loss = torch.nn.functional.cross_entropy(forward(batch), labels)
             loss.backward()
             adam.step()
         loss.item()
@@ -389,9 +439,11 @@ def matrix_product(task: Task) -> Callable[[], None]:
 
 
 FLOOR = "floor"
+ALL_CORES = ("jaxrnn, all cores", "jaxrnn, a seed a core")
 LIBRARIES: dict[str, tuple[Callable, str]] = {
     "jaxrnn": (jaxrnn_one, "jax"),
     "jaxrnn, all cores": (jaxrnn_all, "jax"),
+    "jaxrnn, a seed a core": (jaxrnn_seeds, "jax"),
     "jaxrnn, scan": (partial(jaxrnn_one, implementation="scan"), "jax"),
     "jaxrnn, peepholes and lengths": (partial(jaxrnn_one, peephole=True), "jax"),
     "jaxrnn, cudnn": (partial(jaxrnn_one, implementation="cudnn"), "jax"),
@@ -410,46 +462,59 @@ LIBRARIES: dict[str, tuple[Callable, str]] = {
 # --- Measuring ------------------------------------------------------------------------------------
 
 
-def measure(library: str, tasks: tuple[str, ...]) -> dict[str, Any]:
-    """Times one library in this process; milliseconds a unit, the first call's seconds, bytes."""
-    from jaxrnn.run import peak_memory
+def measure(library: str, name: str, dtype: str) -> dict[str, Any]:
+    """Times one task of one library in this process.
 
+    Returns:
+        Milliseconds a unit, seconds that the first call took longer than the second (compiling)
+        and the most memory that was used, on the GPU where there is one; or why it cannot.
+    """
     make, module = LIBRARIES[library]
     if importlib.util.find_spec(module) is None:
         return {"missing": module}
-    found = {}
-    for name in tasks if library != FLOOR else ("step",):
-        try:
-            started = time.perf_counter()
-            if name == WHOLE:
-                found[name] = {"ms": 1e3 * whole_run(make), "peak_bytes": peak_memory()}
-                continue
-            run = make(TASKS[name])
-            run()
-            first = time.perf_counter() - started
-        except (NotImplementedError, KeyError, TypeError, ValueError) as error:
-            found[name] = {"cannot": str(error)}
-            continue
-        run()
-        times = []
-        started = time.perf_counter()
+    try:
+        if name == WHOLE and library != FLOOR:
+            return {"ms": 1e3 * whole_run(make, dtype), "peak_bytes": most_memory()}
+        task = TASKS["step" if name == WHOLE else name]._replace(dtype=dtype)
+        run = make(task)
+        first, second = seconds(run), seconds(run)
+        started, times = time.perf_counter(), []
         while len(times) < 5 or (time.perf_counter() - started < 2 and len(times) < 50):
-            before = time.perf_counter()
-            run()
-            times.append(time.perf_counter() - before)
-        repeats = 1 if library == FLOOR else TASKS[name].repeats
-        found[name] = {
-            "ms": 1e3 * statistics.median(times) / repeats,
-            "first_s": first,
-            "peak_bytes": peak_memory(),
-        }
-    return found
+            times.append(seconds(run))
+    except Exception as error:  # whatever a peer raises, the others are still measured
+        return {"cannot": f"{type(error).__name__}: {error}".strip().splitlines()[0][:200]}
+    repeats = 1 if library == FLOOR else task.repeats
+    return {
+        "ms": 1e3 * statistics.median(times) / repeats,
+        "compile_s": first - second,
+        "peak_bytes": most_memory(),
+    }
 
 
-def whole_run(make: Callable) -> float:
+def seconds(run: Callable[[], Any]) -> float:
+    """How long a call takes."""
+    started = time.perf_counter()
+    run()
+    return time.perf_counter() - started
+
+
+def most_memory() -> int:
+    """Bytes this process used at most, of the GPU's memory if it used one."""
+    from jaxrnn.run import peak_memory
+
+    if "torch" in sys.modules and sys.modules["torch"].cuda.is_available():
+        return sys.modules["torch"].cuda.max_memory_allocated()
+    if "jax" in sys.modules:
+        found = sys.modules["jax"].devices()[0].memory_stats()
+        if found:
+            return found["peak_bytes_in_use"]
+    return peak_memory()
+
+
+def whole_run(make: Callable, dtype: str) -> float:
     """Seconds of the tutorial's whole run, from building the model to the last evaluation."""
     started = time.perf_counter()
-    train, evaluate = make(TASKS["step"]), make(TASKS["evaluate"])
+    train, evaluate = (make(TASKS[name]._replace(dtype=dtype)) for name in ("step", "evaluate"))
     for _ in range(LOOKS):
         for _ in range(STEPS_PER_LOOK // TASKS["step"].repeats):
             train()
@@ -459,33 +524,40 @@ def whole_run(make: Callable) -> float:
 
 def work(config: Config) -> None:
     """The inner process: all cores as devices only where that is what is measured."""
-    if config.worker == "jaxrnn, all cores":
+    if config.worker in ALL_CORES:
         import mnist
 
-        mnist.build_mesh(BATCH, None)
-    print(json.dumps(measure(config.worker, config.tasks)))
+        from jaxrnn.run import cores
+
+        mnist.divide_cpu(mnist.largest_share(BATCH, cores()))
+    print(json.dumps(measure(config.worker, config.tasks[0], config.dtype)))
 
 
-def compare(config: Config, console: Console) -> dict[str, list[dict[str, Any]]]:
-    """Runs every library in turn, round after round."""
+Found = dict[str, dict[str, list[dict[str, Any]]]]  # library, task, round
+
+
+def compare(config: Config, console: Console) -> Found:
+    """Runs every task of every library in turn, round after round."""
     libraries = (*config.libraries, FLOOR) if config.libraries else tuple(LIBRARIES)
-    found: dict[str, list] = {library: [] for library in libraries}
-    for number in range(config.rounds):
-        for library in libraries:
-            command = [sys.executable, __file__, "--worker", library, "--tasks", *config.tasks]
-            result = subprocess.run(command, capture_output=True, text=True)
-            if result.returncode:
-                error = result.stderr.strip().splitlines()[-1:]
-                found[library].append({"missing": f"failed: {' '.join(error)}"})
-            else:
-                found[library].append(json.loads(result.stdout.splitlines()[-1]))
-            console.print(f"round {number + 1}: {library} {json.dumps(found[library][-1])}")
+    found: Found = {library: {task: [] for task in config.tasks} for library in libraries}
+    for number, (task, library) in itertools.product(
+        range(config.rounds), itertools.product(config.tasks, libraries)
+    ):
+        command = [sys.executable, __file__, "--worker", library, "--tasks", task]
+        command += ["--dtype", config.dtype]
+        result = subprocess.run(command, capture_output=True, text=True)
+        if result.returncode:
+            one = {"cannot": " ".join(result.stderr.strip().splitlines()[-1:])}
+        else:
+            one = json.loads(result.stdout.splitlines()[-1])
+        found[library][task].append(one)
+        console.print(f"round {number + 1}: {task}, {library}: {json.dumps(one)}")
     return found
 
 
-def median(rounds: list[dict[str, Any]], task: str, field: str = "ms") -> float | None:
+def median(rounds: list[dict[str, Any]], field: str = "ms") -> float | None:
     """The median over the rounds, or None if it was not measured."""
-    values = [found[task][field] for found in rounds if field in found.get(task, {})]
+    values = [one[field] for one in rounds if field in one]
     return statistics.median(values) if values else None
 
 
@@ -496,27 +568,25 @@ def flops(name: str) -> float:
     return TASKS[name].flops
 
 
-def table(found: dict[str, list[dict[str, Any]]], tasks: tuple[str, ...]) -> Table:
+def table(found: Found, tasks: tuple[str, ...]) -> Table:
     """Milliseconds and the ratio to jaxrnn; what is missing is named."""
     titles = (TITLES[task] for task in tasks)
-    shown = Table("library", *titles, "first call", "peak memory", box=MARKDOWN)
-    floor_ms = median(found[FLOOR], "step")
-    rate = 2 * 2048**3 / floor_ms if floor_ms else None
+    shown = Table("library", *titles, "compile", "peak memory", box=MARKDOWN)
     for library, rounds in found.items():
-        if "missing" in rounds[0]:
-            shown.add_row(library, f"missing: {rounds[0]['missing']}")
-            continue
         cells = []
         for task in tasks:
-            ms = median(rounds, task)
-            if library == FLOOR:
-                ms = flops(task) / rate if rate else None
-            ours = median(found.get("jaxrnn", []), task)
+            ms, reason = median(rounds[task]), [each for one in rounds[task] for each in one]
+            if library == FLOOR and ms:
+                ms = flops(task) * ms / (2 * 2048**3)
+            ours = median(found.get("jaxrnn", {}).get(task, []))
             ratio = f" ({ms / ours:.2f}×)" if ms and ours else ""
-            cells.append(f"{ms:.2f} ms{ratio}" if ms else "–")
-        first, peak = (median(rounds, tasks[0], field) for field in ("first_s", "peak_bytes"))
-        extra = [f"{first:.1f} s", f"{peak / 2**20:.0f} MiB"] if first and library != FLOOR else []
-        shown.add_row(library, *cells, *extra)
+            missing = "missing" if "missing" in reason else "–"
+            cells.append(f"{ms:.2f} ms{ratio}" if ms else missing)
+        compiled, peak = (median(rounds[tasks[0]], field) for field in ("compile_s", "peak_bytes"))
+        if library != FLOOR:
+            cells.append(f"{compiled:.1f} s" if compiled else "–")
+            cells.append(f"{peak / 2**20:.0f} MiB" if peak else "–")
+        shown.add_row(library, *cells)
     return shown
 
 
@@ -529,7 +599,10 @@ def main() -> int:
     console = Console(highlight=False, soft_wrap=True, width=200)
     found = compare(config, console)
     config.out.parent.mkdir(parents=True, exist_ok=True)
-    config.out.write_text(json.dumps(found, indent=1))
+    from jaxrnn.run import environment
+
+    kept = {"command": sys.argv[1:], "environment": environment(), "found": found}
+    config.out.write_text(json.dumps(kept, indent=1))
     console.print(table(found, config.tasks))
     console.print(f"written to {config.out}")
     return 0
