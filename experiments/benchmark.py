@@ -22,8 +22,8 @@ for each gate to avoid a concatenation; one tanh over all gates instead of one f
 slices instead of saved rows for dW; `unroll` > 1; blocks of recomputed steps on short sequences;
 keeping only the sum's gradient of the GRU's r and z; other batches in evaluation.
 
-Nor did anything fill a second core from one device: the batch in halves, as two loops, two chains in
-one loop or one batched product (XLA runs the thunks of a loop one after the other); the concurrency
+Nor did anything fill a second core from one device: the batch in halves, as two loops, two chains
+in one loop or one batched product (XLA runs a loop's thunks one after the other); the concurrency
 scheduler; Eigen, oneDNN or XNNPACK for the products instead of YNNPACK; the recurrent product cut
 along its inner dimension, or padded until it is large enough to be given a second thread, which
 wakes too late. So the products of both loops run on one thread of a device: that is what limits it.
