@@ -28,6 +28,8 @@ from jaxtyping import Array, Float
 from jaxrnn import data, train
 
 AXIS = "run"
+# Rows of a batch whose arrays stay in a CPU core's caches, also while its neighbour works.
+SLICE = 50
 # What a run is made of: `(numbers) -> (model, optimizer)`, called inside the program with the run's
 # own numbers as traced scalars. Hashable, and equal for all calls, so that it compiles once.
 Build = Callable[[Mapping[str, Array]], tuple[nn.Module, optax.GradientTransformation]]
@@ -162,15 +164,24 @@ def _create(build, mesh, keys, numbers, example):
 def _advance(build, mesh, loss_fn, states, keys, numbers, examples, indices):
     def advance(state, key, numbers, indices, examples):
         model, optimizer = build(numbers)
-        noise = jax.random.fold_in(key, 1)
+        noise, slices = jax.random.fold_in(key, 1), _slices(indices.shape[1])
 
         def body(state, batch):
             batch = jax.tree.map(lambda leaf: leaf[batch], examples)
-            return train.train_step(model, optimizer, state, batch, loss_fn=loss_fn, key=noise)
+            return train.train_step(
+                model, optimizer, state, batch, loss_fn=loss_fn, key=noise, slices=slices
+            )
 
         return lax.scan(body, state, indices)
 
     return _each(advance, mesh, 4, states, keys, numbers, indices, examples)
+
+
+def _slices(batch_size: int) -> int:
+    """Into how many parts a run cuts its batches."""
+    parts = batch_size // SLICE
+    on_cpu = jax.default_backend() == "cpu"
+    return parts if on_cpu and parts and batch_size % parts == 0 else 1
 
 
 def _accuracy(build, mesh, states, numbers, sequences, labels, count) -> np.ndarray:

@@ -152,6 +152,7 @@ def train_step(
     loss_fn: Loss = cross_entropy,
     key: Array | None = None,
     axis: str | None = None,
+    slices: int = 1,
 ) -> tuple[TrainState, Float[Array, ""]]:
     """One update.
 
@@ -163,6 +164,8 @@ def train_step(
         loss_fn: What to make smaller.
         key: What dropout and other noise is drawn from, with the step's number; None is no noise.
         axis: The mesh axis over which the batch is shared, if it is.
+        slices: Into how many equal parts the batch is cut, whose gradients are added up: the same
+            but for rounding and noise, and faster where a part stays in the caches.
 
     Returns:
         The state after the step and the loss before it, over the whole batch.
@@ -171,7 +174,7 @@ def train_step(
         key = jax.random.fold_in(key, state.step)
         if axis is not None:
             key = jax.random.fold_in(key, lax.axis_index(axis))
-    found = jax.value_and_grad(loss_fn, argnums=1)(model, state.params, batch, key)
+    found = _value_and_grad(partial(loss_fn, model), state.params, batch, key, slices)
     if axis is not None:
         flat, unravel = ravel_pytree(found)  # one collective instead of one for each leaf
         found = unravel(lax.pmean(flat, axis))
@@ -179,6 +182,25 @@ def train_step(
     updates, opt_state = optimizer.update(grads, state.opt_state, state.params)
     params = optax.apply_updates(state.params, updates)
     return TrainState(state.step + 1, params, opt_state), loss
+
+
+def _value_and_grad(loss, params, batch, key, slices):
+    """The mean of the loss and of its gradient over the slices of the batch."""
+    value_and_grad = jax.value_and_grad(loss)
+    if slices == 1:
+        return value_and_grad(params, batch, key)
+
+    def body(total, part):
+        number, part = part
+        own = None if key is None else jax.random.fold_in(key, number)
+        return jax.tree.map(jnp.add, total, value_and_grad(params, part, own)), None
+
+    def cut(leaf):
+        return leaf.reshape(slices, leaf.shape[0] // slices, *leaf.shape[1:])
+
+    parts = jnp.arange(slices), jax.tree.map(cut, batch)
+    total, _ = lax.scan(body, (jnp.float32(0), jax.tree.map(jnp.zeros_like, params)), parts)
+    return jax.tree.map(lambda leaf: leaf / slices, total)
 
 
 def make_mesh(devices: int | None = None) -> Mesh:
