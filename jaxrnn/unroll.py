@@ -35,7 +35,7 @@ SAVE_BYTES = 2**26
 def unroll(
     cell: Cell,
     params: Params,
-    inputs: Array,
+    inputs: Array | np.ndarray,
     *,
     initial_state: State | None = None,
     lengths: Array | np.ndarray | None = None,
@@ -89,7 +89,7 @@ def unroll(
         ValueError: If a shape, dtype, length or option is wrong; names the argument.
     """
     _check_options(implementation, memory, unroll, truncate)
-    inputs, resets, batch_shape = _time_first(params, inputs, resets, time_major)
+    inputs, resets, batch_shape = _time_first(params, jnp.asarray(inputs), resets, time_major)
     lengths = _check_lengths(lengths, batch_shape, len(inputs))
     initial_state = _check_state(cell, params, initial_state, batch_shape)
     drop, mix = None, None

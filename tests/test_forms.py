@@ -30,7 +30,7 @@ def test_each_form_learns_something_and_pictures_it(form, measure, least, pictur
         dataset="digits",
         hidden_size=32,
         learning_rate=1e-2,
-        steps=1000 if form == "one-to-many" else 300,
+        steps=1000 if picture == "drawings" else 300,
         judge_steps=300,
         batch_size=50,
         out=tmp_path,

@@ -134,7 +134,7 @@ def test_dropout_and_noise_only_with_a_key():
 
 def test_residual_layers_add_their_inputs_up_to_the_length():
     lengths = jnp.array([5, 1, 0])
-    read = (jnp.arange(5) < lengths[:, None])[..., None]
+    read = (jnp.arange(5)[None] < lengths[:, None])[..., None]
     inputs = jnp.where(read, jax.random.normal(KEY, (3, 5, 4)), jnp.nan)
     stack = Stack(jaxrnn.gru(4), residual=True)
     variables = stack.init(KEY, inputs)
@@ -174,7 +174,8 @@ def test_parameters_take_the_dtype_asked_for_and_inputs_are_cast():
     layer = RNN(jaxrnn.gru(3), param_dtype=jnp.bfloat16)
     images = np.ones((2, 4, 5), np.uint8)
     outputs, variables = layer.init_with_output(KEY, images)
-    assert {leaf.dtype for leaf in jax.tree.leaves((outputs, variables))} == {jnp.bfloat16}
+    leaves = jax.tree.leaves((outputs, variables))
+    assert {leaf.dtype for leaf in leaves} == {jnp.dtype(jnp.bfloat16)}
     assert RNN(jaxrnn.gru(3)).init_with_output(KEY, images)[0].dtype == jnp.float32
 
 

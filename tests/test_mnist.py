@@ -140,7 +140,8 @@ def test_nothing_is_compiled_after_the_first_look(tmp_path, monkeypatch):
         {"order": "shuffled", "delay": 3, "test_delay": 5},
     ],
 )
-def test_what_the_recipes_ask_for_trains(options, tmp_path):
+def test_what_the_recipes_ask_for_trains(options, tmp_path, monkeypatch):
+    monkeypatch.setattr(mnist, "draw", lambda *_: None)
     config = dataclasses.replace(SMALL, steps=150, out=tmp_path / "run", **options)
     assert mnist.main(config) == 0
     result = json.loads((tmp_path / "run" / "result.json").read_text())

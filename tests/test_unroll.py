@@ -150,8 +150,8 @@ def test_errors_name_the_argument(change, words):
 def test_sizes_must_be_positive(constructor):
     with pytest.raises(ValueError, match="hidden_size must be a positive integer, got 0"):
         constructor(0)
-    constructor(4)
-    with pytest.raises(ValueError, match=r"hidden_size must be a positive integer, got 4\.0"):
-        constructor(4.0)
+    constructor(1)
+    with pytest.raises(ValueError, match="hidden_size must be a positive integer, got True"):
+        constructor(True)
     with pytest.raises(ValueError, match="cell_clip must be positive"):
         jaxrnn.lstm(3, cell_clip=-1.0)
