@@ -58,6 +58,14 @@ def test_the_table_says_it_all_and_chooses_on_validation():
     assert "+1.00" in lines[4]
 
 
+def test_the_verdict_goes_by_the_intervals():
+    tests = {"first": (0.5, 0.6, 0.7), "up": (0.6, 0.71, 0.8), "same": (0.52, 0.57, 0.71)}
+    records = [record(row, seed, x) for row, each in tests.items() for seed, x in enumerate(each)]
+    said = compare.verdict(compare.summarise(records))
+    assert said == "Than first – better: up; no difference seen: same."
+    assert compare.verdict(compare.summarise(records[:3])) == "Than first – nothing to compare."
+
+
 def test_a_setting_that_only_diverged_has_no_accuracy():
     (only,) = compare.summarise([record("x", 0, 0.1, status="diverged")])
     assert np.isnan(only.test)

@@ -152,6 +152,37 @@ def test_results_md_is_made_of_what_was_kept(tmp_path):
     assert "Greff et al." in text
     assert (kept / "odyssey" / "table.md").read_text() in text
     assert "--rows 'peephole' 'nfg' --seeds 2" in text
+    assert "Than peephole – " in text
+
+
+def test_a_row_run_later_leaves_the_others_of_its_study(tmp_path):
+    both = ablation(tmp_path, study="odyssey", rows=("peephole", "nfg"), seeds=1)
+    assert ablate.main(both) == 0
+    assert ablate.main(ablation(tmp_path, study="odyssey", rows=("nfg",), seeds=2)) == 0
+    kept = json.loads((tmp_path / "odyssey" / "config.json").read_text())
+    assert {row: len(found["runs"]) for row, found in kept["rows"].items()} == {
+        "peephole": 1,
+        "nfg": 2,
+    }
+    assert len(kept["commands"]) == 2
+    assert (tmp_path / "odyssey" / "table.md").read_text().count("\n") == 4
+    # Other options under the same name are other runs.
+    words = ("hidden_size=8", "steps=10", "batch_size=20", "schedule=constant")
+    again = ablation(tmp_path, study="odyssey", rows=("nfg",), seeds=1, set=words)
+    assert ablate.main(again) == 0
+    assert [
+        record["curve"][-1]["step"] for record in ablate.kept_records(tmp_path / "odyssey")
+    ] == [
+        20,
+        10,
+    ]
+
+
+def test_of_a_grid_only_what_goes_together_is_run(tmp_path, capsys):
+    config = ablation(tmp_path, vary=("cell=lstm,gru", "forget_bias=0,1"))
+    _, rows = ablate.settings(config)
+    assert list(rows) == ["cell=lstm forget_bias=0", "cell=lstm forget_bias=1"]
+    assert "left out: cell=gru forget_bias=0" in capsys.readouterr().out
 
 
 def test_a_run_that_diverges_is_recorded_and_the_others_go_on(tmp_path):
@@ -210,6 +241,8 @@ def test_every_study_is_of_options_that_go_together(name, tmp_path):
         ({"vary": ("cel=lstm",)}, "there is no option cel"),
         ({"vary": ("cell=lstn",)}, "cell does not take 'lstn'"),
         ({"vary": ("steps=many",)}, "steps does not take 'many'"),
+        ({"vary": ("seed=1,2",)}, "seed is not an option of a study"),
+        ({"study": "odyssey", "rows": ("no such",)}, "no setting of odyssey is asked for"),
         ({"vary": ("cell=gru",), "set": ("forget_bias=1",)}, "does not take all of --forget-bias"),
         ({"vary": ("cell=mlp",), "set": ("num_layers=2",)}, "does not take num_layers"),
         ({"vary": ("cell=lru",), "set": ("zoneout=0.1",)}, "regularizer.zoneout needs a cell"),
