@@ -22,6 +22,8 @@ def why_not(cell: Cell, steps: Steps) -> str | None:
         return "its cell is not jaxrnn.lstm without options"
     if steps.inputs.dtype != jnp.float32:
         return f"its inputs are {steps.inputs.dtype}, not float32"
+    if not len(steps.inputs):
+        return "it has no steps"
     if steps.resets is not None:
         return "it has resets"
     if steps.drop is not None or steps.mix is not None:

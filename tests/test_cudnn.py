@@ -33,6 +33,8 @@ def without_gpu(monkeypatch):
     module = importlib.import_module("jaxrnn.unroll")
     monkeypatch.setattr(module, "why_not", lambda *_: None)
     monkeypatch.setattr(module, "cudnn", functools.partial(cudnn, lstm=reference))
+    yield
+    jax.clear_caches()  # which hold programs made of it
 
 
 def problem(batch):

@@ -57,6 +57,36 @@ def test_a_step_is_adam_on_the_mean_cross_entropy(examples):
         np.testing.assert_allclose(a, b, atol=float(2e-6 + 1e-2 * (jnp.abs(g) < 1e-6).any()))
 
 
+@pytest.mark.parametrize("slices", [2, 5])
+def test_a_batch_in_slices_makes_the_same_gradient(examples, slices):
+    batch, state = (examples[0][:10], examples[1][:10]), new_state()
+    optimizer = optax.sgd(1.0)  # whose step is the gradient
+    state = state.replace(opt_state=optimizer.init(state.params))
+    step = jax.jit(train.train_step, static_argnums=(0, 1), static_argnames="slices")
+    whole, loss = step(MODEL, optimizer, state, batch)
+    parts, same = step(MODEL, optimizer, state, batch, slices=slices)
+    np.testing.assert_allclose(same, loss, rtol=1e-5)
+    for a, b in zip(*map(jax.tree.leaves, (parts.params, whole.params)), strict=True):
+        np.testing.assert_allclose(a, b, atol=1e-6)
+
+
+def test_slices_draw_their_own_noise():
+    model = Classifier(jaxrnn.lstm(4), num_classes=3, num_layers=2, dropout=0.5)
+    one = jnp.full((1, 6, 5), 100, jnp.uint8)
+    batch = jnp.concatenate([one, one]), jnp.array([1, 1], jnp.uint8)
+    seen = []
+
+    def loss_fn(model, params, batch, key):
+        jax.debug.callback(lambda value: seen.append(float(value)), jax.random.uniform(key))
+        return train.cross_entropy(model, params, batch, key)
+
+    state = train.create_state(model, OPTIMIZER, jax.random.key(0), jnp.zeros((1, 6, 5)))
+    key = jax.random.key(1)
+    train.train_step(model, OPTIMIZER, state, batch, loss_fn=loss_fn, key=key, slices=2)
+    jax.effects_barrier()
+    assert len(set(seen)) == 2
+
+
 def test_chunks_cut_anywhere_make_the_same_steps(examples):
     indices = np.arange(60, dtype=np.int32).reshape(6, 10)
     whole, losses = train.train_chunk(MODEL, OPTIMIZER, MESH, new_state(), examples, indices)
