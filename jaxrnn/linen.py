@@ -448,10 +448,29 @@ class CNN(nn.Module):
         """Returns logits; steps past a row's length are read as zeros."""
         hidden = _blank(inputs, lengths)[..., None]
         for channels in self.channels:
-            hidden = nn.relu(nn.Conv(channels, (3, 3))(hidden))
+            hidden = nn.relu(nn.Conv(channels, (3, 3), conv_general_dilated=convolve)(hidden))
             hidden = nn.max_pool(hidden, (2, 2), (2, 2))
         hidden = hidden.reshape(*inputs.shape[:-2], -1)
         return nn.Dense(self.num_classes)(nn.relu(nn.Dense(self.hidden_size)(hidden)))
+
+
+def convolve(
+    images: Float[Array, "*B H W C"], kernel: Float[Array, "K L C D"], *_: Any, **__: Any
+) -> Float[Array, "*B H W D"]:
+    """A convolution at every pixel, with zeros around, as one product with shifted images.
+
+    For `nn.Conv`: XLA:CPU's own is four times slower in a loop, as over training steps.
+    """
+    (rows, columns), (height, width) = kernel.shape[:2], images.shape[-3:-1]
+    margins = [(0, 0)] * (images.ndim - 3)
+    margins += [(rows // 2, (rows - 1) // 2), (columns // 2, (columns - 1) // 2), (0, 0)]
+    padded = jnp.pad(images, margins)
+    shifted = [
+        padded[..., row : row + height, column : column + width, :]
+        for row in range(rows)
+        for column in range(columns)
+    ]
+    return jnp.concatenate(shifted, axis=-1) @ kernel.reshape(-1, kernel.shape[-1])
 
 
 def _blank(inputs, lengths):

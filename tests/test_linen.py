@@ -10,7 +10,7 @@ import pytest
 
 import jaxrnn
 from jaxrnn import convert
-from jaxrnn.linen import CNN, MLP, RNN, Classifier, EncoderDecoder, Sketcher, Stack
+from jaxrnn.linen import CNN, MLP, RNN, Classifier, EncoderDecoder, Sketcher, Stack, convolve
 
 KEY = jax.random.key(0)
 
@@ -203,6 +203,23 @@ def test_baselines_classify_and_read_no_further_than_the_length(model):
     np.testing.assert_array_equal(changed[1], logits[1])
     blank = model.apply(variables, inputs.at[1, 10:].set(0.0))
     np.testing.assert_allclose(blank, logits, atol=1e-6)
+
+
+@pytest.mark.parametrize("window", [(3, 3), (1, 4)])
+def test_the_cnns_convolution_is_flaxs(window):
+    images = jax.random.normal(KEY, (2, 7, 6, 3))
+    theirs, ours = (
+        nn.Conv(5, window, conv_general_dilated=function) for function in (None, convolve)
+    )
+    variables = theirs.init(KEY, images)
+
+    def curved(layer):
+        function = lambda variables, images: jnp.sin(layer.apply(variables, images)).sum()  # noqa: E731
+        return jax.value_and_grad(function, (0, 1))(variables, images)
+
+    expected, actual = curved(theirs), curved(ours)
+    for a, b in zip(*map(jax.tree.leaves, (actual, expected)), strict=True):
+        np.testing.assert_allclose(a, b, atol=1e-4)
 
 
 def test_the_sketcher_draws_what_its_style_says():
