@@ -463,7 +463,7 @@ def convolve(
     """
     (rows, columns), (height, width) = kernel.shape[:2], images.shape[-3:-1]
     margins = [(0, 0)] * (images.ndim - 3)
-    margins += [(rows // 2, (rows - 1) // 2), (columns // 2, (columns - 1) // 2), (0, 0)]
+    margins += [((rows - 1) // 2, rows // 2), ((columns - 1) // 2, columns // 2), (0, 0)]
     padded = jnp.pad(images, margins)
     shifted = [
         padded[..., row : row + height, column : column + width, :]
