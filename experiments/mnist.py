@@ -62,11 +62,11 @@ console = Console(highlight=False, soft_wrap=True, markup=False)
 RECIPES: dict[str, dict[str, Any]] = {
     # The TF1 tutorial's: 20,000 steps of Adam at 0.001, batches of 100, a look every 100 steps.
     "tutorial": {},
-    # The same network in a quarter of the steps.
+    # The same network in a seventh of the steps; rate and steps were chosen on validation.
     "fast": {
         "schedule": "onecycle",
-        "learning_rate": 4e-3,
-        "steps": 5000,
+        "learning_rate": 8e-3,
+        "steps": 3000,
         "clip_norm": 1.0,
         "eval_every": 1000,
     },

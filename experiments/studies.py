@@ -83,7 +83,7 @@ STUDIES = {
     "cells-brief": Study(
         "Every cell of the library at 128 units after 1,000 steps: which of them learn at once.",
         CELLS_BY_NAME,
-        FAST | {"steps": 1000},
+        FAST | {"steps": 1000, "learning_rate": 4e-3},
     ),
     "odyssey": Study(
         "Greff et al., LSTM: A search space odyssey, 2017. Found no variant clearly better than "
@@ -143,12 +143,12 @@ STUDIES = {
         "Schedules and algorithms: a one-cycle rate against a constant one, clipped or not; Adam "
         "against others. Smith & Topin (2018) found one cycle to train in fewer steps.",
         {
-            "one cycle, peak 4e-3": {},
+            "one cycle, peak 8e-3": {},
             "one cycle, not clipped": {"clip_norm": None},
-            "one cycle, peak 1e-3": {"learning_rate": 1e-3},
-            "one cycle, peak 1e-2": {"learning_rate": 1e-2},
+            "one cycle, peak 2e-3": {"learning_rate": 2e-3},
+            "one cycle, peak 4e-3": {"learning_rate": 4e-3},
             "constant 1e-3": {"schedule": "constant", "learning_rate": 1e-3},
-            "constant 4e-3": {"schedule": "constant"},
+            "constant 4e-3": {"schedule": "constant", "learning_rate": 4e-3},
             "AdamW": {"optimizer": "adamw"},
             "Nadam": {"optimizer": "nadam"},
             "RMSprop": {"optimizer": "rmsprop"},
