@@ -165,7 +165,6 @@ class Results:
 
     def __init__(self, folder: Path, host: int):
         self.path = folder / (f"results-{host}.jsonl" if host else "results.jsonl")
-        folder.mkdir(parents=True, exist_ok=True)
 
     def read(self) -> dict[str, dict[str, Any]]:
         """Those of all hosts by identity; a last line cut off by a crash is left out."""
@@ -179,6 +178,7 @@ class Results:
     def append(self, record: Mapping[str, Any]) -> None:
         """Adds one, after mending a line that a crash cut off."""
         text = self.path.read_text() if self.path.exists() else ""
+        self.path.parent.mkdir(parents=True, exist_ok=True)
         with self.path.open("a") as file:
             if text and not text.endswith("\n"):
                 file.truncate(text.rfind("\n") + 1)
@@ -311,18 +311,21 @@ def kept_records(folder: Path) -> list[dict[str, Any]]:
     ]
 
 
-def keep_config(config: Config, study: Study, jobs: list[Job], folder: Path) -> None:
+def keep_config(
+    config: Config, study: Study, jobs: list[Job], dataset: data.Dataset, folder: Path
+) -> None:
     """config.json: what was asked for; a row that is not asked for this time stays as it was."""
     path = folder / "config.json"
     before = json.loads(path.read_text()) if path.exists() else {"commands": [], "rows": {}}
     rows: dict[str, Any] = {}
+    digest = mnist.digest(dataset)
     for job in jobs:
-        row = rows.setdefault(job.row, {"options": _plain(job.options), "runs": []})
-        row["runs"].append(job.identity)
+        same = {"options": changes(job.options), "data_sha256": digest}
+        rows.setdefault(job.row, same | {"runs": []})["runs"].append(job.identity)
     for name, row in rows.items():
         old = before["rows"].get(name, row)
-        if old["options"] == row["options"]:  # with fewer seeds than before
-            row["runs"] = list(dict.fromkeys(row["runs"] + old["runs"]))
+        if all(old.get(part) == row[part] for part in ("options", "data_sha256")):
+            row["runs"] = list(dict.fromkeys(row["runs"] + old["runs"]))  # maybe of more seeds
     order = dict.fromkeys([*study.rows, *before["rows"]])
     rows = {name: rows.get(name) or before["rows"].get(name) for name in order}
     write_json(
@@ -339,6 +342,8 @@ def keep_config(config: Config, study: Study, jobs: list[Job], folder: Path) -> 
 
 def main(config: Config) -> int:
     """Runs what is missing, then draws the conclusions."""
+    if config.seeds < 1:
+        raise RunError("--seeds must be at least 1")
     mnist.divide_cpu(cores())
     if config.hosts > 1:
         jax.distributed.initialize(config.coordinator, config.hosts, config.host)
@@ -361,11 +366,13 @@ def main(config: Config) -> int:
         return 0
     wait(config, "all have read what is done")
     if config.host == 0:
-        keep_config(config, study, everything, folder)
+        folder.mkdir(parents=True, exist_ok=True)
+        keep_config(config, study, everything, dataset, folder)
     train(jobs[config.host :: config.hosts], results, dataset, config)
     wait(config, "all have trained their share")
     if config.host == 0:
         conclude(config, study, folder)
+        mnist.announce(dataset)
     return 0
 
 
@@ -442,10 +449,6 @@ def command(config: Config) -> str:
     if config.dataset != "auto":
         words.append(f"--dataset {config.dataset}")
     return " ".join(words)
-
-
-def _plain(options: mnist.Config) -> dict[str, Any]:
-    return json.loads(json.dumps(dataclasses.asdict(options), default=str))
 
 
 if __name__ == "__main__":

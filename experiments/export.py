@@ -11,6 +11,7 @@ What was written is read back by another process, which never imports jaxrnn, an
 
 from __future__ import annotations
 
+import logging
 import subprocess
 import sys
 import tempfile
@@ -93,6 +94,7 @@ def check(run: Path, program: Path) -> None:
 
 def main(config: Config) -> int:
     """Exports and checks."""
+    logging.getLogger("absl").setLevel(logging.ERROR)  # orbax is talkative
     config.out.write_bytes(export(config.run).serialize())
     check(config.run, config.out)
     print(

@@ -123,6 +123,7 @@ class Config:
     cell: Literal[(*CELLS, *BASELINES)] = "lstm"
     """The cell, or a dense network or a small CNN to compare with."""
     hidden_size: int = 128
+    """Units of a layer; the networks without a recurrence have sizes of their own."""
     num_layers: int = 1
     bidirectional: bool = False
     crossed: bool = False
@@ -148,7 +149,7 @@ class Config:
     zoneout: float | None = None
     """How likely a unit keeps its old value."""
     recurrent_dropout: float | None = None
-    """How likely the recurrent product does not see a unit; say also --tied or --no-tied."""
+    """How likely the recurrent product does not see a unit; needs --tied True or --tied False."""
     tied: bool | None = None
     """Whether that is drawn once a sequence, as in variational dropout, or at every step."""
     weight_dropout: float | None = None
@@ -201,7 +202,7 @@ class Config:
             if not 0 <= (getattr(self, name) or 0) < 1:
                 raise RunError(f"--{name.replace('_', '-')} must be in 0..1, and not 1")
         if self.recurrent_dropout is not None and self.tied is None:
-            raise RunError("--recurrent-dropout needs --tied or --no-tied")
+            raise RunError("--recurrent-dropout needs --tied True or --tied False")
         if self.clip_norm is not None and not self.clip_norm > 0:
             raise RunError("--clip-norm must be positive")
 

@@ -188,7 +188,7 @@ def to_torch(layers: Sequence[Sequence[Params]]) -> dict[str, np.ndarray]:
             if kind == "lstm" and params.projection is not None:
                 state_dict[f"weight_hr{suffix}"] = np.asarray(params.projection).T
     from_torch(kind, state_dict)  # refuses layers that do not fit each other
-    return state_dict
+    return {name: np.array(array) for name, array in state_dict.items()}  # writable
 
 
 def from_keras(kind: Kind, weights: Arrays) -> Params:

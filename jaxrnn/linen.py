@@ -99,11 +99,11 @@ class RNN(nn.Module):
         time_major = self.time_major if time_major is None else time_major
         reverse = self.reverse if reverse is None else reverse
         keep_order = self.keep_order if keep_order is None else keep_order
-        dtype = self.param_dtype
+        inputs, dtype = jnp.asarray(inputs), self.param_dtype
         if dtype is None:
             dtype = inputs.dtype if jnp.issubdtype(inputs.dtype, jnp.floating) else jnp.float32
         params = self.param("cell", self.cell.init, inputs.shape[-1], dtype)
-        inputs = jnp.asarray(inputs).astype(dtype)
+        inputs = inputs.astype(dtype)
         if self.learn_initial_state and initial_carry is None:
             learned = self.param("initial_state", lambda _: self.cell.initial_state(params))
             batch = inputs.shape[1:-1] if time_major else inputs.shape[:-2]
