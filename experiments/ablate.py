@@ -194,9 +194,9 @@ class Job(NamedTuple):
     identity: str
 
 
-def plan(rows: Mapping[str, mnist.Config], seeds: int, dataset: data.Dataset) -> list[Job]:
+def plan(rows: Mapping[str, mnist.Config], seeds: int, digest: str) -> list[Job]:
     """Every run of a study, each with a short hash of all that its numbers depend on."""
-    digest, jobs = mnist.digest(dataset), []
+    jobs = []
     for row, options in rows.items():
         # Only what is not the default, so that a new option leaves old runs what they are.
         parts = {name: value for name, value in changes(options).items() if name not in FIXED}
@@ -311,14 +311,11 @@ def kept_records(folder: Path) -> list[dict[str, Any]]:
     ]
 
 
-def keep_config(
-    config: Config, study: Study, jobs: list[Job], dataset: data.Dataset, folder: Path
-) -> None:
+def keep_config(config: Config, study: Study, jobs: list[Job], digest: str, folder: Path) -> None:
     """config.json: what was asked for; a row that is not asked for this time stays as it was."""
     path = folder / "config.json"
     before = json.loads(path.read_text()) if path.exists() else {"commands": [], "rows": {}}
     rows: dict[str, Any] = {}
-    digest = mnist.digest(dataset)
     for job in jobs:
         same = {"options": changes(job.options), "data_sha256": digest}
         rows.setdefault(job.row, same | {"runs": []})["runs"].append(job.identity)
@@ -354,7 +351,8 @@ def main(config: Config) -> int:
     mnist.announce(dataset)
     folder = config.out / config.study
     results = Results(folder, config.host)
-    everything, done = plan(rows, config.seeds, dataset), results.read()
+    digest = mnist.digest(dataset)
+    everything, done = plan(rows, config.seeds, digest), results.read()
     jobs = [job for job in everything if job.identity not in done]
     console.print(
         f"{study.about}\n{len(rows)} settings × {config.seeds} seeds: "
@@ -367,7 +365,7 @@ def main(config: Config) -> int:
     wait(config, "all have read what is done")
     if config.host == 0:
         folder.mkdir(parents=True, exist_ok=True)
-        keep_config(config, study, everything, dataset, folder)
+        keep_config(config, study, everything, digest, folder)
     train(jobs[config.host :: config.hosts], results, dataset, config)
     wait(config, "all have trained their share")
     if config.host == 0:
