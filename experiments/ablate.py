@@ -5,8 +5,9 @@
 
 Seeds run side by side, one on each device of a CPU or all at once on a GPU; what differs only in
 numbers compiles once. Every finished run is a line of results.jsonl at once: a study that was
-interrupted goes on where it stopped, and one that was changed runs only what is new. Settings are
-chosen on the validation set; the test set is for the table.
+interrupted goes on where it stopped, one that was changed runs only what is new, and what another
+study beside it has run already is taken from there. Settings are chosen on the validation set; the
+test set is for the table.
 """
 
 from __future__ import annotations
@@ -353,7 +354,9 @@ def main(config: Config) -> int:
     results = Results(folder, config.host)
     digest = mnist.digest(dataset)
     everything, done = plan(rows, config.seeds, digest), results.read()
-    jobs = [job for job in everything if job.identity not in done]
+    missing = [job for job in everything if job.identity not in done]
+    others = beside(folder)
+    jobs = [job for job in missing if job.identity not in others]
     console.print(
         f"{study.about}\n{len(rows)} settings × {config.seeds} seeds: "
         f"{len(everything) - len(jobs)} runs are done, {len(jobs)} to do"
@@ -366,12 +369,24 @@ def main(config: Config) -> int:
     if config.host == 0:
         folder.mkdir(parents=True, exist_ok=True)
         keep_config(config, study, everything, digest, folder)
+        for job in missing:
+            if job.identity in others:
+                results.append(others[job.identity] | {"row": job.row})
     train(jobs[config.host :: config.hosts], results, dataset, config)
     wait(config, "all have trained their share")
     if config.host == 0:
         conclude(config, study, folder)
         mnist.announce(dataset)
     return 0
+
+
+def beside(folder: Path) -> dict[str, dict[str, Any]]:
+    """The finished runs of the other studies kept with this one, by identity."""
+    found: dict[str, dict[str, Any]] = {}
+    for path in sorted(folder.parent.glob("*/results.jsonl")):
+        if path.parent != folder:
+            found |= Results(path.parent, host=0).read()
+    return found
 
 
 def wait(config: Config, name: str) -> None:

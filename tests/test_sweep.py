@@ -178,6 +178,19 @@ def test_a_row_run_later_leaves_the_others_of_its_study(tmp_path):
     ]
 
 
+def test_what_another_study_has_run_is_taken_from_there(tmp_path, capsys):
+    first = ablation(tmp_path, study="odyssey", rows=("peephole",), seeds=1)
+    assert ablate.main(first) == 0
+    capsys.readouterr()
+    rows = ("lstm-peephole", "janet")
+    assert ablate.main(ablation(tmp_path, study="cells", rows=rows, seeds=1)) == 0
+    assert "1 runs are done, 1 to do" in capsys.readouterr().out
+    (there,) = map(json.loads, lines(tmp_path, "odyssey"))
+    here = [json.loads(line) for line in lines(tmp_path, "cells")]
+    assert here[0] == there | {"row": "lstm-peephole"}
+    assert [record["row"] for record in here] == ["lstm-peephole", "janet"]
+
+
 def test_of_a_grid_only_what_goes_together_is_run(tmp_path, capsys):
     config = ablation(tmp_path, vary=("cell=lstm,gru", "forget_bias=0,1"))
     _, rows = ablate.settings(config)
