@@ -3,8 +3,9 @@
     s_t = a_t∘s_{t-1} + b_t        a and b depend on the inputs only, not on the state
 
 `jax.lax.associative_scan` makes all T states in log₂ T rounds (Blelloch, 1990; Martin & Cundy,
-"Parallelizing linear recurrent neural nets over sequence length", 2018). They are the rivals of the
-gated cells: what they give up, a gate that sees the past, is the price of that.
+"Parallelizing linear recurrent neural nets over sequence length", 2018). On a CPU all products are
+still made at once, and only the elementwise recurrence runs step by step. They are the rivals of
+the gated cells: what they give up, a gate that sees the past, is the price of that.
 
 Shapes: B batch (any number of axes), T time, I input features, H hidden units.
 """
@@ -89,14 +90,31 @@ def parallel(
         b = where(steps.alive, b, jnp.zeros_like(b))
     b = b.at[0].add(a[0] * recurrence.pack(start))
 
-    def join(earlier, later):
-        return earlier[0] * later[0], later[0] * earlier[1] + later[1]
-
-    _, packed = lax.associative_scan(join, (a, b))
+    # A CPU has few cores to fill: the rounds would only be so many more passes over the memory.
+    packed = lax.platform_dependent(a, b, cpu=_in_turn, default=_at_once)
     outputs = recurrence.readout(params, packed, steps.inputs)
     if steps.alive is not None:
         outputs = where(steps.alive, outputs, jnp.zeros_like(outputs))
     return outputs, recurrence.unpack(packed[-1], outputs.dtype)
+
+
+def _at_once(a, b):
+    """All states in log₂ T rounds."""
+
+    def join(earlier, later):
+        return earlier[0] * later[0], later[0] * earlier[1] + later[1]
+
+    return lax.associative_scan(join, (a, b))[1]
+
+
+def _in_turn(a, b):
+    """All states, one after the other."""
+
+    def body(state, now):
+        state = now[0] * state + now[1]
+        return state, state
+
+    return lax.scan(body, jnp.zeros_like(b[0]), (a, b))[1]
 
 
 @cached

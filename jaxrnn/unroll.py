@@ -66,9 +66,9 @@ def unroll(
         time_major: Whether time is the first axis of inputs, resets and outputs.
         implementation: "scan" is `jax.lax.scan` and its autodiff, for every cell and also for
             forward mode; "fused" the deferred gradient of `jaxrnn.fused`, for cells made by
-            `jaxrnn.gated`; "parallel" all steps at once, for linear recurrences; "cudnn" NVIDIA's
-            LSTM (not under `vmap`, for want of a rule in JAX). None takes "fused" or "parallel"
-            where it can, else "scan".
+            `jaxrnn.gated`; "parallel" all steps at once, for linear recurrences (on a CPU all
+            products at once and the states in turn); "cudnn" NVIDIA's LSTM (not under `vmap`, for
+            want of a rule in JAX). None takes "fused" or "parallel" where it can, else "scan".
         memory: What the gradient is computed from. "save" keeps what every step saves;
             "recompute" keeps the state at the start of every 14 steps and runs those forward
             again; "offload" does so too, and keeps those states in the host's memory (TF1's
@@ -105,8 +105,9 @@ def unroll(
     steps = _steps(inputs, lengths, resets, reverse)._replace(drop=drop, mix=mix)
     implementation = _choose(cell, steps, implementation)
     if memory is None:
-        # In blocks a linear recurrence would not be parallel in time.
-        keep = implementation == "parallel" or _is_short(params, inputs)
+        # In blocks a linear recurrence would not be parallel in time, which a CPU does not need.
+        at_once = implementation == "parallel" and jax.default_backend() != "cpu"
+        keep = at_once or _is_short(params, inputs)
         memory = "save" if truncate is None and keep else "recompute"
     options = implementation, memory, unroll, truncate
     # Not its `init`, which may hold a traced number that must not be kept.
@@ -198,8 +199,8 @@ def _is_short(params, inputs) -> bool:
     """Whether what all steps save is better kept than computed again."""
     if not all(isinstance(size, int) for size in inputs.shape):
         return True  # a symbolic size, as in jax.export
-    leaves = [leaf for leaf in jax.tree.leaves(params) if leaf.ndim == 2]
-    width = sum(leaf.shape[-1] for leaf in leaves)
+    leaves = [leaf for leaf in jax.tree.leaves(params) if leaf.ndim >= 2]
+    width = sum(leaf.size // leaf.shape[-2] for leaf in leaves)
     size = math.prod(inputs.shape[:-1]) * width * inputs.dtype.itemsize
     return len(inputs) < LONG or size <= SAVE_BYTES
 
