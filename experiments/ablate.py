@@ -35,7 +35,7 @@ from rich.progress import BarColumn, Progress, TextColumn, TimeElapsedColumn, Ti
 from studies import STUDIES, Study
 
 from jaxrnn import compare, data, report, sweep
-from jaxrnn.run import RunError, cores, environment, write_json
+from jaxrnn.run import RunError, cores, environment, machine, write_json
 
 # Options that may differ between the runs of one program.
 NUMBERS = (
@@ -269,6 +269,7 @@ def run_batch(
             "parameters": parameters,
             "seconds": round(seconds, 2),
             "ms_per_step": round(1e3 * curve[-1].step_seconds, 3),
+            "machine": machine(),
             "dataset": dataset.name,
             "curve": [
                 {

@@ -24,10 +24,11 @@ Written by `python experiments/results.py` from `experiments/results/*/results.j
 
 Test accuracy in percent: mean ± standard deviation over n seeds, at the last step. In bold the
 setting that validation would choose. The differences are to the first row over the same seeds, with
-95 % confidence intervals (Student's t); where they include zero, no difference was seen. Pace is
-the time of an update relative to the first row, measured while training; it and the seconds are
-those of the machine as it was, whatever else it did. At 99 % the binomial error on 10,000 images is
-±0.1 points.
+95 % confidence intervals (Student's t); where they include zero, no difference was seen. Each
+interval is of one comparison by itself: of twenty settings that do not differ, one will seem to.
+Pace is the time of an update relative to the first row on the same machine, measured while
+training; it and the seconds are those of the machine as it was, whatever else it did. At 99 % the
+binomial error on 10,000 images is ±0.1 points.
 """
 
 

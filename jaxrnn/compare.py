@@ -1,7 +1,8 @@
 """What several runs of several settings say: means, deviations, paired differences.
 
 A record is one finished run: a mapping with `row` (the setting's name), `seed`, `status` ("ok" or
-"diverged"), `test_accuracy`, `validation_accuracy`, `parameters`, `seconds`, `ms_per_step`.
+"diverged"), `test_accuracy`, `validation_accuracy`, `parameters`, `seconds`, `ms_per_step`,
+`machine`.
 """
 
 from __future__ import annotations
@@ -24,7 +25,8 @@ class Summary(NamedTuple):
         diverged: Those whose loss was no longer finite.
         parameters: The model's.
         seconds: Of a run, on average.
-        pace: Milliseconds of an update, relative to the first setting's; medians.
+        pace: Milliseconds of an update, relative to the first setting's on the same machine;
+            medians. NaN where no machine ran both.
         validation: Mean of the validation accuracy.
         test: Mean of the test accuracy.
         deviation: Its standard deviation; NaN for a single run.
@@ -70,7 +72,7 @@ def _summary(row: str, records: Sequence[Record], reference: Sequence[Record]) -
         diverged=len(records) - len(ok),
         parameters=records[0]["parameters"],
         seconds=float(np.mean([record["seconds"] for record in records])),
-        pace=_pace(records) / _pace(reference),
+        pace=_pace(records, reference),
         validation=float(np.mean([record["validation_accuracy"] for record in ok] or [np.nan])),
         test=float(tests.mean()) if len(tests) else np.nan,
         deviation=float(tests.std(ddof=1)) if len(tests) > 1 else np.nan,
@@ -80,8 +82,13 @@ def _summary(row: str, records: Sequence[Record], reference: Sequence[Record]) -
     )
 
 
-def _pace(records: Sequence[Record]) -> float:
-    return float(np.median([record["ms_per_step"] for record in records]))
+def _pace(records: Sequence[Record], reference: Sequence[Record]) -> float:
+    def median(records, machine):
+        return np.median([r["ms_per_step"] for r in records if r["machine"] == machine])
+
+    both = {r["machine"] for r in records} & {r["machine"] for r in reference}
+    ratios = [median(records, machine) / median(reference, machine) for machine in both]
+    return float(np.median(ratios)) if ratios else np.nan
 
 
 def _by_seed(records: Sequence[Record]) -> dict[int, float]:
@@ -120,8 +127,9 @@ def markdown(summaries: Sequence[Summary]) -> str:
         elif number and s.pairs:
             paired = f"{100 * s.difference:+.2f}"
         validation = "–" if not s.n else f"{100 * s.validation:.2f}"
+        pace = "–" if np.isnan(s.pace) else f"{s.pace:.2f}"
         lines.append(
             f"| {name} | {test} | {count} | {paired} | {validation} | {s.parameters:,} "
-            f"| {s.pace:.2f} | {s.seconds:.1f} |"
+            f"| {pace} | {s.seconds:.1f} |"
         )
     return "\n".join(lines) + "\n"

@@ -196,9 +196,26 @@ def environment() -> dict[str, Any]:
         "devices": jax.device_count(),
         "cores": cores(),
         "machine": platform.machine(),
+        "processor": processor(),
         "xla_flags": os.environ.get("XLA_FLAGS", ""),
         "git_revision": _git_revision(),
     }
+
+
+def processor() -> str:
+    """The CPU's model, as far as the system tells."""
+    with contextlib.suppress(OSError):
+        for line in Path("/proc/cpuinfo").read_text().splitlines():
+            if line.startswith("model name"):
+                return line.partition(":")[2].strip()
+    return platform.processor()
+
+
+def machine() -> str:
+    """What one process computes with: its devices, as "2 × NVIDIA H100" or "2 × " a CPU's model."""
+    device = jax.devices()[0]
+    kind = processor() if device.platform == "cpu" else device.device_kind
+    return f"{jax.local_device_count()} × {kind}"
 
 
 def peak_memory() -> int:

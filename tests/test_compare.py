@@ -17,6 +17,7 @@ def record(row, seed, test, status="ok", validation=0.5):
         "parameters": 1000,
         "seconds": 2.0,
         "ms_per_step": 3.0 if row == "b" else 2.0,
+        "machine": "here",
     }
 
 
@@ -45,6 +46,15 @@ def test_means_deviations_and_paired_differences():
     assert c.difference == pytest.approx(0.01)
     assert np.isnan(c.deviation)
     assert np.isnan(c.interval)
+
+
+def test_pace_is_of_what_one_machine_ran():
+    elsewhere = [each | {"machine": "there", "ms_per_step": 8.0} for each in RECORDS[3:6]]
+    a, b = compare.summarise(RECORDS[:6] + elsewhere)
+    assert (a.pace, b.pace) == (1, 1.5)  # not from what only b ran, there
+    a, b = compare.summarise(RECORDS[:3] + elsewhere)
+    assert np.isnan(b.pace)
+    assert "| 1,000 | – | 2.0 |" in compare.markdown([a, b])
 
 
 def test_the_table_says_it_all_and_chooses_on_validation():
