@@ -31,9 +31,12 @@ training; it and the seconds are those of the machine as it was, whatever else i
 binomial error on 10,000 images is ±0.1 points.
 """
 
+# Of a study's folder, as far as it has them.
+PICTURES = {"curves.png": "learning curves", "heat.png": "test accuracy of the grid"}
+
 
 def section(folder: Path) -> str:
-    """One study: what it asks, the command, the table and the picture."""
+    """One study: what it asks, the command, the table and the pictures."""
     records = kept_records(folder)
     config = json.loads((folder / "config.json").read_text())
     report.learning_bands(records, folder / "curves.png", folder.name)
@@ -41,10 +44,15 @@ def section(folder: Path) -> str:
     about = STUDIES[folder.name].about if folder.name in STUDIES else config["about"]
     commands = "\n".join(f"    {command}" for command in config["commands"])
     summaries = compare.summarise(records, list(config["rows"]))
+    pictures = "\n".join(
+        f"![{title}](results/{folder.name}/{name})"
+        for name, title in PICTURES.items()
+        if (folder / name).exists()
+    )
     return (
         f"\n## {folder.name}\n\n{about}\n\n{commands}\n\n"
         f"On {datasets}.\n\n{compare.markdown(summaries)}\n{compare.verdict(summaries)}\n\n"
-        f"![learning curves](results/{folder.name}/curves.png)\n"
+        f"{pictures}\n"
     )
 
 

@@ -105,9 +105,12 @@ def unroll(
     steps = _steps(inputs, lengths, resets, reverse)._replace(drop=drop, mix=mix)
     implementation = _choose(cell, steps, implementation)
     if memory is None:
-        # In blocks a linear recurrence would not be parallel in time, which a CPU does not need.
-        at_once = implementation == "parallel" and jax.default_backend() != "cpu"
-        keep = at_once or _is_short(params, inputs)
+        if implementation == "parallel":
+            # In blocks it would not be parallel in time. A CPU, where it is not, is faster through
+            # what stays in its caches, at any size.
+            keep = jax.default_backend() != "cpu" or len(inputs) < LONG
+        else:
+            keep = _is_short(params, inputs)
         memory = "save" if truncate is None and keep else "recompute"
     options = implementation, memory, unroll, truncate
     # Not its `init`, which may hold a traced number that must not be kept.
@@ -199,8 +202,8 @@ def _is_short(params, inputs) -> bool:
     """Whether what all steps save is better kept than computed again."""
     if not all(isinstance(size, int) for size in inputs.shape):
         return True  # a symbolic size, as in jax.export
-    leaves = [leaf for leaf in jax.tree.leaves(params) if leaf.ndim >= 2]
-    width = sum(leaf.size // leaf.shape[-2] for leaf in leaves)
+    leaves = [leaf for leaf in jax.tree.leaves(params) if leaf.ndim == 2]
+    width = sum(leaf.shape[-1] for leaf in leaves)
     size = math.prod(inputs.shape[:-1]) * width * inputs.dtype.itemsize
     return len(inputs) < LONG or size <= SAVE_BYTES
 

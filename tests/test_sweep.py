@@ -146,6 +146,8 @@ def test_a_study_runs_resumes_and_concludes(tmp_path, capsys):
 def test_results_md_is_made_of_what_was_kept(tmp_path):
     kept = tmp_path / "results"
     assert ablate.main(ablation(kept, study="odyssey", rows=("peephole", "nfg"), seeds=2)) == 0
+    grid = ablation(kept, study="mine", vary=("cell=rnn", "learning_rate=1e-3,1e-2"), seeds=1)
+    assert ablate.main(grid) == 0
     assert results.main(tmp_path) == 0
     text = (tmp_path / "RESULTS.md").read_text()
     assert "## odyssey" in text
@@ -153,6 +155,13 @@ def test_results_md_is_made_of_what_was_kept(tmp_path):
     assert (kept / "odyssey" / "table.md").read_text() in text
     assert "--rows 'peephole' 'nfg' --seeds 2" in text
     assert "Than peephole – " in text
+    shown = re.findall(r"\]\((results/.*)\)", text)
+    assert shown == [
+        "results/mine/curves.png",
+        "results/mine/heat.png",
+        "results/odyssey/curves.png",
+    ]
+    assert all((tmp_path / picture).is_file() for picture in shown)
 
 
 def test_a_row_run_later_leaves_the_others_of_its_study(tmp_path):
