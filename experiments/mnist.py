@@ -96,8 +96,14 @@ RECIPES: dict[str, dict[str, Any]] = {
     },
     # One pixel a step. A linear recurrence keeps what it read 784 steps ago, and a CPU makes its
     # products for many steps at once.
-    "sequential-mnist": {"order": "pixels", **PIXELS},
-    "permuted-mnist": {"order": "permuted", **PIXELS},
+    "sequential-mnist": {
+        **PIXELS,
+        "order": "pixels",
+        "cell": "lru-long",
+        "batch_size": 50,
+        "steps": 7000,
+    },
+    "permuted-mnist": {**PIXELS, "order": "permuted"},
 }
 
 

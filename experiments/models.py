@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import math
 from functools import partial
 from typing import Any
 
@@ -38,6 +39,8 @@ CELLS = {
     "min-gru": jaxrnn.min_gru,
     "min-lstm": jaxrnn.min_lstm,
     "lru": jaxrnn.lru,
+    # As the paper starts it on long sequences whose neighbours are alike.
+    "lru-long": partial(jaxrnn.lru, radius=(0.99, 0.9999), max_phase=math.pi / 10),
 }
 # Networks without a recurrence, to compare with.
 BASELINES = {"mlp": MLP, "cnn": CNN}

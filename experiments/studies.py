@@ -55,7 +55,7 @@ CELLS_BY_NAME = {
 BY_PIXEL = {
     "lru, 3 layers of 64": PIXELS,
     **{name: {"cell": name, "chrono": 784.0} for name in ("lstm", "janet", "gru")},
-    **{name: {"cell": name} for name in ("lru", "min-gru")},
+    **{name: {"cell": name} for name in ("lru", "lru-long", "min-gru")},
 }
 
 STUDIES = {
@@ -176,7 +176,7 @@ STUDIES = {
     "sequential-mnist": Study(
         "784 steps of one pixel (Le et al., 2015). LSTM 98.9 %, JANET 99.0 % in van der Westhuizen "
         "& Lasenby (2018), after many more steps.",
-        BY_PIXEL,
+        {"lru-long, 3 layers of 64": RECIPES["sequential-mnist"], **BY_PIXEL},
         LONG | {"order": "pixels"},
     ),
     "permuted-mnist": Study(
