@@ -51,6 +51,8 @@ NUMBERS = (
 FIXED = (*mnist.FREE, "dataset", "validation_size", "seed", "eval_every")
 # Runs at once on one device, unless that is a CPU.
 LANES = 32
+# Seconds between two advances of the progress bar, at most, for it to tell the time left.
+LONGEST_LOOK = 3600.0
 
 
 @dataclass(frozen=True)
@@ -105,9 +107,9 @@ def parse(option: str, text: str) -> Any:
         raise RunError(f"there is no option {option}; see experiments/mnist.py --help")
     if option in FIXED:
         raise RunError(f"{option} is not an option of a study's settings")
-    if text == "None":
-        return None
     kinds = typing.get_args(hints[option]) or (hints[option],)
+    if text == "None" and type(None) in kinds and option != "steps":  # which a study must know
+        return None
     if any(text in (kind, *typing.get_args(kind)) for kind in kinds):
         return text
     for kind in kinds:
@@ -200,7 +202,7 @@ def plan(rows: Mapping[str, mnist.Config], seeds: int, digest: str) -> list[Job]
     jobs = []
     for row, options in rows.items():
         # Only what is not the default, so that a new option leaves old runs what they are.
-        parts = {name: value for name, value in changes(options).items() if name not in FIXED}
+        parts = changes(options)
         for seed in range(seeds):
             text = json.dumps(parts | {"seed": seed, "data_sha256": digest}, sort_keys=True)
             name = hashlib.sha256(text.encode()).hexdigest()[:16]
@@ -209,10 +211,12 @@ def plan(rows: Mapping[str, mnist.Config], seeds: int, digest: str) -> list[Job]
 
 
 def changes(options: mnist.Config) -> dict[str, Any]:
-    """The options that are not the default."""
+    """The options of a setting that are not the default."""
     plain = dataclasses.asdict(mnist.Config())
     given = dataclasses.asdict(options)
-    return {name: value for name, value in given.items() if value != plain[name]}
+    return {
+        name: value for name, value in given.items() if value != plain[name] and name not in FIXED
+    }
 
 
 def batches(jobs: list[Job], size: int) -> Iterator[tuple[mnist.Config, list[Job]]]:
@@ -251,8 +255,9 @@ def run_batch(
         chunk=max(1, mnist.TIME_STEPS_PER_CHUNK // time_steps),
         loss_fn=mnist.build_loss(shared),
     ):
+        before = curve[-1].step if curve else 0
         curve.append(look)
-        yield eval_every * len(jobs)
+        yield (look.step - before) * len(jobs)
     seconds = (time.perf_counter() - started) / len(jobs)
     parameters = sweep.count_parameters(
         build, dict.fromkeys(names, 0.5), jnp.asarray(mnist.initial_example(shared))
@@ -323,6 +328,8 @@ def keep_config(config: Config, study: Study, jobs: list[Job], digest: str, fold
         rows.setdefault(job.row, same | {"runs": []})["runs"].append(job.identity)
     for name, row in rows.items():
         old = before["rows"].get(name, row)
+        if old.get("data_sha256") != digest:
+            raise RunError(f"{folder} holds runs on other data: choose another folder with --out")
         if all(old.get(part) == row[part] for part in ("options", "data_sha256")):
             row["runs"] = list(dict.fromkeys(row["runs"] + old["runs"]))  # maybe of more seeds
     order = dict.fromkeys([*study.rows, *before["rows"]])
@@ -436,7 +443,12 @@ def train(jobs: list[Job], results: Results, dataset: data.Dataset, config: Conf
         TimeElapsedColumn(),
         TimeRemainingColumn(),
     )
-    with Progress(*columns, console=console, disable=not console.is_terminal) as progress:
+    with Progress(
+        *columns,
+        console=console,
+        disable=not console.is_terminal,
+        speed_estimate_period=LONGEST_LOOK,
+    ) as progress:
         task = progress.add_task("", total=sum(job.options.steps for job in jobs))
         for shared, batch in batches(jobs, lanes()):
             progress.update(task, description=", ".join(dict.fromkeys(job.row for job in batch)))

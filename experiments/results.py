@@ -2,7 +2,8 @@
 
     python experiments/results.py
 
-Each study is a folder of experiments/results, made by `ablate.py STUDY --out experiments/results`.
+Each study is a folder of experiments/results, made by `ablate.py STUDY --out experiments/results`,
+or on other data in a folder of their own there, as `--out experiments/results/fashion_mnist`.
 Every number in RESULTS.md comes from there; none is typed.
 """
 
@@ -35,8 +36,8 @@ binomial error on 10,000 images is ±0.1 points.
 PICTURES = {"curves.png": "learning curves", "heat.png": "test accuracy of the grid"}
 
 
-def section(folder: Path) -> str:
-    """One study: what it asks, the command, the table and the pictures."""
+def section(folder: Path, name: str) -> str:
+    """The study in results/`name`: what it asks, the command, the table and the pictures."""
     records = kept_records(folder)
     config = json.loads((folder / "config.json").read_text())
     report.learning_bands(records, folder / "curves.png", folder.name)
@@ -45,12 +46,12 @@ def section(folder: Path) -> str:
     commands = "\n".join(f"    {command}" for command in config["commands"])
     summaries = compare.summarise(records, list(config["rows"]))
     pictures = "\n".join(
-        f"![{title}](results/{folder.name}/{name})"
-        for name, title in PICTURES.items()
-        if (folder / name).exists()
+        f"![{title}](results/{name}/{picture})"
+        for picture, title in PICTURES.items()
+        if (folder / picture).exists()
     )
     return (
-        f"\n## {folder.name}\n\n{about}\n\n{commands}\n\n"
+        f"\n## {name}\n\n{about}\n\n{commands}\n\n"
         f"On {datasets}.\n\n{compare.markdown(summaries)}\n{compare.verdict(summaries)}\n\n"
         f"{pictures}\n"
     )
@@ -58,11 +59,11 @@ def section(folder: Path) -> str:
 
 def main(folder: Path = HERE) -> int:
     """Writes RESULTS.md in the folder."""
-    studies = sorted(path.parent for path in folder.glob("results/*/results.jsonl"))
-    (folder / "RESULTS.md").write_text(HEAD + "".join(map(section, studies)))
-    print(
-        f"{folder / 'RESULTS.md'}: {', '.join(study.name for study in studies) or 'no study yet'}"
-    )
+    found = sorted(path.parent for path in folder.glob("results/**/results.jsonl"))
+    studies = {study.relative_to(folder / "results").as_posix(): study for study in found}
+    sections = [section(study, name) for name, study in studies.items()]
+    (folder / "RESULTS.md").write_text(HEAD + "".join(sections))
+    print(f"{folder / 'RESULTS.md'}: {', '.join(studies) or 'no study yet'}")
     return 0
 
 

@@ -213,7 +213,7 @@ def processor() -> str:
 
 def machine() -> str:
     """What one process computes with: its devices, as "2 × NVIDIA H100" or "2 × " a CPU's model."""
-    device = jax.devices()[0]
+    device = jax.local_devices()[0]
     kind = processor() if device.platform == "cpu" else device.device_kind
     return f"{jax.local_device_count()} × {kind}"
 

@@ -72,8 +72,8 @@ def unroll(
         memory: What the gradient is computed from. "save" keeps what every step saves;
             "recompute" keeps the state at the start of every 14 steps and runs those forward
             again; "offload" does so too, and keeps those states in the host's memory (TF1's
-            `swap_memory`). None takes "recompute" for long sequences that save much,
-            unless they are computed all at once.
+            `swap_memory`). None takes "recompute" for long sequences that save much; of linear
+            recurrences for all long ones on a CPU, and for none where they are made at once.
         unroll: Steps per iteration of the loop, as in `jax.lax.scan`.
         truncate: Truncated backpropagation (Williams & Peng, 1990): the state is carried on, but
             no gradient reaches back across every `truncate`-th step. Memory as with blocks of
@@ -105,13 +105,9 @@ def unroll(
     steps = _steps(inputs, lengths, resets, reverse)._replace(drop=drop, mix=mix)
     implementation = _choose(cell, steps, implementation)
     if memory is None:
-        if implementation == "parallel":
-            # In blocks it would not be parallel in time. A CPU, where it is not, is faster through
-            # what stays in its caches, at any size.
-            keep = jax.default_backend() != "cpu" or len(inputs) < LONG
-        else:
-            keep = _is_short(params, inputs)
-        memory = "save" if truncate is None and keep else "recompute"
+        memory = "save" if truncate is None and _is_short(params, inputs) else "recompute"
+        if implementation == "parallel" and truncate is None:
+            memory = "save" if len(inputs) < LONG else "by platform"
     options = implementation, memory, unroll, truncate
     # Not its `init`, which may hold a traced number that must not be kept.
     run = cell._replace(init=None)
@@ -145,6 +141,11 @@ def _run(cell, implementation, memory, unroll, truncate, params, initial_state, 
         run = lambda start, steps: fused(cell, unroll, params, start, initial_state, steps)  # noqa: E731
     if memory == "save" and truncate is None:
         return run(initial_state, steps)
+    if memory == "by platform":
+        # In blocks it would not be parallel in time. A CPU, where it is not, is faster through
+        # what stays in its caches.
+        blocks = partial(_in_blocks, run, memory="recompute", truncate=None)
+        return lax.platform_dependent(initial_state, steps, cpu=blocks, default=run)
     return _in_blocks(run, initial_state, steps, memory, truncate)
 
 

@@ -14,7 +14,7 @@ import pytest
 import results
 
 import jaxrnn
-from jaxrnn import sweep, train
+from jaxrnn import data, sweep, train
 from jaxrnn.idx import Split
 from jaxrnn.linen import Classifier
 
@@ -148,6 +148,8 @@ def test_results_md_is_made_of_what_was_kept(tmp_path):
     assert ablate.main(ablation(kept, study="odyssey", rows=("peephole", "nfg"), seeds=2)) == 0
     grid = ablation(kept, study="mine", vary=("cell=rnn", "learning_rate=1e-3,1e-2"), seeds=1)
     assert ablate.main(grid) == 0
+    (kept / "elsewhere").mkdir()
+    (kept / "mine").rename(kept / "elsewhere" / "mine")
     assert results.main(tmp_path) == 0
     text = (tmp_path / "RESULTS.md").read_text()
     assert "## odyssey" in text
@@ -157,14 +159,14 @@ def test_results_md_is_made_of_what_was_kept(tmp_path):
     assert "Than peephole – " in text
     shown = re.findall(r"\]\((results/.*)\)", text)
     assert shown == [
-        "results/mine/curves.png",
-        "results/mine/heat.png",
+        "results/elsewhere/mine/curves.png",
+        "results/elsewhere/mine/heat.png",
         "results/odyssey/curves.png",
     ]
     assert all((tmp_path / picture).is_file() for picture in shown)
 
 
-def test_a_row_run_later_leaves_the_others_of_its_study(tmp_path):
+def test_a_row_run_later_leaves_the_others_of_its_study(tmp_path, monkeypatch):
     both = ablation(tmp_path, study="odyssey", rows=("peephole", "nfg"), seeds=1)
     assert ablate.main(both) == 0
     assert ablate.main(ablation(tmp_path, study="odyssey", rows=("nfg",), seeds=2)) == 0
@@ -175,6 +177,12 @@ def test_a_row_run_later_leaves_the_others_of_its_study(tmp_path):
     }
     assert len(kept["commands"]) == 2
     assert (tmp_path / "odyssey" / "table.md").read_text().count("\n") == 4
+    # Fewer seeds, and an option on which no number depends, leave what is kept.
+    monkeypatch.setattr(data, "load_or_digits", lambda _, size: data.load("digits", None, size))
+    fewer = ablation(tmp_path, study="odyssey", rows=("nfg",), seeds=1, dataset="auto")
+    assert len(ablate.kept_records(tmp_path / "odyssey")) == 3
+    assert ablate.main(fewer) == 0
+    assert len(ablate.kept_records(tmp_path / "odyssey")) == 3
     # Other options under the same name are other runs.
     words = ("hidden_size=8", "steps=10", "batch_size=20", "schedule=constant")
     again = ablation(tmp_path, study="odyssey", rows=("nfg",), seeds=1, set=words)
@@ -185,6 +193,15 @@ def test_a_row_run_later_leaves_the_others_of_its_study(tmp_path):
         20,
         10,
     ]
+
+
+def test_runs_on_other_data_do_not_replace_those_that_are_kept(tmp_path, monkeypatch):
+    config = ablation(tmp_path, study="odyssey", rows=("nfg",), seeds=1)
+    assert ablate.main(config) == 0
+    monkeypatch.setattr(mnist, "digest", lambda dataset: "of other data")
+    with pytest.raises(mnist.RunError, match="holds runs on other data"):
+        ablate.main(config)
+    assert len(ablate.kept_records(tmp_path / "odyssey")) == 1
 
 
 def test_what_another_study_has_run_is_taken_from_there(tmp_path, capsys):
@@ -263,6 +280,8 @@ def test_every_study_is_of_options_that_go_together(name, tmp_path):
         ({"vary": ("cel=lstm",)}, "there is no option cel"),
         ({"vary": ("cell=lstn",)}, "cell does not take 'lstn'"),
         ({"vary": ("steps=many",)}, "steps does not take 'many'"),
+        ({"vary": ("steps=None",)}, "steps does not take 'None'"),
+        ({"vary": ("learning_rate=None",)}, "learning_rate does not take 'None'"),
         ({"vary": ("seed=1,2",)}, "seed is not an option of a study"),
         ({"study": "odyssey", "rows": ("no such",)}, "no setting of odyssey is asked for"),
         ({"vary": ("cell=gru",), "set": ("forget_bias=1",)}, "does not take all of --forget-bias"),
