@@ -40,7 +40,8 @@ def equal_size(name: str, hidden_size: int = 128) -> int:
 
     def count(name, hidden_size):
         model = Classifier(CELLS[name](hidden_size), 10)
-        shapes = jax.eval_shape(model.init, jax.random.key(0), jnp.zeros((1, 28, 28)))
+        # Nothing is computed here, so that no device is taken before the host joins the others.
+        shapes = jax.eval_shape(lambda: model.init(jax.random.key(0), jnp.zeros((1, 28, 28))))
         return sum(leaf.size for leaf in jax.tree.leaves(shapes))
 
     wanted, sizes = count("lstm", hidden_size), range(8, 32 * hidden_size, 4)
