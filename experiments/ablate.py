@@ -68,6 +68,9 @@ class Config:
     rows: tuple[str, ...] = ()
     """Only these settings of the study."""
     seeds: int = 10
+    """How many of each setting."""
+    first_seed: int = 0
+    """The first of them; others than before show whether a result comes again."""
     dataset: str = "auto"
     data_dir: Path | None = None
     out: Path = Path("runs/ablations")
@@ -197,13 +200,13 @@ class Job(NamedTuple):
     identity: str
 
 
-def plan(rows: Mapping[str, mnist.Config], seeds: int, digest: str) -> list[Job]:
+def plan(rows: Mapping[str, mnist.Config], seeds: range, digest: str) -> list[Job]:
     """Every run of a study, each with a short hash of all that its numbers depend on."""
     jobs = []
     for row, options in rows.items():
         # Only what is not the default, so that a new option leaves old runs what they are.
         parts = changes(options)
-        for seed in range(seeds):
+        for seed in seeds:
             text = json.dumps(parts | {"seed": seed, "data_sha256": digest}, sort_keys=True)
             name = hashlib.sha256(text.encode()).hexdigest()[:16]
             jobs.append(Job(row, options, seed, name))
@@ -350,6 +353,8 @@ def main(config: Config) -> int:
     """Runs what is missing, then draws the conclusions."""
     if config.seeds < 1:
         raise RunError("--seeds must be at least 1")
+    if config.first_seed < 0:
+        raise RunError("--first-seed must not be negative")
     mnist.divide_cpu(cores())
     if config.hosts > 1:
         jax.distributed.initialize(config.coordinator, config.hosts, config.host)
@@ -361,7 +366,8 @@ def main(config: Config) -> int:
     folder = config.out / config.study
     results = Results(folder, config.host)
     digest = mnist.digest(dataset)
-    everything, done = plan(rows, config.seeds, digest), results.read()
+    seeds = range(config.first_seed, config.first_seed + config.seeds)
+    everything, done = plan(rows, seeds, digest), results.read()
     missing = [job for job in everything if job.identity not in done]
     others = beside(folder)
     jobs = [job for job in missing if job.identity not in others]
@@ -472,6 +478,8 @@ def command(config: Config) -> str:
     if config.rows:
         words.append("--rows " + " ".join(repr(row) for row in config.rows))
     words.append(f"--seeds {config.seeds}")
+    if config.first_seed:
+        words.append(f"--first-seed {config.first_seed}")
     if config.dataset != "auto":
         words.append(f"--dataset {config.dataset}")
     return " ".join(words)

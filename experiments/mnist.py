@@ -132,6 +132,8 @@ class Config:
     bidirectional: bool = False
     crossed: bool = False
     """Read column t of the image beside its row t."""
+    patch: int | None = None
+    """Sweep over squares of so many pixels a side, along columns and then rows (ReNet)."""
     augment: bool = False
     """Distort the training images anew at every step (Simard et al., 2003)."""
     label_smoothing: float = 0.0
@@ -189,7 +191,7 @@ class Config:
         for name in ("hidden_size", "num_layers", "batch_size", "eval_every", "checkpoint_every"):
             if getattr(self, name) < 1:
                 raise RunError(f"--{name.replace('_', '-')} must be at least 1")
-        for name in ("steps", "devices", "truncate"):
+        for name in ("steps", "devices", "truncate", "patch"):
             if getattr(self, name) is not None and getattr(self, name) < 1:
                 raise RunError(f"--{name} must be at least 1")
         for name in ("validation_size", "seed", "delay", "test_delay"):
@@ -197,10 +199,9 @@ class Config:
                 raise RunError(f"--{name.replace('_', '-')} must not be negative")
         if not 0 < self.learning_rate < float("inf"):
             raise RunError("--learning-rate must be positive and finite")
-        if (self.augment or self.crossed) and (
-            self.order != "rows" or self.delay or self.test_delay
-        ):
-            raise RunError("--augment and --crossed go with --order rows and no --delay")
+        as_image = self.augment or self.crossed or self.patch
+        if as_image and (self.order != "rows" or self.delay or self.test_delay):
+            raise RunError("--augment, --crossed and --patch go with --order rows and no --delay")
         shares = ("dropout", "zoneout", "recurrent_dropout", "weight_dropout", "label_smoothing")
         for name in shares:
             if not 0 <= (getattr(self, name) or 0) < 1:
@@ -222,6 +223,7 @@ def main(config: Config) -> int:
         raise RunError(f"--batch-size must be at most {len(dataset.train.labels)}")
     announce(dataset)
     console.print(f"device: {mesh.size} × {mesh.devices.flat[0].device_kind}")
+    model = check_model(config)
     run = Run(config.out)
     changes = run.open(identity(config, digest(dataset)), start_over=not config.resume)
     if run.finished:
@@ -232,7 +234,6 @@ def main(config: Config) -> int:
     for change in changes:
         console.print(f"note: since this run began, {change}")
 
-    model = check_model(config)
     with Checkpoints(run.checkpoints, warn=console.print) as checkpoints:
         seconds, code = fit(config, model, mesh, dataset, run, checkpoints)
         if code:
@@ -399,6 +400,7 @@ def build_model(config: Config) -> nn.Module:
             config.hidden_size,
             cell,
             init_scale=config.init_scale,
+            patch=config.patch,
             num_layers=config.num_layers,
             bidirectional=config.bidirectional,
             crossed=config.crossed,

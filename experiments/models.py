@@ -11,7 +11,8 @@ import jax
 from jax.nn.initializers import glorot_uniform, orthogonal
 
 import jaxrnn
-from jaxrnn.linen import CNN, MLP, Classifier
+from jaxrnn.images import CNN, MLP, ReNet
+from jaxrnn.linen import Classifier
 
 CELLS = {
     "rnn": jaxrnn.rnn,
@@ -66,7 +67,13 @@ def make_cell(name: str, hidden_size: int, **options: Any) -> jaxrnn.Cell:
 
 
 def make_model(
-    name: str, num_classes: int, hidden_size: int, cell: dict, init_scale=None, **options
+    name: str,
+    num_classes: int,
+    hidden_size: int,
+    cell: dict,
+    init_scale=None,
+    patch: int | None = None,
+    **options,
 ) -> nn.Module:
     """The classifier of this name.
 
@@ -76,20 +83,31 @@ def make_model(
         hidden_size: Units of a layer; a baseline has its own sizes.
         cell: Options of the cell.
         init_scale: How many times as large the cell's kernels start, or None.
-        **options: Those of `Classifier`.
+        patch: The side of the patches over which a ReNet sweeps, or None for a `Classifier`.
+        **options: Those of `Classifier`; a ReNet takes `num_layers` and `dropout`.
 
     Raises:
-        ValueError: If the cell or the baseline has no such option.
+        ValueError: If the cell, the baseline or the ReNet has no such option.
     """
+    plain = Classifier(CELLS["lstm"](hidden_size), num_classes)
+
+    def changed(names):
+        return [key for key in names if options[key] != getattr(plain, key)]
+
     if name in BASELINES:
-        plain = Classifier(CELLS["lstm"](hidden_size), num_classes)
-        changed = [key for key, value in cell.items() if value is not None]
-        changed += [key for key, value in options.items() if value != getattr(plain, key)]
-        if changed or init_scale is not None:
-            asked = ", ".join(changed or ["init_scale"])
+        refused = changed(options) + [key for key, value in cell.items() if value is not None]
+        refused += ["init_scale"] * (init_scale is not None) + ["patch"] * (patch is not None)
+        if refused:
+            asked = ", ".join(refused)
             raise ValueError(f"--cell {name} is no recurrent network and does not take {asked}")
         return BASELINES[name](num_classes)
     made = make_cell(name, hidden_size, **cell)
     if init_scale is not None:
         made = jaxrnn.scaled(made, init_scale)
-    return Classifier(made, num_classes, **options)
+    if patch is None:
+        return Classifier(made, num_classes, **options)
+    if refused := changed(sorted(options.keys() - {"num_layers", "dropout"})):
+        raise ValueError(f"--patch does not go with {', '.join(refused)}")
+    # What a layer found stays as fine as it is, so that every layer reads as many places.
+    patches = (patch, *[1] * (options["num_layers"] - 1))
+    return ReNet(made, num_classes, patches, options["dropout"])

@@ -4,6 +4,11 @@
 
 Each study is a folder of experiments/results, made by `ablate.py STUDY --out experiments/results`,
 or on other data in a folder of their own there, as `--out experiments/results/fashion_mnist`.
+Rows run again with other seeds, to `experiments/results/again`, are held against what is kept:
+
+    python experiments/ablate.py STUDY --rows ROW --seeds 2 --first-seed 100 --out \
+        experiments/results/again
+
 Every number in RESULTS.md comes from there; none is typed.
 """
 
@@ -32,6 +37,15 @@ training; it and the seconds are those of the machine as it was, whatever else i
 binomial error on 10,000 images is ±0.1 points.
 """
 
+AGAIN = "again"
+RUN_AGAIN = """
+## Run again
+
+One row of each study with seeds that it had not seen, beside the interval in which the mean of so
+many other seeds should fall 95 times in 100 (Student's t prediction interval of the kept seeds).
+
+"""
+
 # Of a study's folder, as far as it has them.
 PICTURES = {"curves.png": "learning curves", "heat.png": "test accuracy of the grid"}
 
@@ -57,11 +71,34 @@ def section(folder: Path, name: str) -> str:
     )
 
 
+def run_again(folder: Path, names: list[str]) -> str:
+    """The rows in results/again beside the same rows of their studies."""
+    lines = [
+        "| study | row | kept, % | n | 95 % of other seeds | again, % | n | within |",
+        "| --- | --- | --- | --- | --- | --- | --- | --- |",
+    ]
+    for name in names:
+        kept = {each.row: each for each in compare.summarise(kept_records(folder / name))}
+        for new in compare.summarise(kept_records(folder / AGAIN / name)):
+            old = kept[new.row]
+            width = compare.again(old, new)
+            within = "yes" if abs(new.test - old.test) <= width else "no"
+            lines.append(
+                f"| {name} | {new.row} | {100 * old.test:.2f} ± {100 * old.deviation:.2f} "
+                f"| {old.n} | ± {100 * width:.2f} | {100 * new.test:.2f} | {new.n} | {within} |"
+            )
+    return "\n".join(lines) + "\n"
+
+
 def main(folder: Path = HERE) -> int:
     """Writes RESULTS.md in the folder."""
     found = sorted(path.parent for path in folder.glob("results/**/results.jsonl"))
     studies = {study.relative_to(folder / "results").as_posix(): study for study in found}
-    sections = [section(study, name) for name, study in studies.items()]
+    again = [name for name in studies if name.startswith(f"{AGAIN}/")]
+    sections = [section(study, name) for name, study in studies.items() if name not in again]
+    if again:
+        names = [name.removeprefix(f"{AGAIN}/") for name in again]
+        sections.insert(0, RUN_AGAIN + run_again(folder / "results", names))
     (folder / "RESULTS.md").write_text(HEAD + "".join(sections))
     print(f"{folder / 'RESULTS.md'}: {', '.join(studies) or 'no study yet'}")
     return 0

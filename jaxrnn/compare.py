@@ -110,6 +110,22 @@ def verdict(summaries: Sequence[Summary]) -> str:
     return f"Than {first.row} – {'; '.join(parts) or 'nothing to compare'}."
 
 
+def again(kept: Summary, new: Summary) -> float:
+    """Half the width of the 95 % prediction interval for the mean of other seeds of a setting.
+
+    Args:
+        kept: Of the seeds that the interval is made from.
+        new: Of the others.
+
+    Returns:
+        By Student's t, around the mean of `kept`; NaN if that has but one seed.
+    """
+    if kept.n < 2 or not new.n:
+        return np.nan
+    width = stats.t.ppf(0.975, kept.n - 1) * kept.deviation
+    return float(width * np.sqrt(1 / kept.n + 1 / new.n))
+
+
 def markdown(summaries: Sequence[Summary]) -> str:
     """The summaries as a table, accuracies in percent; in bold what validation would choose."""
     lines = [

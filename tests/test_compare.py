@@ -83,3 +83,16 @@ def test_a_setting_that_only_diverged_has_no_accuracy():
     assert compare.markdown([only]).splitlines()[2] == (
         "| x | – | 0 (1 diverged) | – | – | 1,000 | 1.00 | 2.0 |"
     )
+
+
+def test_other_seeds_of_a_setting_fall_within_their_interval():
+    """Of normal seeds, 95 of 100 means of two others, within what Monte Carlo can tell."""
+    rng = np.random.default_rng(0)
+
+    def summary(seeds):
+        return compare.summarise([record("a", seed, rng.normal()) for seed in range(seeds)])[0]
+
+    pairs = [(summary(5), summary(2)) for _ in range(2000)]
+    hits = [abs(new.test - kept.test) <= compare.again(kept, new) for kept, new in pairs]
+    assert 0.935 < np.mean(hits) < 0.965
+    assert np.isnan(compare.again(summary(1), summary(2)))

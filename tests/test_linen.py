@@ -10,7 +10,7 @@ import pytest
 
 import jaxrnn
 from jaxrnn import convert
-from jaxrnn.linen import CNN, MLP, RNN, Classifier, EncoderDecoder, Sketcher, Stack, convolve
+from jaxrnn.linen import RNN, Classifier, EncoderDecoder, Sketcher, Stack
 
 KEY = jax.random.key(0)
 
@@ -189,37 +189,6 @@ def test_every_step_says_what_a_prefix_would():
     for t in range(5):
         expected = at_the_end.apply(variables, inputs[:, : t + 1])
         np.testing.assert_allclose(logits[:, t], expected, atol=1e-5)
-
-
-@pytest.mark.parametrize("model", [MLP(3), CNN(3)])
-def test_baselines_classify_and_read_no_further_than_the_length(model):
-    inputs = jax.random.normal(KEY, (2, 28, 28))
-    variables = model.init(KEY, inputs)
-    lengths = jnp.array([28, 10])
-    logits = model.apply(variables, inputs, lengths)
-    assert logits.shape == (2, 3)
-    changed = model.apply(variables, inputs.at[:, 10:].add(1.0), lengths)
-    assert np.all(changed[0] != logits[0])
-    np.testing.assert_array_equal(changed[1], logits[1])
-    blank = model.apply(variables, inputs.at[1, 10:].set(0.0))
-    np.testing.assert_allclose(blank, logits, atol=1e-6)
-
-
-@pytest.mark.parametrize("window", [(3, 3), (1, 4)])
-def test_the_cnns_convolution_is_flaxs(window):
-    images = jax.random.normal(KEY, (2, 7, 6, 3))
-    theirs, ours = (
-        nn.Conv(5, window, conv_general_dilated=function) for function in (None, convolve)
-    )
-    variables = theirs.init(KEY, images)
-
-    def curved(layer):
-        function = lambda variables, images: jnp.sin(layer.apply(variables, images)).sum()  # noqa: E731
-        return jax.value_and_grad(function, (0, 1))(variables, images)
-
-    expected, actual = curved(theirs), curved(ours)
-    for a, b in zip(*map(jax.tree.leaves, (actual, expected)), strict=True):
-        np.testing.assert_allclose(a, b, atol=1e-4)
 
 
 def test_the_sketcher_draws_what_its_style_says():

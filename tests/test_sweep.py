@@ -14,7 +14,7 @@ import pytest
 import results
 
 import jaxrnn
-from jaxrnn import data, sweep, train
+from jaxrnn import compare, data, sweep, train
 from jaxrnn.idx import Split
 from jaxrnn.linen import Classifier
 
@@ -149,6 +149,8 @@ def test_results_md_is_made_of_what_was_kept(tmp_path):
     assert ablate.main(ablation(kept, study="odyssey", rows=("peephole", "nfg"), seeds=2)) == 0
     grid = ablation(kept, study="mine", vary=("cell=rnn", "learning_rate=1e-3,1e-2"), seeds=1)
     assert ablate.main(grid) == 0
+    rerun = {"study": "odyssey", "rows": ("nfg",), "seeds": 1, "first_seed": 7}
+    assert ablate.main(ablation(kept / "again", **rerun)) == 0
     (kept / "elsewhere").mkdir()
     (kept / "mine").rename(kept / "elsewhere" / "mine")
     assert results.main(tmp_path) == 0
@@ -158,6 +160,12 @@ def test_results_md_is_made_of_what_was_kept(tmp_path):
     assert (kept / "odyssey" / "table.md").read_text() in text
     assert "--rows 'peephole' 'nfg' --seeds 2" in text
     assert "Than peephole – " in text
+    (new,) = ablate.kept_records(kept / "again" / "odyssey")
+    assert new["seed"] == 7
+    _, nfg = compare.summarise(ablate.kept_records(kept / "odyssey"))
+    row = rf"\| odyssey \| nfg \| {100 * nfg.test:.2f} ± .*\| {100 * new['test_accuracy']:.2f} \| 1"
+    assert re.search(row, text)
+    assert "## again" not in text
     shown = re.findall(r"\]\((results/.*)\)", text)
     assert shown == [
         "results/elsewhere/mine/curves.png",
@@ -208,7 +216,7 @@ def test_runs_on_other_data_do_not_replace_those_that_are_kept(tmp_path, monkeyp
 def test_rows_that_differ_in_numbers_share_a_program(tmp_path):
     config = ablation(tmp_path, vary=("cell=lstm", "forget_bias=0,1", "learning_rate=1e-3,1e-2"))
     _, rows = ablate.settings(config)
-    jobs = ablate.plan(rows, 3, "digest")
+    jobs = ablate.plan(rows, range(3), "digest")
     found = list(ablate.batches(jobs, 8))
     assert [len(batch) for _, batch in found] == [8, 4]
     assert found[0][0] == found[1][0]
