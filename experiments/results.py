@@ -59,6 +59,8 @@ def section(folder: Path, name: str) -> str:
     about = STUDIES[folder.name].about if folder.name in STUDIES else config["about"]
     commands = "\n".join(f"    {command}" for command in config["commands"])
     summaries = compare.summarise(records, list(config["rows"]))
+    claims = STUDIES[folder.name].claims if folder.name in STUDIES else ()
+    found = "\n".join(filter(None, (compare.held(records, claim) for claim in claims)))
     pictures = "\n".join(
         f"![{title}](results/{name}/{picture})"
         for picture, title in PICTURES.items()
@@ -67,7 +69,7 @@ def section(folder: Path, name: str) -> str:
     return (
         f"\n## {name}\n\n{about}\n\n{commands}\n\n"
         f"On {datasets}.\n\n{compare.markdown(summaries)}\n{compare.verdict(summaries)}\n\n"
-        f"{pictures}\n"
+        f"{found}{2 * chr(10) if found else ''}{pictures}\n"
     )
 
 

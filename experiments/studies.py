@@ -10,6 +10,7 @@ import jax.numpy as jnp
 from mnist import PIXELS, RECIPES
 from models import BASELINES, CELLS
 
+from jaxrnn.compare import Claim
 from jaxrnn.linen import Classifier
 
 # Options of experiments/mnist.py that the studies share: long enough to compare at convergence.
@@ -24,11 +25,13 @@ class Study(NamedTuple):
         about: The paper, and what it found.
         rows: The settings.
         base: Options of all of them.
+        claims: The findings that can be held against what is seen here.
     """
 
     about: str
     rows: dict[str, dict[str, Any]]
     base: dict[str, Any] = FAST
+    claims: tuple[Claim, ...] = ()
 
 
 def _rows(option: str, values: Any) -> dict[str, dict[str, Any]]:
@@ -69,6 +72,12 @@ STUDIES = {
         "al. (2017) found no variant of the LSTM significantly better; Jozefowicz et al. (2015) "
         "cells that beat it on some tasks but not on all.",
         CELLS_BY_NAME,
+        claims=(
+            Claim("Zhou et al. (2016)", "mgu", "no difference", "gru"),
+            Claim("Le et al. (2015)", "irnn", "better", "rnn"),
+            Claim("van der Westhuizen & Lasenby (2018)", "janet", "better", "lstm"),
+            Claim("Ba et al. (2016)", "lstm-layer-norm", "better", "lstm"),
+        ),
     ),
     "cells-equal": Study(
         "The same cells, each with as many units as make it as large as the LSTM of 128.",
@@ -114,11 +123,18 @@ STUDIES = {
                 "fgr",
             )
         },
+        claims=(
+            *(Claim("Greff et al.", name, "worse", "peephole") for name in ("nfg", "noaf")),
+            *(Claim("Greff et al.", name, "no difference", "peephole") for name in ("cifg", "np")),
+            *(Claim("Greff et al.", name, "not better", "peephole") for name in ("nig", "nog")),
+            *(Claim("Greff et al.", name, "not better", "peephole") for name in ("niaf", "fgr")),
+        ),
     ),
     "forget-bias": Study(
         "Jozefowicz et al., An empirical exploration of recurrent network architectures, 2015. "
         "Found that a bias of 1 closes the gap between the LSTM and the GRU.",
         _rows("forget_bias", (1.0, 0.0, 2.0, 5.0)),
+        claims=(Claim("Jozefowicz et al.", "forget_bias=0.0", "worse", "forget_bias=1.0"),),
     ),
     "init": Study(
         "Saxe et al. (2014) and Le et al. (2015) argue for orthogonal and identity recurrent "
@@ -130,10 +146,15 @@ STUDIES = {
             for init in ("glorot", "orthogonal", "identity")
         }
         | {f"lstm times {scale}": {"init_scale": scale} for scale in (0.5, 2.0)},
+        claims=(
+            Claim("Saxe et al.", "rnn orthogonal", "better", "rnn glorot"),
+            Claim("Le et al.", "rnn-relu identity", "better", "rnn-relu glorot"),
+        ),
     ),
     "size": Study(
         "Greff et al. (2017): more units help, with less and less gain.",
         _rows("hidden_size", (128, 32, 64, 256)),
+        claims=(Claim("Greff et al.", "hidden_size=256", "better", "hidden_size=128"),),
     ),
     "order": Study(
         "Whether it matters in which order an image is read: by rows, by columns, or by rows of "
@@ -150,6 +171,11 @@ STUDIES = {
             "recurrent dropout 0.25, per step": {"recurrent_dropout": 0.25, "tied": False},
             "weight dropout 0.25": {"weight_dropout": 0.25},
         },
+        claims=(
+            Claim("Krueger et al.", "zoneout 0.1", "better", "none"),
+            Claim("Gal & Ghahramani", "recurrent dropout 0.25, tied", "better", "none"),
+            Claim("Merity et al.", "weight dropout 0.25", "better", "none"),
+        ),
     ),
     "optimizers": Study(
         "Schedules and algorithms: a one-cycle rate against a constant one, clipped or not; Adam "
@@ -166,6 +192,10 @@ STUDIES = {
             "RMSprop": {"optimizer": "rmsprop"},
             "momentum 0.9, peak 0.2": {"optimizer": "momentum", "learning_rate": 0.2},
         },
+        claims=(
+            Claim("Smith & Topin", "one cycle, peak 8e-3", "better", "constant 1e-3"),
+            Claim("Smith & Topin", "one cycle, peak 4e-3", "better", "constant 4e-3"),
+        ),
     ),
     "length-generalisation": Study(
         "Trained with no blank row after the image, tested with 28: does the memory outlast what "
@@ -178,17 +208,23 @@ STUDIES = {
             "lstm, trained with the wait": {"delay": 28},
         },
         FAST | {"test_delay": 28},
+        claims=(
+            Claim("Gers et al.", "lstm-nfg", "worse", "lstm"),
+            Claim("Tallec & Ollivier", "lstm, chrono 56", "better", "lstm"),
+        ),
     ),
     "sequential-mnist": Study(
         "784 steps of one pixel (Le et al., 2015). LSTM 98.5 %, JANET 99.0 % in van der Westhuizen "
         "& Lasenby (2018), after many more steps.",
         {"lru-long, 3 layers of 64": RECIPES["sequential-mnist"], **BY_PIXEL},
         LONG | {"order": "pixels"},
+        (Claim("van der Westhuizen & Lasenby", "janet", "better", "lstm"),),
     ),
     "permuted-mnist": Study(
         "The same in an order shuffled once. LSTM 91 %, JANET 92.5 % there; LEM 96.6 % in Rusch et "
         "al. (2022).",
         BY_PIXEL,
         LONG | {"order": "permuted"},
+        (Claim("van der Westhuizen & Lasenby", "janet", "better", "lstm"),),
     ),
 }

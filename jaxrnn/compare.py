@@ -95,19 +95,66 @@ def _by_seed(records: Sequence[Record]) -> dict[int, float]:
     return {r["seed"]: r["test_accuracy"] for r in records if r["status"] == "ok"}
 
 
+def relation(summary: Summary) -> str:
+    """How a setting did beside the one it was compared with, by its interval.
+
+    Returns:
+        "better", "worse" or "no difference"; "unknown" where fewer than two seeds have both.
+    """
+    if summary.pairs < 2:
+        return "unknown"
+    if abs(summary.difference) <= summary.interval:
+        return "no difference"
+    return "better" if summary.difference > 0 else "worse"
+
+
 def verdict(summaries: Sequence[Summary]) -> str:
     """What was seen, by the intervals of the paired differences to the first setting."""
     if not summaries:
         return "Nothing has been run."
     first, *rest = summaries
-    seen: dict[str, list[str]] = {"better": [], "worse": [], "no difference seen": []}
+    seen: dict[str, list[str]] = {"better": [], "worse": [], "no difference": [], "unknown": []}
     for each in rest:
-        if each.pairs > 1:
-            clear = abs(each.difference) > each.interval
-            kind = ("better" if each.difference > 0 else "worse") if clear else "no difference seen"
-            seen[kind].append(each.row)
+        seen[relation(each)].append(each.row)
+    del seen["unknown"]
     parts = [f"{kind}: {', '.join(rows)}" for kind, rows in seen.items() if rows]
     return f"Than {first.row} – {'; '.join(parts) or 'nothing to compare'}."
+
+
+class Claim(NamedTuple):
+    """What a paper found of two settings.
+
+    Attributes:
+        source: The paper, or its part.
+        row: A setting.
+        relation: "better", "worse", "no difference" or "not better".
+        than: The setting it is compared with.
+    """
+
+    source: str
+    row: str
+    relation: str
+    than: str
+
+
+def held(records: Sequence[Record], claim: Claim) -> str:
+    """The claim and whether it was seen, as one line of Markdown; empty where nothing tells."""
+    by_row = {row: [r for r in records if r["row"] == row] for row in (claim.row, claim.than)}
+    if not all(by_row.values()):
+        return ""
+    summary = _summary(claim.row, by_row[claim.row], by_row[claim.than])
+    seen = relation(summary)
+    if seen == "unknown":
+        return ""
+    agrees = seen == claim.relation or (claim.relation == "not better" and seen != "better")
+    return (
+        f"- {claim.source}: {claim.row} {claim.relation} {_THAN[claim.relation]} {claim.than}. "
+        f"{'Seen' if agrees else 'Not seen'} here: "
+        f"{100 * summary.difference:+.2f} ± {100 * summary.interval:.2f} (n = {summary.pairs})."
+    )
+
+
+_THAN = {"better": "than", "worse": "than", "not better": "than", "no difference": "from"}
 
 
 def again(kept: Summary, new: Summary) -> float:

@@ -166,6 +166,7 @@ def test_results_md_is_made_of_what_was_kept(tmp_path):
     row = rf"\| odyssey \| nfg \| {100 * nfg.test:.2f} ± .*\| {100 * new['test_accuracy']:.2f} \| 1"
     assert re.search(row, text)
     assert "## again" not in text
+    assert "- Greff et al.: nfg worse than peephole. " in text
     shown = re.findall(r"\]\((results/.*)\)", text)
     assert shown == [
         "results/elsewhere/mine/curves.png",
@@ -289,6 +290,9 @@ def test_every_study_is_of_options_that_go_together(name, tmp_path):
     study, rows = ablate.settings(ablate.Config(name))
     assert study.about
     assert len(rows) == len(study.rows)
+    for claim in study.claims:
+        assert {claim.row, claim.than} <= rows.keys()
+        assert claim.relation in ("better", "worse", "no difference", "not better")
 
 
 @pytest.mark.parametrize(
