@@ -257,6 +257,7 @@ def run_batch(
         eval_every=eval_every,
         chunk=max(1, mnist.TIME_STEPS_PER_CHUNK // time_steps),
         loss_fn=mnist.build_loss(shared),
+        slices=mnist.slices(shared, shared.batch_size),
     ):
         before = curve[-1].step if curve else 0
         curve.append(look)

@@ -28,8 +28,6 @@ from jaxtyping import Array, Float
 from jaxrnn import data, train
 
 AXIS = "run"
-# Rows of a batch whose arrays stay in a CPU core's caches, also while its neighbour works.
-SLICE = 50
 # What a run is made of: `(numbers) -> (model, optimizer)`, called inside the program with the run's
 # own numbers as traced scalars. Hashable, and equal for all calls, so that it compiles once.
 Build = Callable[[Mapping[str, Array]], tuple[nn.Module, optax.GradientTransformation]]
@@ -71,6 +69,7 @@ def train_runs(
     eval_every: int,
     chunk: int = 100,
     loss_fn: train.Loss = train.cross_entropy,
+    slices: int = 1,
 ) -> Iterator[Look]:
     """Trains all runs to their last step.
 
@@ -87,6 +86,7 @@ def train_runs(
         eval_every: Updates between two evaluations.
         chunk: Most updates in one program.
         loss_fn: What to make smaller; a function of the module level, so that it compiles once.
+        slices: As in `jaxrnn.train.train_step`.
 
     Yields:
         A `Look` after every `eval_every` steps and after the last. A run whose loss is no longer
@@ -109,7 +109,9 @@ def train_runs(
             ]
         )
         started = time.perf_counter()
-        states, loss = _advance(build, mesh, loss_fn, states, keys, numbers, examples, indices)
+        states, loss = _advance(
+            build, mesh, loss_fn, slices, states, keys, numbers, examples, indices
+        )
         losses.append(np.asarray(loss))
         durations.append((time.perf_counter() - started) / count)
         step += count
@@ -160,11 +162,11 @@ def _create(build, mesh, keys, numbers, example):
     return _each(create, mesh, 2, keys, numbers, example)
 
 
-@partial(jax.jit, static_argnames=("build", "mesh", "loss_fn"), donate_argnames="states")
-def _advance(build, mesh, loss_fn, states, keys, numbers, examples, indices):
+@partial(jax.jit, static_argnames=("build", "mesh", "loss_fn", "slices"), donate_argnames="states")
+def _advance(build, mesh, loss_fn, slices, states, keys, numbers, examples, indices):
     def advance(state, key, numbers, indices, examples):
         model, optimizer = build(numbers)
-        noise, slices = jax.random.fold_in(key, 1), _slices(indices.shape[1])
+        noise = jax.random.fold_in(key, 1)
 
         def body(state, batch):
             batch = jax.tree.map(lambda leaf: leaf[batch], examples)
@@ -175,13 +177,6 @@ def _advance(build, mesh, loss_fn, states, keys, numbers, examples, indices):
         return lax.scan(body, state, indices)
 
     return _each(advance, mesh, 4, states, keys, numbers, indices, examples)
-
-
-def _slices(batch_size: int) -> int:
-    """Into how many parts a run cuts its batches."""
-    parts = batch_size // SLICE
-    on_cpu = jax.default_backend() == "cpu"
-    return parts if on_cpu and parts and batch_size % parts == 0 else 1
 
 
 def _accuracy(build, mesh, states, numbers, sequences, labels, count) -> np.ndarray:

@@ -215,7 +215,7 @@ def replicate(tree: Any, mesh: Mesh) -> Any:
 
 @partial(
     jax.jit,
-    static_argnames=("model", "optimizer", "mesh", "loss_fn"),
+    static_argnames=("model", "optimizer", "mesh", "loss_fn", "slices"),
     donate_argnames="state",
 )
 def train_chunk(
@@ -228,6 +228,7 @@ def train_chunk(
     key: Array | None = None,
     *,
     loss_fn: Loss = cross_entropy,
+    slices: int = 1,
 ) -> tuple[TrainState, Float[Array, " K"]]:
     """K updates in one program on the devices; step k reads the examples `indices[k]`.
 
@@ -243,6 +244,7 @@ def train_chunk(
         indices: The batches.
         key: As in `train_step`.
         loss_fn: What to make smaller; a function of the module level, so that it compiles once.
+        slices: As in `train_step`, of a device's share of a batch.
 
     Returns:
         The state after K steps and the K losses.
@@ -253,7 +255,16 @@ def train_chunk(
     def chunk(state, data, key, indices):
         def body(state, batch):
             batch = jax.tree.map(lambda leaf: leaf[batch], data)
-            return train_step(model, optimizer, state, batch, loss_fn=loss_fn, key=key, axis=axis)
+            return train_step(
+                model,
+                optimizer,
+                state,
+                batch,
+                loss_fn=loss_fn,
+                key=key,
+                axis=axis,
+                slices=slices,
+            )
 
         return lax.scan(body, state, indices)
 
