@@ -243,7 +243,7 @@ def run_batch(
     """Trains the jobs side by side; yields the steps made, and at the end a record for each."""
     names = [name for name in NUMBERS if getattr(shared, name) is not None]
     numbers = {name: np.array([getattr(job.options, name) for job in jobs]) for name in names}
-    splits = mnist.as_sequences(dataset, shared, seed=0)
+    splits = mnist.as_sequences(dataset, shared)
     build, started, curve = Build(shared), time.perf_counter(), []
     time_steps = splits[0][0].shape[1]
     eval_every = max(1, shared.steps // config.looks)

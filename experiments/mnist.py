@@ -178,7 +178,7 @@ class Config:
     validation_size: int = 5000
     """Training images held out to choose a step by; fewer on digits."""
     seed: int = 0
-    """Decides the initial weights and the order of the data."""
+    """Decides the initial weights, the noise and the batches."""
     out: Path = Path("runs/mnist")
     """Folder of the run."""
     resume: bool = True
@@ -257,7 +257,7 @@ def fit(
     checkpoints: Checkpoints,
 ) -> tuple[dict[str, float], int]:
     """Trains to the last step; returns the seconds spent in each phase and an exit code."""
-    examples, validation, test = train.replicate(as_sequences(dataset, config, config.seed), mesh)
+    examples, validation, test = train.replicate(as_sequences(dataset, config), mesh)
     sequences, labels = examples
     optimizer, loss_fn = build_optimizer(config), build_loss(config)
     noise_key = jax.random.key(config.seed + NOISE_SEED)
@@ -351,12 +351,15 @@ def load_dataset(config: Config) -> data.Dataset:
 
 
 def as_sequences(
-    dataset: data.Dataset, config: Config, seed: int
+    dataset: data.Dataset, config: Config
 ) -> tuple[tuple[np.ndarray, np.ndarray], ...]:
-    """For training, validation and test sequences uint8 `[N, T, I]` and labels uint8 `[N]`."""
+    """For training, validation and test sequences uint8 `[N, T, I]` and labels uint8 `[N]`.
+
+    Whatever the seed, shuffled pixels stand in one order, so that runs compare.
+    """
     test_delay = config.delay if config.test_delay is None else config.test_delay
     return tuple(
-        (data.sequences(split.images, config.order, seed, delay=delay), split.labels)
+        (data.sequences(split.images, config.order, delay=delay), split.labels)
         for split, delay in (
             (dataset.train, config.delay),
             (dataset.validation, config.delay),
@@ -519,7 +522,7 @@ def load_run(directory: Path) -> tuple[Config, nn.Module, Any]:
 def draw(config: Config, model: nn.Module, params: Any, dataset: data.Dataset, run: Run) -> None:
     """Pictures of how it learned, what it confuses and how it makes up its mind."""
     rows, (images, labels) = run.metrics(), dataset.test
-    sequences = as_sequences(dataset, config, config.seed)[-1][0]
+    sequences = as_sequences(dataset, config)[-1][0]
     probabilities = train.probabilities(model, params, sequences)
     correct = (probabilities.argmax(-1) == labels).mean()
     title = f"{dataset.name}, {config.cell} at step {selected(rows)['step']}: test {correct:.2%}"

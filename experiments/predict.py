@@ -208,7 +208,7 @@ def main(arguments: Sequence[str] | None = None) -> int:
     probabilities = {}
     if images:
         stack = np.stack(list(images.values()))
-        sequences = data.sequences(stack, trained.order, trained.seed, delay=trained.delay)
+        sequences = data.sequences(stack, trained.order, delay=trained.delay)
         found = train.probabilities(model, params, sequences)
         probabilities = dict(zip(images, found, strict=True))
         if config.beliefs:
