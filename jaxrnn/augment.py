@@ -28,11 +28,11 @@ class Distortion(NamedTuple):
         grid: K, points along a side of that grid.
     """
 
-    rotation: float = 7.0
-    scale: float = 0.07
-    shear: float = 0.1
-    shift: float = 0.8
-    elastic: float = 0.8
+    rotation: float = 5.0
+    scale: float = 0.05
+    shear: float = 0.07
+    shift: float = 0.56
+    elastic: float = 0.56
     grid: int = 6
 
     def __call__(self, key: Array, images: Float[Array, "B N N"]) -> Float[Array, "B N N"]:
