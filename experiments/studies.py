@@ -68,9 +68,10 @@ BY_PIXEL = {
 
 STUDIES = {
     "cells": Study(
-        "Every cell of the library at 128 units, and the networks without a recurrence. Greff et "
-        "al. (2017) found no variant of the LSTM significantly better; Jozefowicz et al. (2015) "
-        "cells that beat it on some tasks but not on all.",
+        "Every cell of the library at 128 units, and the networks without a recurrence, all with "
+        "the rate that was chosen for the LSTM. Greff et al. (2017) found no variant of the LSTM "
+        "significantly better; Jozefowicz et al. (2015) cells that beat it on some tasks but not "
+        "on all.",
         CELLS_BY_NAME,
         claims=(
             Claim("Zhou et al. (2016)", "mgu", "no difference", "gru"),
@@ -101,11 +102,6 @@ STUDIES = {
         "theirs, also without convolution.",
         {"janet, 2 layers of 64 over patches of 4": {}},
         RECIPES["best"],
-    ),
-    "cells-brief": Study(
-        "Every cell of the library at 128 units after 1,000 steps: which of them learn at once.",
-        CELLS_BY_NAME,
-        FAST | {"steps": 1000, "learning_rate": 4e-3},
     ),
     "odyssey": Study(
         "Greff et al., LSTM: A search space odyssey, 2017. Found no variant clearly better than "

@@ -237,6 +237,14 @@ def test_a_recipe_gives_defaults_that_options_override(monkeypatch, capsys):
         mnist.Config(recipe=recipe, **options).check()
 
 
+def test_a_core_cuts_its_share_so_that_it_fits_its_caches(monkeypatch):
+    rows, patches = mnist.Config(), mnist.Config(patch=4)
+    assert [mnist.slices(rows, share) for share in (50, 100, 150, 125, 20)] == [1, 2, 3, 1, 1]
+    assert [mnist.slices(patches, share) for share in (50, 100, 10)] == [2, 5, 1]
+    monkeypatch.setattr(jax, "default_backend", lambda: "gpu")
+    assert mnist.slices(patches, 100) == 1
+
+
 def test_chunks_are_cut_by_the_step_alone():
     config = dataclasses.replace(SMALL, eval_every=250, steps=600)
     whole, step = [0], 0
