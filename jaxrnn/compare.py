@@ -115,10 +115,10 @@ def verdict(summaries: Sequence[Summary]) -> str:
     first, *rest = summaries
     seen: dict[str, list[str]] = {"better": [], "worse": [], "no difference": [], "unknown": []}
     for each in rest:
-        seen[relation(each)].append(each.row)
+        seen[relation(each)].append(f"`{each.row}`")
     del seen["unknown"]
     parts = [f"{kind}: {', '.join(rows)}" for kind, rows in seen.items() if rows]
-    return f"Than {first.row} – {'; '.join(parts) or 'nothing to compare'}."
+    return f"Than `{first.row}` – {'; '.join(parts) or 'nothing to compare'}."
 
 
 class Claim(NamedTuple):
@@ -148,7 +148,8 @@ def held(records: Sequence[Record], claim: Claim) -> str:
         return ""
     agrees = seen == claim.relation or (claim.relation == "not better" and seen != "better")
     return (
-        f"- {claim.source}: {claim.row} {claim.relation} {_THAN[claim.relation]} {claim.than}. "
+        f"- {claim.source}: `{claim.row}` {claim.relation} {_THAN[claim.relation]} "
+        f"`{claim.than}`. "
         f"{'Seen' if agrees else 'Not seen'} here: "
         f"{100 * summary.difference:+.2f} ± {100 * summary.interval:.2f} (n = {summary.pairs})."
     )

@@ -72,8 +72,8 @@ def test_the_verdict_goes_by_the_intervals():
     tests = {"first": (0.5, 0.6, 0.7), "up": (0.6, 0.71, 0.8), "same": (0.52, 0.57, 0.71)}
     records = [record(row, seed, x) for row, each in tests.items() for seed, x in enumerate(each)]
     said = compare.verdict(compare.summarise(records))
-    assert said == "Than first – better: up; no difference: same."
-    assert compare.verdict(compare.summarise(records[:3])) == "Than first – nothing to compare."
+    assert said == "Than `first` – better: `up`; no difference: `same`."
+    assert compare.verdict(compare.summarise(records[:3])) == "Than `first` – nothing to compare."
     assert compare.verdict([]) == "Nothing has been run."
 
 
@@ -106,7 +106,7 @@ def test_a_claim_is_held_against_the_paired_interval(relation, expected):
     records = [record("a", seed, 0.90 + seed / 100) for seed in range(3)]
     records += [record("b", seed, 0.95 + seed / 100 + (seed == 0) / 1000) for seed in range(3)]
     line = compare.held(records, compare.Claim("A (2000)", "b", relation, "a"))
-    assert line.startswith(f"- A (2000): b {relation} ")
+    assert line.startswith(f"- A (2000): `b` {relation} ")
     assert f"{expected} here: +5.03 ± 0.14 (n = 3)." in line
     assert not compare.held(records[:4], compare.Claim("A (2000)", "b", relation, "a"))
     assert not compare.held(records, compare.Claim("A (2000)", "c", relation, "a"))

@@ -159,14 +159,14 @@ def test_results_md_is_made_of_what_was_kept(tmp_path):
     assert "Greff et al." in text
     assert (kept / "odyssey" / "table.md").read_text() in text
     assert "--rows 'peephole' 'nfg' --seeds 2" in text
-    assert "Than peephole – " in text
+    assert "Than `peephole` – " in text
     (new,) = ablate.kept_records(kept / "again" / "odyssey")
     assert new["seed"] == 7
     _, nfg = compare.summarise(ablate.kept_records(kept / "odyssey"))
     row = rf"\| odyssey \| nfg \| {100 * nfg.test:.2f} ± .*\| {100 * new['test_accuracy']:.2f} \| 1"
     assert re.search(row, text)
     assert "## again" not in text
-    assert "- Greff et al.: nfg worse than peephole. " in text
+    assert "- Greff et al.: `nfg` worse than `peephole`. " in text
     shown = re.findall(r"\]\((results/.*)\)", text)
     assert shown == [
         "results/elsewhere/mine/curves.png",
