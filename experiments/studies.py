@@ -7,8 +7,8 @@ from typing import Any, NamedTuple
 
 import jax
 import jax.numpy as jnp
-from mnist import PIXELS, RECIPES
 from models import BASELINES, CELLS
+from options import PIXELS, RECIPES
 
 from jaxrnn.compare import Claim
 from jaxrnn.linen import Classifier
