@@ -279,6 +279,7 @@ def run_batch(
             "seconds": round(seconds, 2),
             "ms_per_step": round(1e3 * curve[-1].step_seconds, 3),
             "machine": machine(),
+            "together": len(jobs),
             "dataset": dataset.name,
             "curve": [
                 {

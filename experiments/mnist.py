@@ -42,8 +42,6 @@ TIME_STEPS_PER_CHUNK = 2800
 # Examples whose arrays stay in a CPU core's caches, also while its neighbour works; of a ReNet each
 # is as many sequences as the image has rows of patches.
 SLICE, PATCHED_SLICE = 50, 20
-# Added to the seed, so that noise and initial weights are drawn apart.
-NOISE_SEED = 1_000_003
 
 console = Console(highlight=False, soft_wrap=True, markup=False)
 
@@ -94,7 +92,7 @@ def fit(
     examples, validation, test = train.replicate(as_sequences(dataset, config), mesh)
     sequences, labels = examples
     optimizer, loss_fn = build_optimizer(config), build_loss(config)
-    noise_key = jax.random.key(config.seed + NOISE_SEED)
+    noise_key = train.noise_key(jax.random.key(config.seed))
     step, state = 0, initial_state(config)
     if (restored := checkpoints.restore(state)) is not None:
         step, state = restored
@@ -191,15 +189,19 @@ def as_sequences(
 
     Whatever the seed, shuffled pixels stand in one order, so that runs compare.
     """
-    test_delay = config.delay if config.test_delay is None else config.test_delay
     return tuple(
         (data.sequences(split.images, config.order, delay=delay), split.labels)
         for split, delay in (
             (dataset.train, config.delay),
             (dataset.validation, config.delay),
-            (dataset.test, test_delay),
+            (dataset.test, wait(config)),
         )
     )
+
+
+def wait(config: Config) -> int:
+    """The blank steps after a test image."""
+    return config.delay if config.test_delay is None else config.test_delay
 
 
 def build_mesh(batch_size: int, devices: int | None) -> Mesh:
@@ -367,7 +369,7 @@ def draw(config: Config, model: nn.Module, params: Any, dataset: data.Dataset, r
     shown = [int(np.argmax(labels == label)) for label in range(NUM_CLASSES)]
     report.beliefs(
         images[shown],
-        train.beliefs(model, params, sequences[shown]),
+        train.beliefs(model, params, sequences[shown][:, : sequences.shape[1] - wait(config)]),
         run.directory / "beliefs.png",
         labels[shown],
         order=config.order,

@@ -12,7 +12,8 @@ from models import BASELINES, CELLS, INITIALIZERS
 
 from jaxrnn.run import RunError
 
-# Options that may differ when a run is taken up again, since no number depends on them.
+# Options that may differ when a run is taken up again. No number depends on them, but for rounding,
+# and noise, which the devices draw each for its own share of a batch.
 FREE = ("recipe", "data_dir", "out", "resume", "checkpoint_every", "devices")
 
 OPTIMIZERS = {
@@ -118,7 +119,8 @@ class Config:
     learn_initial_state: bool = False
     """Make the state before the first row a parameter."""
     dropout: float | None = None
-    """Share of a layer's inputs dropped, from the second layer on."""
+    """Share of a layer's inputs dropped, from the second layer on; with --patch of each layer's
+    outputs."""
     zoneout: float | None = None
     """How likely a unit keeps its old value."""
     recurrent_dropout: float | None = None

@@ -2,7 +2,7 @@
 
 A record is one finished run: a mapping with `row` (the setting's name), `seed`, `status` ("ok" or
 "diverged"), `test_accuracy`, `validation_accuracy`, `parameters`, `seconds`, `ms_per_step`,
-`machine`.
+`machine`, `together` (how many runs it made at once).
 """
 
 from __future__ import annotations
@@ -25,8 +25,9 @@ class Summary(NamedTuple):
         diverged: Those whose loss was no longer finite.
         parameters: The model's.
         seconds: Of a run, on average.
-        pace: Milliseconds of an update, relative to the first setting's on the same machine; of
-            each the quickest, since other work only adds. NaN where no machine ran both.
+        pace: Milliseconds of an update, relative to the first setting's on the same machine with
+            as many runs at once; of each the quickest, since other work only adds. NaN where no
+            machine ran both.
         validation: Mean of the validation accuracy.
         test: Mean of the test accuracy.
         deviation: Its standard deviation; NaN for a single run.
@@ -83,11 +84,15 @@ def _summary(row: str, records: Sequence[Record], reference: Sequence[Record]) -
 
 
 def _pace(records: Sequence[Record], reference: Sequence[Record]) -> float:
-    def quickest(records, machine):
-        return min(r["ms_per_step"] for r in records if r["machine"] == machine)
+    def quickest(records):
+        found: dict[tuple[str, int], float] = {}
+        for record in records:
+            place = record["machine"], record["together"]
+            found[place] = min(record["ms_per_step"], found.get(place, np.inf))
+        return found
 
-    both = {r["machine"] for r in records} & {r["machine"] for r in reference}
-    ratios = [quickest(records, machine) / quickest(reference, machine) for machine in both]
+    ours, theirs = quickest(records), quickest(reference)
+    ratios = [ours[place] / theirs[place] for place in ours.keys() & theirs.keys()]
     return float(np.median(ratios)) if ratios else np.nan
 
 
@@ -137,8 +142,12 @@ class Claim(NamedTuple):
     than: str
 
 
-def held(records: Sequence[Record], claim: Claim) -> str:
-    """The claim and whether it was seen, as one line of Markdown; empty where nothing tells."""
+def check_claim(records: Sequence[Record], claim: Claim) -> str:
+    """The claim and what was seen of it, as a line of Markdown; empty where nothing tells.
+
+    An interval that includes zero does not show that there is no difference, so such a claim can
+    be contradicted, but not confirmed.
+    """
     by_row = {row: [r for r in records if r["row"] == row] for row in (claim.row, claim.than)}
     if not all(by_row.values()):
         return ""
@@ -146,19 +155,25 @@ def held(records: Sequence[Record], claim: Claim) -> str:
     seen = relation(summary)
     if seen == "unknown":
         return ""
-    agrees = seen == claim.relation or (claim.relation == "not better" and seen != "better")
+    if seen == claim.relation != "no difference" or (seen, claim.relation) == _STRONGER:
+        outcome = "Seen"
+    elif seen == "no difference":
+        outcome = "Not contradicted" if claim.relation in _NULLS else "Not seen"
+    else:
+        outcome = "Contradicted"
+    preposition = "from" if claim.relation == "no difference" else "than"
     return (
-        f"- {claim.source}: `{claim.row}` {claim.relation} {_THAN[claim.relation]} "
-        f"`{claim.than}`. "
-        f"{'Seen' if agrees else 'Not seen'} here: "
-        f"{100 * summary.difference:+.2f} ± {100 * summary.interval:.2f} (n = {summary.pairs})."
+        f"- {claim.source}: `{claim.row}` {claim.relation} {preposition} `{claim.than}`. "
+        f"{outcome} here: {100 * summary.difference:+.2f} ± {100 * summary.interval:.2f} "
+        f"(n = {summary.pairs})."
     )
 
 
-_THAN = {"better": "than", "worse": "than", "not better": "than", "no difference": "from"}
+_NULLS = ("no difference", "not better")
+_STRONGER = ("worse", "not better")  # what is worse is not better
 
 
-def again(kept: Summary, new: Summary) -> float:
+def prediction_interval(kept: Summary, new: Summary) -> float:
     """Half the width of the 95 % prediction interval for the mean of other seeds of a setting.
 
     Args:

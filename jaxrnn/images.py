@@ -90,7 +90,7 @@ def convolve(
     return jnp.concatenate(shifted, axis=-1) @ kernel.reshape(-1, kernel.shape[-1])
 
 
-class Sweep(nn.Module):
+class ReNetLayer(nn.Module):
     """A layer of ReNet: patches are read down and up each column, what was found along each row.
 
     After the first reading a place knows its column, after the second the whole image.
@@ -113,7 +113,7 @@ class Sweep(nn.Module):
         Raises:
             ValueError: If patches do not fill it.
         """
-        columns = jnp.swapaxes(cut(image, self.patch), -3, -2)
+        columns = jnp.swapaxes(patchify(image, self.patch), -3, -2)
         found = jnp.swapaxes(self._both_ways("column", columns), -3, -2)
         return self._both_ways("row", found)
 
@@ -123,7 +123,7 @@ class Sweep(nn.Module):
         return jnp.concatenate([forward, backward], axis=-1)
 
 
-def cut(image: Float[Array, "*B H W D"], side: int) -> Float[Array, "*B R Q F"]:
+def patchify(image: Float[Array, "*B H W D"], side: int) -> Float[Array, "*B R Q F"]:
     """The image in square patches.
 
     Returns:
@@ -170,7 +170,7 @@ class ReNet(nn.Module):
         """
         hidden = blank(inputs, lengths)[..., None]
         for number, patch in enumerate(self.patches):
-            hidden = Sweep(self.cell, patch, name=f"layer_{number}")(hidden)
+            hidden = ReNetLayer(self.cell, patch, name=f"layer_{number}")(hidden)
             if self.dropout is not None and self.has_rng("dropout"):
                 key = self.make_rng("dropout")
                 hidden = hidden * dropout_mask(key, hidden.shape, self.dropout, hidden.dtype)

@@ -316,7 +316,8 @@ def beliefs(
         path: where the picture goes.
         labels: int [N], the true classes, or None.
         title: heads the picture.
-        order: how the image was read: "rows", "columns", "pixels" or "permuted".
+        order: how the image was read: "rows", "columns", "shuffled", "pixels" or
+            "permuted".
 
     Raises:
         ValueError: `images` is empty or the shapes do not fit together.

@@ -41,7 +41,8 @@ class Look(NamedTuple):
         loss: Its mean since the look before.
         validation_accuracy: In 0..1.
         test_accuracy: In 0..1.
-        step_seconds: Of an update of all runs, compiling left out; the median over chunks so far.
+        step_seconds: Of an update of all runs; the median over chunks so far, which leaves
+            compiling out once there are three.
     """
 
     step: int
@@ -166,7 +167,7 @@ def _create(build, mesh, keys, numbers, example):
 def _advance(build, mesh, loss_fn, slices, states, keys, numbers, examples, indices):
     def advance(state, key, numbers, indices, examples):
         model, optimizer = build(numbers)
-        noise = jax.random.fold_in(key, 1)
+        noise = train.noise_key(key)
 
         def body(state, batch):
             batch = jax.tree.map(lambda leaf: leaf[batch], examples)

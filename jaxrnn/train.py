@@ -165,7 +165,7 @@ def train_step(
         key: What dropout and other noise is drawn from, with the step's number; None is no noise.
         axis: The mesh axis over which the batch is shared, if it is.
         slices: Into how many equal parts the batch is cut, whose gradients are added up: the same
-            but for rounding and noise, and faster where a part stays in the caches.
+            but for rounding and noise, and faster where a part stays in the caches. Must divide it.
 
     Returns:
         The state after the step and the loss before it, over the whole batch.
@@ -201,6 +201,11 @@ def _value_and_grad(loss, params, batch, key, slices):
     parts = jnp.arange(slices), jax.tree.map(cut, batch)
     total, _ = lax.scan(body, (jnp.float32(0), jax.tree.map(jnp.zeros_like, params)), parts)
     return jax.tree.map(lambda leaf: leaf / slices, total)
+
+
+def noise_key(key: Array) -> Array:
+    """What a run draws its noise from, apart from the initial weights that it draws from `key`."""
+    return jax.random.fold_in(key, 1)
 
 
 def make_mesh(devices: int | None = None) -> Mesh:

@@ -7,7 +7,7 @@ import numpy as np
 import pytest
 
 import jaxrnn
-from jaxrnn.images import CNN, MLP, ReNet, Sweep, convolve
+from jaxrnn.images import CNN, MLP, ReNet, ReNetLayer, convolve
 
 KEY = jax.random.key(0)
 
@@ -46,7 +46,7 @@ def test_the_cnns_convolution_is_flaxs(window):
 def test_a_sweep_reads_columns_of_patches_and_then_rows():
     """Against steps of the cell, place by place."""
     cell, image = jaxrnn.gru(3), jax.random.normal(KEY, (2, 6, 4, 2))
-    layer = Sweep(cell, patch=2)
+    layer = ReNetLayer(cell, patch=2)
     variables = layer.init(KEY, image)
     params = {name: own["cell"] for name, own in variables["params"].items()}
 
@@ -73,7 +73,7 @@ def test_a_sweep_reads_columns_of_patches_and_then_rows():
 
 
 def test_every_place_has_seen_the_whole_image():
-    layer, image = Sweep(jaxrnn.lstm(3), patch=2), jax.random.normal(KEY, (6, 6, 1))
+    layer, image = ReNetLayer(jaxrnn.lstm(3), patch=2), jax.random.normal(KEY, (6, 6, 1))
     variables = layer.init(KEY, image)
     seen = jax.jacobian(lambda image: layer.apply(variables, image).sum(-1))(image)
     assert seen.shape == (3, 3, 6, 6, 1)

@@ -33,6 +33,11 @@ def build(numbers):
     return Classifier(cell, 3), train.optimizer(numbers["learning_rate"])
 
 
+def noisy(numbers):
+    model = Classifier(jaxrnn.lstm(8), 3, num_layers=2, dropout=0.5)
+    return model, train.optimizer(numbers["learning_rate"])
+
+
 @pytest.fixture(scope="module")
 def splits():
     """A task that can be learned: the label is the brightest of three bands."""
@@ -63,16 +68,17 @@ def test_a_run_does_not_see_those_beside_it(splits, seeds):
     assert len(set(look.loss.tolist())) == len(seeds)
 
 
-def test_one_run_is_what_the_experiment_trains(splits):
-    look = last(splits, (5,), learning_rate=[1e-2])
-    model, optimizer = build({"learning_rate": 1e-2})
-    key = jax.random.key(5)
+@pytest.mark.parametrize("make", [build, noisy])
+def test_one_run_is_what_the_experiment_trains(splits, make):
+    numbers = {"learning_rate": np.array([1e-2])}
+    *_, look = sweep.train_runs(make, np.array([5]), numbers, splits, **OPTIONS)
+    model, optimizer = make({"learning_rate": 1e-2})
+    key, mesh = jax.random.key(5), train.make_mesh(1)
     state = train.create_state(model, optimizer, key, np.zeros((1, 6, 5), np.float32))
-    from jaxrnn.data import batch_indices
-
-    indices = batch_indices(5, 0, 30, 10, 30)
-    mesh = train.make_mesh(1)
-    state, losses = train.train_chunk(model, optimizer, mesh, state, tuple(splits[0]), indices)
+    indices = data.batch_indices(5, 0, 30, 10, 30)
+    state, losses = train.train_chunk(
+        model, optimizer, mesh, state, tuple(splits[0]), indices, train.noise_key(key)
+    )
     np.testing.assert_allclose(look.loss[0], losses[20:].mean(), rtol=1e-4)
     accuracy = train.evaluate(model, mesh, state.params, *splits[2])
     assert look.test_accuracy[0] == pytest.approx(accuracy, abs=1 / 30)
@@ -166,6 +172,15 @@ def test_results_md_is_made_of_what_was_kept(tmp_path):
     row = rf"\| odyssey \| nfg \| {100 * nfg.test:.2f} ± .*\| {100 * new['test_accuracy']:.2f} \| 1"
     assert re.search(row, text)
     assert "## again" not in text
+    # What was run again with other options, or with seeds that are kept, says nothing.
+    words = ("hidden_size=8", "steps=10", "batch_size=20", "schedule=constant")
+    other = {"study": "odyssey", "rows": ("peephole",), "seeds": 1, "first_seed": 7, "set": words}
+    assert ablate.main(ablation(kept / "again", **other)) == 0
+    assert ablate.main(ablation(kept / "again", study="odyssey", rows=("nfg",), seeds=1)) == 0
+    assert results.main(tmp_path) == 0
+    again = (tmp_path / "RESULTS.md").read_text()
+    assert re.search(row, again)
+    assert "| odyssey | peephole |" not in again
     assert "- Greff et al.: `nfg` worse than `peephole`. " in text
     shown = re.findall(r"\]\((results/.*)\)", text)
     assert shown == [
