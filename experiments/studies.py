@@ -7,11 +7,12 @@ from typing import Any, NamedTuple
 
 import jax
 import jax.numpy as jnp
+from mnist import NUM_CLASSES
 from models import BASELINES, CELLS
 from options import PIXELS, RECIPES
 
+from jaxrnn import data
 from jaxrnn.compare import Claim
-from jaxrnn.linen import Classifier
 
 # Options of experiments/mnist.py that the studies share: long enough for the LSTM to converge.
 FAST = RECIPES["fast"]
@@ -42,10 +43,15 @@ def equal_size(name: str, hidden_size: int = 128) -> int:
     """The units that give a classifier of rows nearest to as many parameters as an LSTM's."""
 
     def count(name, hidden_size):
-        model = Classifier(CELLS[name](hidden_size), 10)
+        cell = CELLS[name](hidden_size)
         # Nothing is computed here, so that no device is taken before the host joins the others.
-        shapes = jax.eval_shape(lambda: model.init(jax.random.key(0), jnp.zeros((1, 28, 28))))
-        return sum(leaf.size for leaf in jax.tree.leaves(shapes))
+        params = jax.eval_shape(lambda: cell.init(jax.random.key(0), data.SIDE))
+        _, output = jax.eval_shape(
+            lambda params: cell.step(params, cell.initial_state(params), jnp.zeros(data.SIDE)),
+            params,
+        )
+        readout = (output.shape[-1] + 1) * NUM_CLASSES
+        return sum(leaf.size for leaf in jax.tree.leaves(params)) + readout
 
     wanted, sizes = count("lstm", hidden_size), range(8, 32 * hidden_size, 4)
     larger = bisect.bisect(sizes, wanted, key=lambda size: count(name, size))

@@ -8,6 +8,7 @@ import sys
 
 import ablate
 import jax
+import jax.numpy as jnp
 import mnist
 import numpy as np
 import pytest
@@ -308,6 +309,19 @@ def test_every_study_is_of_options_that_go_together(name, tmp_path):
     for claim in study.claims:
         assert {claim.row, claim.than} <= rows.keys()
         assert claim.relation in ("better", "worse", "no difference", "not better")
+
+
+def test_equal_cells_are_as_large_as_units_in_fours_allow():
+    _, rows = ablate.settings(ablate.Config("cells-equal"))
+    sizes = {
+        row: sweep.count_parameters(
+            ablate.Build(config), {"learning_rate": 1.0}, jnp.asarray(mnist.initial_example(config))
+        )
+        for row, config in rows.items()
+    }
+    assert sizes.pop("lstm, 128 units") == 81_674
+    for row, size in sizes.items():
+        assert abs(size / 81_674 - 1) < 0.04, row
 
 
 @pytest.mark.parametrize(
