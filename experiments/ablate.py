@@ -414,14 +414,18 @@ def wait(config: Config, name: str) -> None:
 def estimate(
     jobs: list[Job], done: Mapping[str, dict[str, Any]], dataset: data.Dataset, config: Config
 ) -> str:
-    """How long the jobs may take, by the pace of those that are done."""
-    paces = [record["seconds"] / record["curve"][-1]["step"] for record in done.values()]
+    """How long the jobs may take, by the pace of those of their row that are done, or of all."""
+    paces: dict[str, list[float]] = {}
+    for record in done.values():
+        found = record["seconds"] / record["curve"][-1]["step"]
+        paces.setdefault(record["row"], []).append(found)
     if jobs and config.dry_run and not paces:
-        paces = [pace(jobs, dataset, config)]
+        paces[jobs[0].row] = [pace(jobs, dataset, config)]
     if not jobs or not paces:
         return ""
-    minutes = np.mean(paces) * sum(job.options.steps for job in jobs) / 60 / config.hosts
-    return f", about {minutes:.0f} minutes"
+    everything = [found for row in paces.values() for found in row]
+    seconds = sum(job.options.steps * np.mean(paces.get(job.row, everything)) for job in jobs)
+    return f", about {seconds / 60 / config.hosts:.0f} minutes"
 
 
 def pace(jobs: list[Job], dataset: data.Dataset, config: Config) -> float:
