@@ -59,21 +59,27 @@ def section(folder: Path, name: str) -> str:
     config = json.loads((folder / "config.json").read_text())
     report.learning_bands(records, folder / "curves.png", folder.name)
     datasets = ", ".join(sorted({record["dataset"] for record in records}))
-    about = STUDIES[folder.name].about if folder.name in STUDIES else config["about"]
+    study = STUDIES.get(folder.name)
+    about, claims = (study.about, study.claims) if study else (config["about"], ())
     commands = "\n".join(f"    {command}" for command in config["commands"])
     summaries = compare.summarise(records, list(config["rows"]))
-    claims = STUDIES[folder.name].claims if folder.name in STUDIES else ()
     found = "\n".join(filter(None, (compare.check_claim(records, claim) for claim in claims)))
     pictures = "\n".join(
         f"![{title}](results/{name}/{picture})"
         for picture, title in PICTURES.items()
         if (folder / picture).exists()
     )
-    return (
-        f"\n## {name}\n\n{about}\n\n{commands}\n\n"
-        f"On {datasets}.\n\n{compare.markdown(summaries)}\n{compare.verdict(summaries)}\n\n"
-        f"{found}{2 * chr(10) if found else ''}{pictures}\n"
-    )
+    parts = [
+        f"\n## {name}",
+        about,
+        commands,
+        f"On {datasets}.",
+        compare.markdown(summaries).rstrip(),
+        compare.verdict(summaries),
+        found,
+        pictures,
+    ]
+    return "\n\n".join(filter(None, parts)) + "\n"
 
 
 def run_again(folder: Path, names: list[str]) -> str:

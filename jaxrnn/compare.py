@@ -155,12 +155,7 @@ def check_claim(records: Sequence[Record], claim: Claim) -> str:
     seen = relation(summary)
     if seen == "unknown":
         return ""
-    if seen == claim.relation != "no difference" or (seen, claim.relation) == _STRONGER:
-        outcome = "Seen"
-    elif seen == "no difference":
-        outcome = "Not contradicted" if claim.relation in _NULLS else "Not seen"
-    else:
-        outcome = "Contradicted"
+    outcome = _OUTCOMES[claim.relation][seen]
     preposition = "from" if claim.relation == "no difference" else "than"
     return (
         f"- {claim.source}: `{claim.row}` {claim.relation} {preposition} `{claim.than}`. "
@@ -169,8 +164,17 @@ def check_claim(records: Sequence[Record], claim: Claim) -> str:
     )
 
 
-_NULLS = ("no difference", "not better")
-_STRONGER = ("worse", "not better")  # what is worse is not better
+# By what the paper found and what was seen.
+_OUTCOMES = {
+    "better": {"better": "Seen", "no difference": "Not seen", "worse": "Contradicted"},
+    "worse": {"better": "Contradicted", "no difference": "Not seen", "worse": "Seen"},
+    "no difference": {
+        "better": "Contradicted",
+        "no difference": "Not contradicted",
+        "worse": "Contradicted",
+    },
+    "not better": {"better": "Contradicted", "no difference": "Not contradicted", "worse": "Seen"},
+}
 
 
 def prediction_interval(kept: Summary, new: Summary) -> float:
