@@ -260,7 +260,6 @@ def build_model(config: Config) -> nn.Module:
             patch=config.patch,
             num_layers=config.num_layers,
             bidirectional=config.bidirectional,
-            crossed=config.crossed,
             dropout=config.dropout,
             residual=config.residual,
             regularizer=None if noise == (None,) * 4 else Regularizer(*noise),

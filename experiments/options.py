@@ -98,8 +98,6 @@ class Config:
     """Units of a layer; the networks without a recurrence have sizes of their own."""
     num_layers: int = 1
     bidirectional: bool = False
-    crossed: bool = False
-    """Read column t of the image beside its row t."""
     patch: int | None = None
     """Sweep over squares of so many pixels a side, along columns and then rows (ReNet)."""
     augment: bool = False
@@ -168,9 +166,9 @@ class Config:
                 raise RunError(f"--{name.replace('_', '-')} must not be negative")
         if not 0 < self.learning_rate < float("inf"):
             raise RunError("--learning-rate must be positive and finite")
-        as_image = self.augment or self.crossed or self.patch
+        as_image = self.augment or self.patch
         if as_image and (self.order != "rows" or self.delay or self.test_delay):
-            raise RunError("--augment, --crossed and --patch go with --order rows and no --delay")
+            raise RunError("--augment and --patch go with --order rows and no --delay")
         shares = ("dropout", "zoneout", "recurrent_dropout", "weight_dropout", "label_smoothing")
         for name in shares:
             if not 0 <= (getattr(self, name) or 0) < 1:

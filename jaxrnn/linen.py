@@ -249,7 +249,6 @@ class Classifier(nn.Module):
         learn_initial_state: Whether states before the first step are parameters.
         truncate: As in `jaxrnn.unroll`.
         every_step: Classify after every step what was read so far, instead of once at the end.
-        crossed: Read column t of a square image, all of it, beside its row t.
     """
 
     cell: Cell
@@ -262,7 +261,6 @@ class Classifier(nn.Module):
     learn_initial_state: bool = False
     truncate: int | None = None
     every_step: bool = False
-    crossed: bool = False
 
     @nn.compact
     def __call__(
@@ -284,9 +282,6 @@ class Classifier(nn.Module):
         Returns:
             Logits `[*B, C]`, or with `every_step` `[*B, T, C]`.
         """
-        if self.crossed:
-            inputs = blank(inputs, lengths)  # no column may show a row that is not read
-            inputs = jnp.concatenate([inputs, jnp.swapaxes(inputs, -1, -2)], axis=-1)
         stack = Stack(
             self.cell,
             self.num_layers,

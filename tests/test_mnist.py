@@ -135,7 +135,7 @@ def test_nothing_is_compiled_after_the_first_look(tmp_path, monkeypatch):
 @pytest.mark.parametrize(
     "options",
     [
-        {"augment": True, "label_smoothing": 0.1, "crossed": True},
+        {"augment": True, "label_smoothing": 0.1},
         {"num_layers": 2, "bidirectional": True, "dropout": 0.2},
         {"patch": 7, "num_layers": 2, "dropout": 0.1, "cell": "janet"},
         {"order": "shuffled", "delay": 3, "test_delay": 5},
@@ -210,7 +210,7 @@ def test_a_loss_that_is_not_finite_stops_the_run(tmp_path, capsys):
         (["--clip-norm", "-1"], "--clip-norm must be positive"),
         (["--seed", "-1"], "must not be negative"),
         (["--patch", "5"], "patch must divide height 28 and width 28, got 5"),
-        (["--patch", "4", "--crossed"], "--patch does not go with crossed"),
+        (["--patch", "4", "--bidirectional"], "--patch does not go with bidirectional"),
         (["--patch", "4", "--order", "pixels"], "--patch go with --order rows"),
         (["--cell", "mlp", "--patch", "4"], "mlp is no recurrent network and does not take patch"),
         (["--data-dir", "/nowhere/at/all", "--dataset", "mnist"], "/nowhere/at/all"),

@@ -1,0 +1,380 @@
+"""One task of experiments/benchmark.py in jaxrnn and in each of its peers.
+
+Each `make(task)` in `LIBRARIES` returns a function that runs `task.repeats` units and waits for
+them. A library is imported only where it is used, so that one that is missing hinders no other.
+"""
+
+from __future__ import annotations
+
+import os
+from collections.abc import Callable
+from functools import partial
+from typing import Any, NamedTuple
+
+import numpy as np
+
+BATCH, HIDDEN, CLASSES = 100, 128, 10
+
+
+class Task(NamedTuple):
+    """What is timed."""
+
+    title: str
+    cell: str = "lstm"
+    time: int = 28
+    features: int = 28
+    train: bool = True
+    examples: int = BATCH  # per unit of time
+    repeats: int = 20  # units timed at once
+    dtype: str = "float32"
+
+    @property
+    def flops(self) -> float:
+        """Floating point operations of the recurrent layer's and the readout's products."""
+        gates = {"lstm": 4, "gru": 3, "rnn": 1}[self.cell]
+        forward = 2 * self.examples * self.time * (self.features + HIDDEN) * gates * HIDDEN
+        # Backward: the kernels' gradients cost what the forward pass does, the state's the same
+        # less the inputs', which nobody needs.
+        state = 2 * self.examples * self.time * HIDDEN * gates * HIDDEN
+        return forward + (forward + state if self.train else 0)
+
+
+def inputs(task: Task) -> tuple[np.ndarray, np.ndarray]:
+    """Random sequences `[K, B, T, I]` and labels `[K, B]`."""
+    rng = np.random.default_rng(0)
+    shape = (task.repeats, task.examples, task.time, task.features)
+    return rng.random(shape, np.float32), rng.integers(0, CLASSES, shape[:2])
+
+
+def jax_program(task: Task, apply: Callable, params: Any) -> Callable[[], None]:
+    """Training steps scanned in one program, or evaluation in batches of 500, on one device."""
+    import jax
+    import jax.numpy as jnp
+    import optax
+
+    x, y = map(jnp.asarray, inputs(task))
+    if not task.train:
+        batches = x.reshape(-1, 500, task.time, task.features)
+
+        def look(params, batch):  # the parameters are carried, since NNX takes none from outside
+            return params, apply(params, batch).argmax(-1)
+
+        program = jax.jit(lambda params: jax.lax.scan(look, params, batches)[1])
+        return lambda: program(params).block_until_ready()
+    adam = optax.adam(1e-3)
+
+    def step(carry, batch):
+        def loss(params):
+            logits = apply(params, batch[0])
+            return optax.softmax_cross_entropy_with_integer_labels(logits, batch[1]).mean()
+
+        params, state = carry
+        value, grads = jax.value_and_grad(loss)(params)
+        updates, state = adam.update(grads, state, params)
+        return (optax.apply_updates(params, updates), state), value
+
+    chunk = jax.jit(lambda carry: jax.lax.scan(step, carry, (x, y)), donate_argnums=0)
+    carry = jax.tree.map(jnp.copy, (params, adam.init(params)))
+
+    def run():
+        nonlocal carry
+        carry, losses = chunk(carry)
+        losses.block_until_ready()
+
+    return run
+
+
+def jaxrnn_one(
+    task: Task, implementation: str | None = None, peephole: bool = False
+) -> Callable[[], None]:
+    """One device, in the same program as the other JAX libraries; peepholes come with lengths."""
+    import jax
+    import jax.numpy as jnp
+
+    import jaxrnn
+
+    cell = getattr(jaxrnn, task.cell)(HIDDEN, **({"peephole": True} if peephole else {}))
+    key = jax.random.key(0)
+    options = {"implementation": implementation}
+    if peephole:
+        options["lengths"] = np.linspace(1, task.time, task.examples).astype(np.int32)
+    readout = jax.random.normal(key, (HIDDEN, CLASSES)) * 0.1
+
+    def apply(params, x):
+        x, params = jax.tree.map(lambda leaf: leaf.astype(task.dtype), (x, params))
+        outputs, _ = jaxrnn.unroll(cell, params[0], x, **options)
+        return (outputs[:, -1] @ params[1] + params[2]).astype(jnp.float32)
+
+    return jax_program(
+        task, apply, (cell.init(key, task.features), readout, jnp.zeros((1, CLASSES)))
+    )
+
+
+def jaxrnn_all(task: Task) -> Callable[[], None]:
+    """All cores, through the functions that experiments/mnist.py uses."""
+    import jax
+
+    import jaxrnn
+    from jaxrnn import train
+    from jaxrnn.linen import Classifier
+
+    model, adam = Classifier(getattr(jaxrnn, task.cell)(HIDDEN), CLASSES), train.optimizer(1e-3)
+    mesh = train.make_mesh()
+    x, y = inputs(task)
+    first = x[0, :1]
+    x, y = (255 * x.reshape(-1, *x.shape[2:])).astype(np.uint8), y.reshape(-1).astype(np.uint8)
+    state = train.create_state(model, adam, jax.random.key(0), first)
+    state, x, y = train.replicate((state, x, y), mesh)
+    if not task.train:
+        return lambda: train.evaluate(model, mesh, state.params, x, y)
+    indices = np.arange(task.repeats * BATCH, dtype=np.int32).reshape(task.repeats, BATCH)
+
+    def run():
+        nonlocal state
+        state, losses = train.train_chunk(model, adam, mesh, state, (x, y), indices)
+        losses.block_until_ready()
+
+    return run
+
+
+def jaxrnn_seeds(task: Task) -> Callable[[], None]:
+    """All cores with a seed each, as experiments/ablate.py trains them; a unit is one of one seed.
+
+    It is to be compared with "jaxrnn, all cores", whose cores share each batch of a single seed.
+    """
+    import jax
+
+    import jaxrnn
+    from jaxrnn import sweep, train
+    from jaxrnn.linen import Classifier
+
+    if not task.train:
+        raise NotImplementedError
+    cell, seeds = getattr(jaxrnn, task.cell)(HIDDEN), jax.local_device_count()
+    x, y = inputs(task)
+    examples = (255 * x.reshape(-1, *x.shape[2:])).astype(np.uint8), y.reshape(-1).astype(np.uint8)
+    nothing = tuple(array[:0] for array in examples)
+
+    def build(numbers):
+        return Classifier(cell, CLASSES), train.optimizer(numbers["learning_rate"])
+
+    looks = sweep.train_runs(
+        build,
+        np.arange(seeds),
+        {"learning_rate": np.full(seeds, 1e-3)},
+        (examples, nothing, nothing),
+        steps=10**6,
+        batch_size=BATCH,
+        eval_every=task.repeats // seeds,
+    )
+    return lambda: next(looks)
+
+
+def flax_linen(task: Task) -> Callable[[], None]:
+    """flax.linen.RNN."""
+    import flax.linen as nn
+    import jax
+    import jax.numpy as jnp
+
+    cells = {"lstm": nn.OptimizedLSTMCell, "gru": nn.GRUCell, "rnn": nn.SimpleCell}
+
+    class Model(nn.Module):
+        @nn.compact
+        def __call__(self, x):
+            return nn.Dense(CLASSES)(nn.RNN(cells[task.cell](HIDDEN))(x)[:, -1])
+
+    params = Model().init(jax.random.key(0), jnp.zeros((1, task.time, task.features)))
+    return jax_program(task, Model().apply, params)
+
+
+def flax_nnx(task: Task) -> Callable[[], None]:
+    """flax.nnx.RNN."""
+    import jax.numpy as jnp
+    from flax import nnx
+
+    cells = {"lstm": nnx.OptimizedLSTMCell, "gru": nnx.GRUCell, "rnn": nnx.SimpleCell}
+
+    class Model(nnx.Module):
+        def __init__(self):
+            rngs = nnx.Rngs(0)
+            self.rnn = nnx.RNN(cells[task.cell](task.features, HIDDEN, rngs=rngs))
+            self.readout = nnx.Linear(HIDDEN, CLASSES, rngs=rngs)
+
+        def __call__(self, x):
+            zero = jnp.zeros((len(x), HIDDEN))  # its own start would draw from a random stream
+            start = (zero, zero) if task.cell == "lstm" else zero
+            return self.readout(self.rnn(x, initial_carry=start)[:, -1])
+
+    graph, params, rest = nnx.split(Model(), nnx.Param, ...)
+    return jax_program(task, lambda params, x: nnx.merge(graph, params, rest)(x), params)
+
+
+def haiku(task: Task) -> Callable[[], None]:
+    """haiku.dynamic_unroll."""
+    import haiku as hk
+    import jax
+    import jax.numpy as jnp
+
+    cells = {"lstm": hk.LSTM, "gru": hk.GRU, "rnn": hk.VanillaRNN}
+
+    def forward(x):
+        core = cells[task.cell](HIDDEN)
+        state = core.initial_state(x.shape[0])
+        outputs, _ = hk.dynamic_unroll(core, x, state, time_major=False)
+        return hk.Linear(CLASSES)(outputs[:, -1])
+
+    model = hk.without_apply_rng(hk.transform(forward))
+    params = model.init(jax.random.key(0), jnp.zeros((1, task.time, task.features)))
+    return jax_program(task, model.apply, params)
+
+
+def equinox(task: Task) -> Callable[[], None]:
+    """An equinox cell under jax.lax.scan, as its documentation shows."""
+    import equinox as eqx
+    import jax
+    import jax.numpy as jnp
+
+    keys = jax.random.split(jax.random.key(0))
+    cells = {"lstm": eqx.nn.LSTMCell, "gru": eqx.nn.GRUCell}
+    cell = cells[task.cell](task.features, HIDDEN, key=keys[0])
+    readout = eqx.nn.Linear(HIDDEN, CLASSES, key=keys[1])
+    params, static = eqx.partition((cell, readout), eqx.is_array)
+
+    def apply(params, x):
+        cell, readout = eqx.combine(params, static)
+
+        def one(row):
+            zero = jnp.zeros(HIDDEN)
+            start = (zero, zero) if task.cell == "lstm" else zero
+            state, _ = jax.lax.scan(lambda state, x: (cell(x, state), None), start, row)
+            return readout(state[0] if task.cell == "lstm" else state)
+
+        return jax.vmap(one)(x)
+
+    return jax_program(task, apply, params)
+
+
+def keras(task: Task) -> Callable[[], None]:
+    """Keras 3 on the JAX backend."""
+    os.environ["KERAS_BACKEND"] = "jax"
+    import keras
+
+    layer = {"lstm": "LSTM", "gru": "GRU", "rnn": "SimpleRNN"}[task.cell]
+    model = keras.Sequential(
+        [
+            keras.Input((task.time, task.features)),
+            getattr(keras.layers, layer)(HIDDEN),
+            keras.layers.Dense(CLASSES),
+        ]
+    )
+    params = [variable.value for variable in model.trainable_variables]
+    rest = [variable.value for variable in model.non_trainable_variables]
+    return jax_program(task, lambda p, x: model.stateless_call(p, rest, x)[0], params)
+
+
+def torch(task: Task, compiled: bool = False) -> Callable[[], None]:
+    """torch.nn on the CPU (oneDNN), or on the GPU where there is one (cuDNN)."""
+    import torch
+
+    device = "cuda" if torch.cuda.is_available() else "cpu"
+    layers = {"lstm": torch.nn.LSTM, "gru": torch.nn.GRU, "rnn": torch.nn.RNN}
+
+    class Model(torch.nn.Module):
+        def __init__(self):
+            super().__init__()
+            self.rnn = layers[task.cell](task.features, HIDDEN, batch_first=True)
+            self.readout = torch.nn.Linear(HIDDEN, CLASSES)
+
+        def forward(self, x):
+            return self.readout(self.rnn(x)[0][:, -1])
+
+    model = Model().to(device)
+    forward = torch.compile(model) if compiled else model
+    adam = torch.optim.Adam(model.parameters(), 1e-3)
+    x, y = (torch.from_numpy(array).to(device) for array in inputs(task))
+    mixed = torch.autocast(device, torch.bfloat16, enabled=task.dtype != "float32")
+
+    def evaluate():
+        with torch.inference_mode(), mixed:
+            found = [forward(batch).argmax(-1) for batch in x[0].split(500)]
+        return torch.cat(found).cpu()
+
+    def train():
+        for batch, labels in zip(x, y, strict=True):
+            adam.zero_grad()
+            with mixed:
+                loss = torch.nn.functional.cross_entropy(forward(batch), labels)
+            loss.backward()
+            adam.step()
+        loss.item()
+
+    return train if task.train else evaluate
+
+
+def onnx(task: Task) -> Callable[[], None]:
+    """ONNX Runtime's LSTM operator; evaluation only."""
+    if task.train or task.cell != "lstm":
+        raise NotImplementedError
+    import onnxruntime
+    from onnx import TensorProto, helper, numpy_helper
+
+    rng = np.random.default_rng(0)
+    shapes = {
+        "W": (1, 4 * HIDDEN, task.features),
+        "R": (1, 4 * HIDDEN, HIDDEN),
+        "B": (1, 8 * HIDDEN),
+        "K": (HIDDEN, CLASSES),
+    }
+    weights = [
+        numpy_helper.from_array((rng.standard_normal(shape) * 0.1).astype(np.float32), name)
+        for name, shape in shapes.items()
+    ]
+    axis = numpy_helper.from_array(np.array([0]), "axis")
+    nodes = [
+        helper.make_node("LSTM", ["x", "W", "R", "B"], ["", "h"], hidden_size=HIDDEN),
+        helper.make_node("Squeeze", ["h", "axis"], ["last"]),
+        helper.make_node("MatMul", ["last", "K"], ["logits"]),
+    ]
+    value = partial(helper.make_tensor_value_info, elem_type=TensorProto.FLOAT)
+    graph = helper.make_graph(
+        nodes,
+        "lstm",
+        [value("x", shape=[task.time, "batch", task.features])],
+        [value("logits", shape=["batch", CLASSES])],
+        [*weights, axis],
+    )
+    model = helper.make_model(graph, opset_imports=[helper.make_opsetid("", 17)], ir_version=9)
+    session = onnxruntime.InferenceSession(model.SerializeToString())
+    batches = np.split(inputs(task)[0][0].swapaxes(0, 1), task.examples // 500, axis=1)
+    return lambda: [session.run(None, {"x": batch})[0].argmax(-1) for batch in batches]
+
+
+def matrix_product(task: Task) -> Callable[[], None]:
+    """The floor's yardstick: a 2048³ product (its own 17.2 GFLOP, whatever the task)."""
+    import jax
+    import jax.numpy as jnp
+
+    matrix = jnp.ones((2048, 2048))
+    program = jax.jit(lambda a: a @ a)
+    return lambda: program(matrix).block_until_ready()
+
+
+FLOOR = "floor"
+ALL_CORES = ("jaxrnn, all cores", "jaxrnn, a seed a core")
+LIBRARIES: dict[str, tuple[Callable, str]] = {
+    "jaxrnn": (jaxrnn_one, "jax"),
+    "jaxrnn, all cores": (jaxrnn_all, "jax"),
+    "jaxrnn, a seed a core": (jaxrnn_seeds, "jax"),
+    "jaxrnn, scan": (partial(jaxrnn_one, implementation="scan"), "jax"),
+    "jaxrnn, peepholes and lengths": (partial(jaxrnn_one, peephole=True), "jax"),
+    "jaxrnn, cudnn": (partial(jaxrnn_one, implementation="cudnn"), "jax"),
+    "flax.linen": (flax_linen, "flax"),
+    "flax.nnx": (flax_nnx, "flax"),
+    "haiku": (haiku, "haiku"),
+    "equinox": (equinox, "equinox"),
+    "keras (jax)": (keras, "keras"),
+    "torch": (torch, "torch"),
+    "torch.compile": (partial(torch, compiled=True), "torch"),
+    "onnxruntime": (onnx, "onnxruntime"),
+    FLOOR: (matrix_product, "jax"),
+}
