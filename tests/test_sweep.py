@@ -327,6 +327,8 @@ def test_equal_cells_are_as_large_as_units_in_fours_allow():
 @pytest.mark.parametrize(
     ("options", "words"),
     [
+        ({"seeds": 0}, "--seeds must be at least 1"),
+        ({"first_seed": -1}, "--first-seed must not be negative"),
         ({"study": "no such"}, "there is no study no such"),
         ({"vary": ("cel=lstm",)}, "there is no option cel"),
         ({"vary": ("cell=lstn",)}, "cell does not take 'lstn'"),
@@ -342,4 +344,4 @@ def test_equal_cells_are_as_large_as_units_in_fours_allow():
 )
 def test_what_cannot_be_is_refused(options, words, tmp_path):
     with pytest.raises(mnist.RunError, match=words):
-        ablate.settings(ablation(tmp_path, **options))
+        ablate.main(ablation(tmp_path, **options))
