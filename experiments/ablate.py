@@ -12,7 +12,9 @@ test set is for the table.
 
 from __future__ import annotations
 
+import contextlib
 import dataclasses
+import fcntl
 import hashlib
 import itertools
 import json
@@ -22,7 +24,7 @@ import typing
 from collections.abc import Iterator, Mapping
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Any, NamedTuple
+from typing import IO, Any, NamedTuple
 
 import jax
 import jax.numpy as jnp
@@ -35,7 +37,7 @@ from rich.progress import BarColumn, Progress, TextColumn, TimeElapsedColumn, Ti
 from studies import STUDIES, Study
 
 from jaxrnn import compare, data, report, sweep
-from jaxrnn.run import RunError, cores, environment, machine, write_json
+from jaxrnn.run import RunError, cores, environment, git_revision, machine, write_json
 
 # Options that may differ between the runs of one program.
 NUMBERS = (
@@ -64,7 +66,8 @@ class Config:
     vary: tyro.conf.UseAppendAction[tuple[str, ...]] = ()
     """option=value,value…: every combination is a setting."""
     set: tyro.conf.UseAppendAction[tuple[str, ...]] = ()
-    """option=value for all settings; options are those of experiments/mnist.py."""
+    """option=value for all settings, none of which has another itself; options are those of
+    experiments/mnist.py."""
     rows: tuple[str, ...] = ()
     """Only these settings of the study."""
     seeds: int = 10
@@ -130,9 +133,11 @@ def settings(config: Config) -> tuple[Study, dict[str, mnist.Config]]:
     """The study, and what each of its rows is.
 
     Raises:
-        RunError: If there is no such study, option or value.
+        RunError: If there is no such study, row, option or value.
     """
     if config.vary:
+        if config.study in STUDIES:
+            raise RunError(f"{config.study} is a study of its own: give a grid another name")
         axes = [axis.partition("=")[::2] for axis in config.vary]
         choices = [[(name, value) for value in values.split(",")] for name, values in axes]
         rows = {
@@ -146,10 +151,15 @@ def settings(config: Config) -> tuple[Study, dict[str, mnist.Config]]:
         study = STUDIES[config.study]
     else:
         raise RunError(f"there is no study {config.study}: {', '.join(STUDIES)}, or use --vary")
+    if unknown := [row for row in config.rows if row not in study.rows]:
+        raise RunError(f"{config.study} has no row {unknown[0]!r}: {', '.join(study.rows)}")
     common = {name: parse(name, value) for name, _, value in (s.partition("=") for s in config.set)}
     found, problems = {}, []
     for row, options in study.rows.items():
         if not config.rows or row in config.rows:
+            for name in options.keys() & common.keys():
+                if options[name] != common[name]:
+                    raise RunError(f"--set {name} is not for {row!r}, which has {options[name]}")
             one = mnist.Config(**{**study.base, **common, **options}, dataset=config.dataset)
             try:
                 one.check()
@@ -162,7 +172,7 @@ def settings(config: Config) -> tuple[Study, dict[str, mnist.Config]]:
                 continue
             found[row] = one
     if not found:
-        raise problems[0] if problems else RunError(f"no setting of {config.study} is asked for")
+        raise problems[0]
     return study, found
 
 
@@ -181,11 +191,18 @@ class Results:
             found |= {record["identity"]: record for record in records}
         return found
 
-    def append(self, record: Mapping[str, Any]) -> None:
-        """Adds one, after mending a line that a crash cut off."""
-        text = self.path.read_text() if self.path.exists() else ""
+    @contextlib.contextmanager
+    def locked(self) -> Iterator[IO[str]]:
+        """The file, to append to, while no other process writes to it or to config.json."""
         self.path.parent.mkdir(parents=True, exist_ok=True)
         with self.path.open("a") as file:
+            fcntl.flock(file, fcntl.LOCK_EX)
+            yield file
+
+    def append(self, record: Mapping[str, Any]) -> None:
+        """Adds one, after mending a line that a crash cut off."""
+        with self.locked() as file:
+            text = self.path.read_text()
             if text and not text.endswith("\n"):
                 file.truncate(text.rfind("\n") + 1)
             file.write(json.dumps(record) + "\n")
@@ -201,7 +218,10 @@ class Job(NamedTuple):
 
 
 def plan(rows: Mapping[str, mnist.Config], seeds: range, digest: str) -> list[Job]:
-    """Every run of a study, each with a short hash of all that its numbers depend on."""
+    """Every run of a study, each with a short hash of its options, its seed and the data.
+
+    What the code made of them at the time is not in it; a record tells the revision.
+    """
     jobs = []
     for row, options in rows.items():
         # Only what is not the default, so that a new option leaves old runs what they are.
@@ -280,6 +300,8 @@ def run_batch(
             "ms_per_step": round(1e3 * curve[-1].step_seconds, 3),
             "machine": machine(),
             "together": len(jobs),
+            "revision": git_revision(),
+            "jax": jax.__version__,
             "dataset": dataset.name,
             "curve": [
                 {
@@ -295,7 +317,10 @@ def run_batch(
 
 def conclude(config: Config, study: Study, folder: Path) -> None:
     """The table and the pictures, of all that is kept of the study."""
-    kept = json.loads((folder / "config.json").read_text())
+    with Results(folder, config.host).locked():
+        kept = json.loads((folder / "config.json").read_text())
+        kept["commands"] = list(dict.fromkeys([*kept["commands"], command(config)]))
+        write_json(folder / "config.json", kept)
     records = kept_records(folder)
     table = compare.markdown(compare.summarise(records, list(kept["rows"])))
     (folder / "table.md").write_text(table)
@@ -324,28 +349,39 @@ def kept_records(folder: Path) -> list[dict[str, Any]]:
 
 
 def keep_config(config: Config, study: Study, jobs: list[Job], digest: str, folder: Path) -> None:
-    """config.json: what was asked for; a row that is not asked for this time stays as it was."""
+    """config.json: what the rows are; one that is not asked for this time stays as it was.
+
+    Raises:
+        RunError: If it stays and was run on other data or with another --set.
+    """
     path = folder / "config.json"
     before = json.loads(path.read_text()) if path.exists() else {"commands": [], "rows": {}}
+    shared = {"data_sha256": digest, "set": sorted(config.set)}
     rows: dict[str, Any] = {}
     for job in jobs:
-        same = {"options": changes(job.options), "data_sha256": digest}
-        rows.setdefault(job.row, same | {"runs": []})["runs"].append(job.identity)
-    for name, row in rows.items():
-        old = before["rows"].get(name, row)
-        if old.get("data_sha256") != digest:
+        row = {"options": changes(job.options), **shared, "runs": []}
+        rows.setdefault(job.row, row)["runs"].append(job.identity)
+    for name, old in before["rows"].items():
+        old = {"set": []} | old
+        if config.vary and name not in study.rows:
+            continue  # of another grid
+        if old["data_sha256"] != digest:
             raise RunError(f"{folder} holds runs on other data: choose another folder with --out")
-        if all(old.get(part) == row[part] for part in ("options", "data_sha256")):
-            row["runs"] = list(dict.fromkeys(row["runs"] + old["runs"]))  # maybe of more seeds
-    order = dict.fromkeys([*study.rows, *before["rows"]])
-    rows = {name: rows.get(name) or before["rows"].get(name) for name in order}
+        if name not in rows:
+            if old["set"] != shared["set"]:
+                raise RunError(f"{folder} holds {name!r} with another --set: choose another --out")
+            rows[name] = old
+        elif old["options"] == rows[name]["options"]:
+            new = rows[name]["runs"]
+            rows[name]["runs"] = list(dict.fromkeys(new + old["runs"]))  # maybe of more seeds
+    order = dict.fromkeys([*study.rows, *rows])
     write_json(
         path,
         {
             "study": config.study,
             "about": study.about,
-            "commands": list(dict.fromkeys([*before["commands"], command(config)])),
-            "rows": {name: row for name, row in rows.items() if row},
+            "commands": before["commands"],
+            "rows": {name: rows[name] for name in order if name in rows},
             "environment": environment(),
         },
     )
@@ -357,6 +393,8 @@ def main(config: Config) -> int:
         raise RunError("--seeds must be at least 1")
     if config.first_seed < 0:
         raise RunError("--first-seed must not be negative")
+    if config.looks < 1:
+        raise RunError("--looks must be at least 1")
     mnist.divide_cpu(cores())
     if config.hosts > 1:
         jax.distributed.initialize(config.coordinator, config.hosts, config.host)
@@ -383,8 +421,8 @@ def main(config: Config) -> int:
         return 0
     wait(config, "all have read what is done")
     if config.host == 0:
-        folder.mkdir(parents=True, exist_ok=True)
-        keep_config(config, study, everything, digest, folder)
+        with results.locked():
+            keep_config(config, study, everything, digest, folder)
         for job in missing:
             if job.identity in others:
                 results.append(others[job.identity] | {"row": job.row})
@@ -486,6 +524,8 @@ def command(config: Config) -> str:
     words.append(f"--seeds {config.seeds}")
     if config.first_seed:
         words.append(f"--first-seed {config.first_seed}")
+    if config.looks != Config.looks:
+        words.append(f"--looks {config.looks}")
     if config.dataset != "auto":
         words.append(f"--dataset {config.dataset}")
     return " ".join(words)

@@ -368,7 +368,7 @@ def draw(config: Config, model: nn.Module, params: Any, dataset: data.Dataset, r
     shown = [int(np.argmax(labels == label)) for label in range(NUM_CLASSES)]
     report.beliefs(
         images[shown],
-        train.beliefs(model, params, sequences[shown][:, : sequences.shape[1] - wait(config)]),
+        train.beliefs(model, params, data.sequences(images[shown], config.order)),
         run.directory / "beliefs.png",
         labels[shown],
         order=config.order,

@@ -169,6 +169,8 @@ class Config:
         as_image = self.augment or self.patch
         if as_image and (self.order != "rows" or self.delay or self.test_delay):
             raise RunError("--augment and --patch go with --order rows and no --delay")
+        if self.cell in BASELINES and (self.delay or self.test_delay):
+            raise RunError(f"--cell {self.cell} has no memory to test with --delay, --test-delay")
         shares = ("dropout", "zoneout", "recurrent_dropout", "weight_dropout", "label_smoothing")
         for name in shares:
             if not 0 <= (getattr(self, name) or 0) < 1:

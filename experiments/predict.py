@@ -212,7 +212,8 @@ def main(arguments: Sequence[str] | None = None) -> int:
         found = train.probabilities(model, params, sequences)
         probabilities = dict(zip(images, found, strict=True))
         if config.beliefs:
-            moments = train.beliefs(model, params, sequences)
+            # Without the blank steps after it, during which nothing of the image is read.
+            moments = train.beliefs(model, params, data.sequences(stack, trained.order))
             code = draw(stack, moments, config.beliefs, trained.order) or code
     if config.json:
         print(as_json(config.images, probabilities, errors))

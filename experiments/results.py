@@ -36,15 +36,15 @@ setting that validation would choose. The differences are to the first row over 
 interval is of one comparison by itself: of twenty settings that do not differ, one will seem to.
 Pace is the time of an update relative to the first row on the same machine, measured while
 training; it and the seconds are those of the machine as it was, whatever else it did. A claim of no
-difference can be contradicted by an interval, but not confirmed. At 99 % the
-binomial error on 10,000 images is ±0.1 points.
+difference is never confirmed by an interval, and a difference may be seen that is too small to
+matter: at 99 % the binomial error on 10,000 images is ±0.1 points.
 """
 
 AGAIN = "again"
 RUN_AGAIN = """
 ## Run again
 
-One row of each study with seeds that it had not seen, beside the interval in which the mean of so
+Rows of studies with seeds that these had not seen, beside the interval in which the mean of so
 many other seeds should fall 95 times in 100 (Student's t prediction interval of the kept seeds).
 
 """

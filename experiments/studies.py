@@ -80,7 +80,7 @@ STUDIES = {
         "on all.",
         CELLS_BY_NAME,
         claims=(
-            Claim("Zhou et al. (2016)", "mgu", "no difference", "gru"),
+            Claim("Zhou et al. (2016), who call them comparable", "mgu", "no difference", "gru"),
             Claim("Le et al. (2015), here at the LSTM's rate", "irnn", "better", "rnn"),
             Claim("Ba et al. (2016)", "lstm-layer-norm", "better", "lstm"),
         ),
@@ -93,8 +93,9 @@ STUDIES = {
         },
     ),
     "tutorial": Study(
-        "The tutorial's configuration, 20,000 steps: no reference for reading MNIST row by row is "
-        "published; this is one.",
+        "The tutorial's configuration, 20,000 steps. Of MNIST read row by row, tutorials print "
+        "single figures (Atienza's Keras experiments: about 98.9 % for an LSTM of 256 units and "
+        "98.0 % for a simple RNN); this is a reference with its deviation over seeds.",
         {name: {"cell": name} for name in ("lstm", "gru", "rnn")},
         {"steps": 20_000},
     ),
@@ -171,9 +172,14 @@ STUDIES = {
             "weight dropout 0.25": {"weight_dropout": 0.25},
         },
         claims=(
-            Claim("Krueger et al.", "zoneout 0.1", "better", "none"),
-            Claim("Gal & Ghahramani", "recurrent dropout 0.25, tied", "better", "none"),
-            Claim("Merity et al.", "weight dropout 0.25", "better", "none"),
+            Claim("Krueger et al., of text and permuted pixels", "zoneout 0.1", "better", "none"),
+            Claim(
+                "Gal & Ghahramani, of text and with the inputs dropped too",
+                "recurrent dropout 0.25, tied",
+                "better",
+                "none",
+            ),
+            Claim("Merity et al., of text", "weight dropout 0.25", "better", "none"),
         ),
     ),
     "optimizers": Study(

@@ -26,8 +26,7 @@ class Summary(NamedTuple):
         parameters: The model's.
         seconds: Of a run, on average.
         pace: Milliseconds of an update, relative to the first setting's on the same machine with
-            as many runs at once; of each the quickest, since other work only adds. NaN where no
-            machine ran both.
+            as many runs at once, by the medians of both. NaN where no machine ran both.
         validation: Mean of the validation accuracy.
         test: Mean of the test accuracy.
         deviation: Its standard deviation; NaN for a single run.
@@ -65,7 +64,7 @@ def _summary(row: str, records: Sequence[Record], reference: Sequence[Record]) -
     pairs = np.array([good[seed] - first[seed] for seed in good if seed in first])
     interval = np.nan
     if len(pairs) > 1:
-        interval = stats.t.ppf(0.975, len(pairs) - 1) * pairs.std(ddof=1) / np.sqrt(len(pairs))
+        interval = stats.t.ppf(0.975, len(pairs) - 1) * stats.sem(pairs)
     ok = [record for record in records if record["status"] == "ok"]
     return Summary(
         row,
@@ -84,14 +83,15 @@ def _summary(row: str, records: Sequence[Record], reference: Sequence[Record]) -
 
 
 def _pace(records: Sequence[Record], reference: Sequence[Record]) -> float:
-    def quickest(records):
-        found: dict[tuple[str, int], float] = {}
+    def medians(records):
+        found: dict[tuple[str, int], list[float]] = {}
         for record in records:
-            place = record["machine"], record["together"]
-            found[place] = min(record["ms_per_step"], found.get(place, np.inf))
-        return found
+            found.setdefault((record["machine"], record["together"]), []).append(
+                record["ms_per_step"]
+            )
+        return {place: np.median(times) for place, times in found.items()}
 
-    ours, theirs = quickest(records), quickest(reference)
+    ours, theirs = medians(records), medians(reference)
     ratios = [ours[place] / theirs[place] for place in ours.keys() & theirs.keys()]
     return float(np.median(ratios)) if ratios else np.nan
 
@@ -145,8 +145,8 @@ class Claim(NamedTuple):
 def check_claim(records: Sequence[Record], claim: Claim) -> str:
     """The claim and what was seen of it, as a line of Markdown; empty where nothing tells.
 
-    An interval that includes zero does not show that there is no difference, so such a claim can
-    be contradicted, but not confirmed.
+    An interval that includes zero does not show that there is no difference, so such a claim is
+    never confirmed; and one that does not include it may still be too small to matter.
     """
     by_row = {row: [r for r in records if r["row"] == row] for row in (claim.row, claim.than)}
     if not all(by_row.values()):
@@ -169,9 +169,9 @@ _OUTCOMES = {
     "better": {"better": "Seen", "no difference": "Not seen", "worse": "Contradicted"},
     "worse": {"better": "Contradicted", "no difference": "Not seen", "worse": "Seen"},
     "no difference": {
-        "better": "Contradicted",
+        "better": "Different",
         "no difference": "Not contradicted",
-        "worse": "Contradicted",
+        "worse": "Different",
     },
     "not better": {"better": "Contradicted", "no difference": "Not contradicted", "worse": "Seen"},
 }

@@ -248,7 +248,8 @@ def learning_bands(records: Sequence[Mapping], path: str | PathLike, title: str 
 
     Args:
         records: as `jaxrnn.compare` takes them; diverged ones are left out, and of a setting whose
-            runs were looked at after different steps all that differ from its first.
+            runs were looked at after different steps all that differ from its first; the legend
+            says how many it shows then.
         path: where the picture goes.
         title: heads the picture.
     """
@@ -256,14 +257,15 @@ def learning_bands(records: Sequence[Mapping], path: str | PathLike, title: str 
     figure = _figure(8, 5, title)
     axes = figure.subplots()
     for number, row in enumerate(dict.fromkeys(record["row"] for record in good)):
-        curves = [record["curve"] for record in good if record["row"] == row]
-        steps = [point["step"] for point in curves[0]]
-        curves = [curve for curve in curves if [point["step"] for point in curve] == steps]
+        every = [record["curve"] for record in good if record["row"] == row]
+        steps = [point["step"] for point in every[0]]
+        curves = [curve for curve in every if [point["step"] for point in curve] == steps]
+        label = row if len(curves) == len(every) else f"{row} ({len(curves)} of {len(every)})"
         errors = np.array([[1 - point["test_accuracy"] for point in curve] for curve in curves])
         mean = errors.mean(0)
         spread = errors.std(0, ddof=1) if len(curves) > 1 else np.zeros_like(mean)
         style = ("-", "--", ":", "-.")[number // 10 % 4]
-        (line,) = axes.plot(steps, mean, style, marker="o", markersize=3, label=row)
+        (line,) = axes.plot(steps, mean, style, marker="o", markersize=3, label=label)
         if len(curves) > 1:
             low = np.maximum(mean - spread, 1e-4)
             axes.fill_between(steps, low, mean + spread, color=line.get_color(), alpha=0.15)

@@ -64,7 +64,9 @@ class Run:
         now = {"config": json.loads(json.dumps(config)), "environment": environment()}
         try:
             if not (self.directory / "config.json").exists():
-                if self.directory.is_dir() and any(self.directory.iterdir()):
+                if self.directory.is_dir() and any(
+                    path.suffix != ".tmp" for path in self.directory.iterdir()
+                ):
                     raise RunError(f"{self.directory} is not empty and holds no run")
                 self.directory.mkdir(parents=True, exist_ok=True)
                 write_json(self.directory / "config.json", now)
@@ -77,11 +79,25 @@ class Run:
                 )
             if start_over:
                 with lock(self.checkpoints):  # not under the hands of a process that writes there
-                    shutil.rmtree(self.directory)
-                return self.open(config)
+                    self._clear()
+                write_json(self.directory / "config.json", now)
+                return []
         except OSError as error:
             raise RunError(f"{self.directory} cannot be used: {error}") from None
         return differences(before["environment"], now["environment"])
+
+    def _clear(self) -> None:
+        """Removes all but config.json, so that wherever it is cut short the folder holds a run.
+
+        The result goes first and the evaluations after the checkpoints that refer to them.
+        """
+        (self.directory / "result.json").unlink(missing_ok=True)
+        shutil.rmtree(self.checkpoints)
+        for path in self.directory.iterdir():
+            if path.is_dir():
+                shutil.rmtree(path)
+            elif path.name != "config.json":
+                path.unlink()
 
     def read(self, name: str) -> dict[str, Any]:
         """Reads one of the run's JSON files.
@@ -198,7 +214,7 @@ def environment() -> dict[str, Any]:
         "machine": platform.machine(),
         "processor": processor(),
         "xla_flags": os.environ.get("XLA_FLAGS", ""),
-        "git_revision": _git_revision(),
+        "git_revision": git_revision(),
     }
 
 
@@ -245,7 +261,8 @@ def cores() -> int:
     return os.cpu_count() or 1
 
 
-def _git_revision() -> str | None:
+def git_revision() -> str | None:
+    """The code's, "-dirty" if it was changed since; None where it is no repository."""
     command = ["git", "-C", str(Path(__file__).parent), "describe", "--always", "--dirty"]
     try:
         found = subprocess.run(command, capture_output=True, text=True, timeout=5)

@@ -212,6 +212,8 @@ def test_a_loss_that_is_not_finite_stops_the_run(tmp_path, capsys):
         (["--patch", "5"], "patch must divide height 28 and width 28, got 5"),
         (["--patch", "4", "--bidirectional"], "--patch does not go with bidirectional"),
         (["--patch", "4", "--order", "pixels"], "--patch go with --order rows"),
+        (["--cell", "mlp", "--delay", "28"], "mlp has no memory to test with --delay"),
+        (["--cell", "cnn", "--test-delay", "28"], "cnn has no memory to test with --delay"),
         (["--cell", "mlp", "--patch", "4"], "mlp is no recurrent network and does not take patch"),
         (["--data-dir", "/nowhere/at/all", "--dataset", "mnist"], "/nowhere/at/all"),
     ],

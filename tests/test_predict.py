@@ -15,7 +15,7 @@ import pytest
 from PIL import Image, ImageDraw, ImageFilter
 from sklearn.datasets import load_digits
 
-from jaxrnn import data, train
+from jaxrnn import data, report, train
 
 SCRIPT = Path(predict.__file__)
 PAPER, PEN = (232, 226, 210), (35, 40, 80)
@@ -200,9 +200,9 @@ def test_bad_files(bad_files):
 
 @pytest.fixture(scope="module")
 def run(tmp_path_factory):
-    """A real run, trained for a moment."""
+    """A real run, trained for a moment, that waits before it names a digit."""
     out = tmp_path_factory.mktemp("runs") / "digits"
-    config = mnist.Config(dataset="digits", hidden_size=16, steps=20, out=out)
+    config = mnist.Config(dataset="digits", hidden_size=16, steps=20, delay=4, out=out)
     with jax.numpy_dtype_promotion("standard"):
         assert mnist.main(config) == 0
     return out
@@ -224,7 +224,7 @@ def call(capsys, *arguments):
 
 def test_prints_digit_and_probabilities(run, good, capsys):
     _, model, params = mnist.load_run(run)
-    [expected] = train.probabilities(model, params, data.sequences(SEVEN[None], "rows", 0))
+    [expected] = train.probabilities(model, params, data.sequences(SEVEN[None], delay=4))
     code, out, err = call(capsys, *good, "--run", run)
     assert (code, err) == (0, "")
     lines = out.splitlines()
@@ -254,9 +254,14 @@ def test_only_bad_files(run, bad_files, capsys, tmp_path):
     assert not (tmp_path / "beliefs.png").exists()
 
 
-def test_belief_picture(run, good, capsys, tmp_path):
-    path = tmp_path / "beliefs.png"
+def test_belief_picture(run, good, capsys, tmp_path, monkeypatch):
+    path, shown, picture = tmp_path / "beliefs.png", [], report.beliefs
+    monkeypatch.setattr(report, "beliefs", lambda *a, **b: (shown.append(a), picture(*a, **b)))
     assert call(capsys, *good, "--run", run, "--beliefs", path)[0] == 0
+    images, moments, _ = shown[0]
+    _, model, params = mnist.load_run(run)
+    while_reading = train.beliefs(model, params, data.sequences(images))  # no blank rows
+    np.testing.assert_allclose(moments, while_reading, atol=1e-6)
     with Image.open(path) as image:
         image.load()
     code, out, err = call(capsys, good[0], "--run", run, "--beliefs", tmp_path / "no" / "b.png")

@@ -136,6 +136,50 @@ def test_no_mistakes(tmp_path, figures):
     assert "No mistakes among 30 images" in texts(figures[0])
 
 
+def test_bands_are_a_deviation_wide_and_show_the_seeds_that_they_can(tmp_path, figures):
+    def record(row, tests, steps=(10, 20), status="ok"):
+        points = zip(steps, tests, strict=True)
+        curve = [{"step": step, "test_accuracy": test} for step, test in points]
+        return {"row": row, "status": status, "curve": curve}
+
+    records = [
+        record("a", (0.5, 0.9)),
+        record("a", (0.7, 0.8)),
+        record("a", (0.1, 0.1), status="diverged"),
+        record("b", (0.2, 0.4)),
+        record("b", (0.9, 0.9), steps=(15, 20)),
+    ]
+    report.learning_bands(records, tmp_path / "curves.png")
+    (axes,) = figures[0].axes
+    a, b = axes.get_lines()
+    np.testing.assert_allclose(a.get_xydata(), [(10, 0.4), (20, 0.15)])
+    np.testing.assert_allclose(b.get_xydata(), [(10, 0.8), (20, 0.6)])
+    (band,) = axes.collections
+    ends = band.get_paths()[0].get_extents()
+    deviations = np.array([0.2, 0.1]) / np.sqrt(2)
+    np.testing.assert_allclose((ends.y0, ends.y1), (0.15 - deviations[1], 0.4 + deviations[0]))
+    shown = [text.get_text() for text in axes.get_legend().get_texts()]
+    assert shown == ["a", "b (1 of 2)"]
+
+
+def test_the_heat_map_has_every_value_in_its_place(tmp_path, figures):
+    values = np.array([[0.1, 0.2, 0.3], [0.4, np.nan, 0.6]])
+    labels = (("x", "y"), ("p", "q", "r"))
+    report.heat_map(values, ("down", "across"), labels, tmp_path / "heat.png")
+    axes = figures[0].axes[0]
+    assert (axes.get_ylabel(), axes.get_xlabel()) == ("down", "across")
+    names = [
+        [label.get_text() for label in each]
+        for each in (axes.get_yticklabels(), axes.get_xticklabels())
+    ]
+    assert names == [["x", "y"], ["p", "q", "r"]]
+    shown = {text.get_position(): text.get_text() for text in axes.texts}
+    assert shown[2, 0] == "30.00"
+    assert shown[0, 1] == "40.00"
+    assert shown[1, 1] == "–"
+    np.testing.assert_allclose(axes.images[0].get_array().filled(np.nan), 100 * values)
+
+
 @pytest.mark.parametrize("order", ["rows", "columns", "pixels", "permuted"])
 @pytest.mark.parametrize("count", [1, 7])
 def test_beliefs(order, count, tmp_path, recwarn):

@@ -1,6 +1,7 @@
 """A run's folder: configurations are never mixed, files are whole or absent."""
 
 import json
+import shutil
 
 import pytest
 
@@ -42,6 +43,24 @@ def test_starting_over_removes_what_was_there(tmp_path):
     run.open({"seed": 0}, start_over=True)
     assert not run.finished
     assert run.metrics() == []
+    assert [path.name for path in run.directory.iterdir()] == ["config.json"]
+
+
+def test_killed_while_it_starts_or_starts_over_it_can_be_started_again(tmp_path, monkeypatch):
+    (tmp_path / "config.json.tmp").write_text('{"conf')
+    run = Run(tmp_path)
+    assert run.open({"seed": 0}) == []
+    run.append_metrics({"step": 100})
+    run.finish({"accuracy": 1.0})
+
+    def killed(path):
+        raise KeyboardInterrupt
+
+    monkeypatch.setattr(shutil, "rmtree", killed)
+    with pytest.raises(KeyboardInterrupt):
+        run.open({"seed": 0}, start_over=True)
+    assert run.open({"seed": 0}) == []
+    assert not run.finished
 
 
 def test_a_run_in_progress_is_not_started_over(tmp_path):

@@ -1,10 +1,12 @@
 """Many runs as one program, and the ablations made of them."""
 
+import dataclasses
 import json
 import re
 import socket
 import subprocess
 import sys
+import threading
 
 import ablate
 import jax
@@ -85,6 +87,14 @@ def test_one_run_is_what_the_experiment_trains(splits, make):
     assert look.test_accuracy[0] == pytest.approx(accuracy, abs=1 / 30)
 
 
+def test_a_run_that_diverges_leaves_those_beside_it(splits):
+    alone = last(splits, (7,), learning_rate=[1e-2])
+    rates = [1e38, 1e-2, 1e38, 1e38]
+    look = last(splits, (3, 7, 1, 2), learning_rate=rates)
+    assert np.isfinite(look.loss).tolist() == [False, True, False, False]
+    assert look.loss[1] == pytest.approx(alone.loss[0], rel=1e-3)
+
+
 def test_numbers_differ_from_run_to_run_in_one_program(splits):
     look = last(splits, (0, 0), learning_rate=[1e-2, 1e-2], forget_bias=[0.0, 5.0])
     assert look.loss[0] != look.loss[1]
@@ -134,7 +144,7 @@ def test_a_study_runs_resumes_and_concludes(tmp_path, capsys):
     assert kept["commands"] == [
         "python experiments/ablate.py mine --vary cell=lstm,gru --vary learning_rate=1e-3,1e-2 "
         "--set hidden_size=8 --set steps=20 --set batch_size=20 --set schedule=constant "
-        "--seeds 2 --dataset digits"
+        "--seeds 2 --looks 2 --dataset digits"
     ]
     for picture in ("curves", "heat"):
         assert (tmp_path / "mine" / f"{picture}.png").read_bytes().startswith(b"\x89PNG")
@@ -165,7 +175,7 @@ def test_results_md_is_made_of_what_was_kept(tmp_path):
     assert "## odyssey" in text
     assert "Greff et al." in text
     assert (kept / "odyssey" / "table.md").read_text() in text
-    assert "--rows 'peephole' 'nfg' --seeds 2" in text
+    assert "--rows 'peephole' 'nfg' --seeds 2 --looks 2" in text
     assert "Than `peephole` – " in text
     (new,) = ablate.kept_records(kept / "again" / "odyssey")
     assert new["seed"] == 7
@@ -175,13 +185,15 @@ def test_results_md_is_made_of_what_was_kept(tmp_path):
     assert "## again" not in text
     # What was run again with other options, or with seeds that are kept, says nothing.
     words = ("hidden_size=8", "steps=10", "batch_size=20", "schedule=constant")
-    other = {"study": "odyssey", "rows": ("peephole",), "seeds": 1, "first_seed": 7, "set": words}
-    assert ablate.main(ablation(kept / "again", **other)) == 0
+    other = {"study": "order", "rows": ("order=columns",), "seeds": 1}
+    assert ablate.main(ablation(kept, **other)) == 0
+    assert ablate.main(ablation(kept / "again", **other, first_seed=7, set=words)) == 0
     assert ablate.main(ablation(kept / "again", study="odyssey", rows=("nfg",), seeds=1)) == 0
     assert results.main(tmp_path) == 0
     again = (tmp_path / "RESULTS.md").read_text()
     assert re.search(row, again)
-    assert "| odyssey | peephole |" not in again
+    assert "| order |" not in again
+    assert "## order" in again
     assert "- Greff et al.: `nfg` worse than `peephole`. " in text
     shown = re.findall(r"\]\((results/.*)\)", text)
     assert shown == [
@@ -209,16 +221,23 @@ def test_a_row_run_later_leaves_the_others_of_its_study(tmp_path, monkeypatch):
     assert len(ablate.kept_records(tmp_path / "odyssey")) == 3
     assert ablate.main(fewer) == 0
     assert len(ablate.kept_records(tmp_path / "odyssey")) == 3
-    # Other options under the same name are other runs.
+    # Other options under the same name are other runs, which do not stand beside these.
     words = ("hidden_size=8", "steps=10", "batch_size=20", "schedule=constant")
     again = ablation(tmp_path, study="odyssey", rows=("nfg",), seeds=1, set=words)
-    assert ablate.main(again) == 0
-    assert [
-        record["curve"][-1]["step"] for record in ablate.kept_records(tmp_path / "odyssey")
-    ] == [
-        20,
-        10,
-    ]
+    with pytest.raises(mnist.RunError, match="holds 'peephole' with another --set"):
+        ablate.main(again)
+    assert ablate.main(dataclasses.replace(again, rows=("peephole", "nfg"))) == 0
+    kept = ablate.kept_records(tmp_path / "odyssey")
+    assert [record["curve"][-1]["step"] for record in kept] == [10, 10]
+
+
+def test_the_table_of_a_grid_is_of_that_grid(tmp_path):
+    grid = ablation(tmp_path, vary=("cell=rnn,irnn",), seeds=1)
+    assert ablate.main(grid) == 0
+    assert ablate.main(dataclasses.replace(grid, vary=("cell=irnn,gru",))) == 0
+    kept = [record["row"] for record in ablate.kept_records(tmp_path / "grid")]
+    assert kept == ["cell=irnn", "cell=gru"]
+    assert len(lines(tmp_path, "grid")) == 3
 
 
 def test_runs_on_other_data_do_not_replace_those_that_are_kept(tmp_path, monkeypatch):
@@ -227,7 +246,20 @@ def test_runs_on_other_data_do_not_replace_those_that_are_kept(tmp_path, monkeyp
     monkeypatch.setattr(mnist, "digest", lambda dataset: "of other data")
     with pytest.raises(mnist.RunError, match="holds runs on other data"):
         ablate.main(config)
+    with pytest.raises(mnist.RunError, match="holds runs on other data"):
+        ablate.main(dataclasses.replace(config, rows=("nog",)))
     assert len(ablate.kept_records(tmp_path / "odyssey")) == 1
+
+
+def test_two_processes_do_not_write_to_a_study_at_once(tmp_path):
+    kept = ablate.Results(tmp_path / "mine", 0)
+    other = threading.Thread(target=kept.append, args=({"identity": "a"},))
+    with kept.locked():
+        other.start()
+        other.join(0.2)
+        assert other.is_alive()
+    other.join()
+    assert lines(tmp_path, "mine") == ['{"identity": "a"}']
 
 
 def test_rows_that_differ_in_numbers_share_a_program(tmp_path):
@@ -259,7 +291,7 @@ def test_of_a_grid_only_what_goes_together_is_run(tmp_path, capsys):
     assert "left out: cell=gru forget_bias=0" in capsys.readouterr().out
 
 
-def test_a_run_that_diverges_is_recorded_and_the_others_go_on(tmp_path):
+def test_a_run_that_diverges_is_recorded_and_the_study_goes_on(tmp_path):
     config = ablation(tmp_path, study="mine", vary=("learning_rate=1e38,1e-2",))
     assert ablate.main(config) == 0
     records = [json.loads(line) for line in lines(tmp_path, "mine")]
@@ -329,6 +361,9 @@ def test_equal_cells_are_as_large_as_units_in_fours_allow():
     [
         ({"seeds": 0}, "--seeds must be at least 1"),
         ({"first_seed": -1}, "--first-seed must not be negative"),
+        ({"looks": 0}, "--looks must be at least 1"),
+        ({"vary": ("cell=lstm",), "study": "cells"}, "cells is a study of its own"),
+        ({"study": "size", "rows": ("hidden_size=64",)}, "--set hidden_size is not for"),
         ({"study": "no such"}, "there is no study no such"),
         ({"vary": ("cel=lstm",)}, "there is no option cel"),
         ({"vary": ("cell=lstn",)}, "cell does not take 'lstn'"),
@@ -336,7 +371,7 @@ def test_equal_cells_are_as_large_as_units_in_fours_allow():
         ({"vary": ("steps=None",)}, "steps does not take 'None'"),
         ({"vary": ("learning_rate=None",)}, "learning_rate does not take 'None'"),
         ({"vary": ("seed=1,2",)}, "seed is not an option of a study"),
-        ({"study": "odyssey", "rows": ("no such",)}, "no setting of odyssey is asked for"),
+        ({"study": "odyssey", "rows": ("nfg", "no such")}, "odyssey has no row 'no such'"),
         ({"vary": ("cell=gru",), "set": ("forget_bias=1",)}, "does not take all of --forget-bias"),
         ({"vary": ("cell=mlp",), "set": ("num_layers=2",)}, "does not take num_layers"),
         ({"vary": ("cell=lru",), "set": ("zoneout=0.1",)}, "regularizer.zoneout needs a cell"),
