@@ -155,22 +155,22 @@ def settings(config: Config) -> tuple[Study, dict[str, mnist.Config]]:
         raise RunError(f"{config.study} has no row {unknown[0]!r}: {', '.join(study.rows)}")
     common = {name: parse(name, value) for name, _, value in (s.partition("=") for s in config.set)}
     found, problems = {}, []
-    for row, options in study.rows.items():
-        if not config.rows or row in config.rows:
-            for name in options.keys() & common.keys():
-                if options[name] != common[name]:
-                    raise RunError(f"--set {name} is not for {row!r}, which has {options[name]}")
-            one = mnist.Config(**{**study.base, **common, **options}, dataset=config.dataset)
-            try:
-                one.check()
-                mnist.check_model(one)
-            except RunError as error:
-                if not config.vary:
-                    raise
-                problems.append(error)  # of a grid only what goes together is run
-                console.print(f"left out: {row}, since {error}")
-                continue
-            found[row] = one
+    for row in [row for row in study.rows if not config.rows or row in config.rows]:
+        options = study.rows[row]
+        for name in options.keys() & common.keys():
+            if options[name] != common[name]:
+                raise RunError(f"--set {name} is not for {row!r}, which has {options[name]}")
+        one = mnist.Config(**{**study.base, **common, **options}, dataset=config.dataset)
+        try:
+            one.check()
+            mnist.check_model(one)
+        except RunError as error:
+            if not config.vary:
+                raise
+            problems.append(error)  # of a grid only what goes together is run
+            console.print(f"left out: {row}, since {error}")
+            continue
+        found[row] = one
     if not found:
         raise problems[0]
     return study, found
@@ -264,6 +264,8 @@ def run_batch(
     names = [name for name in NUMBERS if getattr(shared, name) is not None]
     numbers = {name: np.array([getattr(job.options, name) for job in jobs]) for name in names}
     splits = mnist.as_sequences(dataset, shared)
+    # Asked for before the hours in which the files may change.
+    origin = {"machine": machine(), "revision": git_revision(), "jax": jax.__version__}
     build, started, curve = Build(shared), time.perf_counter(), []
     time_steps = splits[0][0].shape[1]
     eval_every = max(1, shared.steps // config.looks)
@@ -298,10 +300,8 @@ def run_batch(
             "parameters": parameters,
             "seconds": round(seconds, 2),
             "ms_per_step": round(1e3 * curve[-1].step_seconds, 3),
-            "machine": machine(),
+            **origin,
             "together": len(jobs),
-            "revision": git_revision(),
-            "jax": jax.__version__,
             "dataset": dataset.name,
             "curve": [
                 {
@@ -362,7 +362,6 @@ def keep_config(config: Config, study: Study, jobs: list[Job], digest: str, fold
         row = {"options": changes(job.options), **shared, "runs": []}
         rows.setdefault(job.row, row)["runs"].append(job.identity)
     for name, old in before["rows"].items():
-        old = {"set": []} | old
         if config.vary and name not in study.rows:
             continue  # of another grid
         if old["data_sha256"] != digest:

@@ -64,9 +64,8 @@ class Run:
         now = {"config": json.loads(json.dumps(config)), "environment": environment()}
         try:
             if not (self.directory / "config.json").exists():
-                if self.directory.is_dir() and any(
-                    path.suffix != ".tmp" for path in self.directory.iterdir()
-                ):
+                left = set(os.listdir(self.directory)) if self.directory.is_dir() else set()
+                if left - {"config.json.tmp"}:  # of a start that was cut short
                     raise RunError(f"{self.directory} is not empty and holds no run")
                 self.directory.mkdir(parents=True, exist_ok=True)
                 write_json(self.directory / "config.json", now)

@@ -27,11 +27,12 @@ def test_another_configuration_is_refused_with_the_difference(tmp_path):
     assert run.open({"seed": 0, "order": "rows"}) == []
 
 
-def test_a_folder_of_something_else_is_left_alone(tmp_path):
-    (tmp_path / "thesis.tex").write_text("years of work")
+@pytest.mark.parametrize("name", ["thesis.tex", "thesis.tmp"])
+def test_a_folder_of_something_else_is_left_alone(name, tmp_path):
+    (tmp_path / name).write_text("years of work")
     with pytest.raises(RunError, match="holds no run"):
         Run(tmp_path).open({"seed": 0}, start_over=True)
-    assert (tmp_path / "thesis.tex").read_text() == "years of work"
+    assert (tmp_path / name).read_text() == "years of work"
 
 
 def test_starting_over_removes_what_was_there(tmp_path):

@@ -20,6 +20,7 @@ import jaxrnn
 from jaxrnn import compare, data, sweep, train
 from jaxrnn.idx import Split
 from jaxrnn.linen import Classifier
+from jaxrnn.run import git_revision, machine
 
 OPTIONS = {"steps": 30, "batch_size": 10, "eval_every": 20, "chunk": 8}
 
@@ -137,6 +138,8 @@ def test_a_study_runs_resumes_and_concludes(tmp_path, capsys):
     assert ablate.main(config) == 0
     first = lines(tmp_path, "mine")
     assert len(first) == 8
+    origin = {"machine": machine(), "revision": git_revision(), "jax": jax.__version__}
+    assert origin.items() <= json.loads(first[0]).items()
     table = (tmp_path / "mine" / "table.md").read_text()
     assert table.count("\n") == 6
     assert "cell=gru learning_rate=1e-2" in table
