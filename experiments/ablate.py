@@ -12,19 +12,17 @@ test set is for the table.
 
 from __future__ import annotations
 
-import contextlib
 import dataclasses
-import fcntl
 import hashlib
 import itertools
 import json
 import sys
 import time
 import typing
-from collections.abc import Iterator, Mapping
+from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
-from typing import IO, Any, NamedTuple
+from typing import Any, NamedTuple
 
 import jax
 import jax.numpy as jnp
@@ -33,11 +31,12 @@ import numpy as np
 import tyro
 from jax.experimental import multihost_utils
 from mnist import console
+from records import Records
 from rich.progress import BarColumn, Progress, TextColumn, TimeElapsedColumn, TimeRemainingColumn
 from studies import STUDIES, Study
 
 from jaxrnn import compare, data, report, sweep
-from jaxrnn.run import RunError, cores, environment, git_revision, machine, write_json
+from jaxrnn.run import RunError, cores, git_revision, machine
 
 # Options that may differ between the runs of one program.
 NUMBERS = (
@@ -176,38 +175,6 @@ def settings(config: Config) -> tuple[Study, dict[str, mnist.Config]]:
     return study, found
 
 
-class Results:
-    """results.jsonl: one line a finished run; results-1.jsonl and so on those of other hosts."""
-
-    def __init__(self, folder: Path, host: int):
-        self.path = folder / (f"results-{host}.jsonl" if host else "results.jsonl")
-
-    def read(self) -> dict[str, dict[str, Any]]:
-        """Those of all hosts by identity; a last line cut off by a crash is left out."""
-        found = {}
-        for path in sorted(self.path.parent.glob("results*.jsonl")):
-            lines = path.read_text().splitlines(keepends=True)
-            records = [json.loads(line) for line in lines if line.endswith("\n")]
-            found |= {record["identity"]: record for record in records}
-        return found
-
-    @contextlib.contextmanager
-    def locked(self) -> Iterator[IO[str]]:
-        """The file, to append to, while no other process writes to it or to config.json."""
-        self.path.parent.mkdir(parents=True, exist_ok=True)
-        with self.path.open("a") as file:
-            fcntl.flock(file, fcntl.LOCK_EX)
-            yield file
-
-    def append(self, record: Mapping[str, Any]) -> None:
-        """Adds one, after mending a line that a crash cut off."""
-        with self.locked() as file:
-            text = self.path.read_text()
-            if text and not text.endswith("\n"):
-                file.truncate(text.rfind("\n") + 1)
-            file.write(json.dumps(record) + "\n")
-
-
 class Job(NamedTuple):
     """One run to make."""
 
@@ -240,6 +207,15 @@ def changes(options: mnist.Config) -> dict[str, Any]:
     return {
         name: value for name, value in given.items() if value != plain[name] and name not in FIXED
     }
+
+
+def asked(jobs: list[Job], digest: str, words: Sequence[str]) -> dict[str, dict[str, Any]]:
+    """What each row is and which runs it has, for `Records.keep_rows`."""
+    rows: dict[str, dict[str, Any]] = {}
+    for job in jobs:
+        row = {"options": changes(job.options), "data_sha256": digest, "set": sorted(words)}
+        rows.setdefault(job.row, row | {"runs": []})["runs"].append(job.identity)
+    return rows
 
 
 def batches(jobs: list[Job], size: int) -> Iterator[tuple[mnist.Config, list[Job]]]:
@@ -315,75 +291,22 @@ def run_batch(
         }
 
 
-def conclude(config: Config, study: Study, folder: Path) -> None:
+def conclude(config: Config, study: Study, kept: Records) -> None:
     """The table and the pictures, of all that is kept of the study."""
-    with Results(folder, config.host).locked():
-        kept = json.loads((folder / "config.json").read_text())
-        kept["commands"] = list(dict.fromkeys([*kept["commands"], command(config)]))
-        write_json(folder / "config.json", kept)
-    records = kept_records(folder)
-    table = compare.markdown(compare.summarise(records, list(kept["rows"])))
+    kept.keep_command(command(config))
+    runs, folder = kept.of_rows(), kept.folder
+    table = compare.markdown(compare.summarise(runs, list(study.rows)))
     (folder / "table.md").write_text(table)
     console.print(table)
-    report.learning_bands(records, folder / "curves.png", config.study)
+    report.learning_bands(runs, folder / "curves.png", config.study)
     if len(config.vary) == 2:
         first, second = ([*axis.partition("=")[2].split(",")] for axis in config.vary)
-        means = {summary.row: summary.test for summary in compare.summarise(records)}
+        means = {summary.row: summary.test for summary in compare.summarise(runs)}
         grid = np.array([means.get(row, np.nan) for row in study.rows])
         names = [axis.partition("=")[0] for axis in config.vary]
         report.heat_map(
             grid.reshape(len(first), len(second)), names, (first, second), folder / "heat.png"
         )
-
-
-def kept_records(folder: Path) -> list[dict[str, Any]]:
-    """The finished runs of the study's rows as they are now defined, whatever they were called."""
-    found = Results(folder, host=0).read()
-    rows = json.loads((folder / "config.json").read_text())["rows"]
-    return [
-        found[name] | {"row": row}
-        for row, kept in rows.items()
-        for name in kept["runs"]
-        if name in found
-    ]
-
-
-def keep_config(config: Config, study: Study, jobs: list[Job], digest: str, folder: Path) -> None:
-    """config.json: what the rows are; one that is not asked for this time stays as it was.
-
-    Raises:
-        RunError: If it stays and was run on other data or with another --set.
-    """
-    path = folder / "config.json"
-    before = json.loads(path.read_text()) if path.exists() else {"commands": [], "rows": {}}
-    shared = {"data_sha256": digest, "set": sorted(config.set)}
-    rows: dict[str, Any] = {}
-    for job in jobs:
-        row = {"options": changes(job.options), **shared, "runs": []}
-        rows.setdefault(job.row, row)["runs"].append(job.identity)
-    for name, old in before["rows"].items():
-        if config.vary and name not in study.rows:
-            continue  # of another grid
-        if old["data_sha256"] != digest:
-            raise RunError(f"{folder} holds runs on other data: choose another folder with --out")
-        if name not in rows:
-            if old["set"] != shared["set"]:
-                raise RunError(f"{folder} holds {name!r} with another --set: choose another --out")
-            rows[name] = old
-        elif old["options"] == rows[name]["options"]:
-            new = rows[name]["runs"]
-            rows[name]["runs"] = list(dict.fromkeys(new + old["runs"]))  # maybe of more seeds
-    order = dict.fromkeys([*study.rows, *rows])
-    write_json(
-        path,
-        {
-            "study": config.study,
-            "about": study.about,
-            "commands": before["commands"],
-            "rows": {name: rows[name] for name in order if name in rows},
-            "environment": environment(),
-        },
-    )
 
 
 def main(config: Config) -> int:
@@ -402,13 +325,12 @@ def main(config: Config) -> int:
         dataclasses.replace(mnist.Config(), dataset=config.dataset, data_dir=config.data_dir)
     )
     mnist.announce(dataset)
-    folder = config.out / config.study
-    results = Results(folder, config.host)
+    kept = Records(config.out / config.study, config.host)
     digest = mnist.digest(dataset)
     seeds = range(config.first_seed, config.first_seed + config.seeds)
-    everything, done = plan(rows, seeds, digest), results.read()
+    everything, done = plan(rows, seeds, digest), kept.read()
     missing = [job for job in everything if job.identity not in done]
-    others = beside(folder)
+    others = kept.beside()
     jobs = [job for job in missing if job.identity not in others]
     console.print(
         f"{study.about}\n{len(rows)} settings × {config.seeds} seeds: "
@@ -420,26 +342,17 @@ def main(config: Config) -> int:
         return 0
     wait(config, "all have read what is done")
     if config.host == 0:
-        with results.locked():
-            keep_config(config, study, everything, digest, folder)
+        about = {"study": config.study, "about": study.about}
+        kept.keep_rows(about, asked(everything, digest, config.set), study.rows)
         for job in missing:
             if job.identity in others:
-                results.append(others[job.identity] | {"row": job.row})
-    train(jobs[config.host :: config.hosts], results, dataset, config)
+                kept.append(others[job.identity] | {"row": job.row})
+    train(jobs[config.host :: config.hosts], kept, dataset, config)
     wait(config, "all have trained their share")
     if config.host == 0:
-        conclude(config, study, folder)
+        conclude(config, study, kept)
         mnist.announce(dataset)
     return 0
-
-
-def beside(folder: Path) -> dict[str, dict[str, Any]]:
-    """The finished runs of the other studies kept with this one, by identity."""
-    found: dict[str, dict[str, Any]] = {}
-    for path in sorted(folder.parent.glob("*/results.jsonl")):
-        if path.parent != folder:
-            found |= Results(path.parent, host=0).read()
-    return found
 
 
 def wait(config: Config, name: str) -> None:
@@ -484,7 +397,7 @@ def show(rows: Mapping[str, mnist.Config]) -> None:
         console.print(f"  {row}: {changes(options)}")
 
 
-def train(jobs: list[Job], results: Results, dataset: data.Dataset, config: Config) -> None:
+def train(jobs: list[Job], kept: Records, dataset: data.Dataset, config: Config) -> None:
     """Makes the runs, and keeps each as soon as it is finished."""
     columns = (
         TextColumn("{task.description}"),
@@ -505,7 +418,7 @@ def train(jobs: list[Job], results: Results, dataset: data.Dataset, config: Conf
                 if isinstance(found, int):
                     progress.advance(task, found)
                     continue
-                results.append(found)
+                kept.append(found)
                 console.print(
                     f"{found['row']}, seed {found['seed']}: test {found['test_accuracy']:.4f}, "
                     f"validation {found['validation_accuracy']:.4f}, {found['status']}, "

@@ -14,13 +14,12 @@ Every number in RESULTS.md comes from there; none is typed.
 
 from __future__ import annotations
 
-import json
 import sys
 from collections.abc import Iterator
 from pathlib import Path
 
 import numpy as np
-from ablate import kept_records
+from records import Records
 from studies import STUDIES
 
 from jaxrnn import compare, report
@@ -55,8 +54,7 @@ PICTURES = {"curves.png": "learning curves", "heat.png": "test accuracy of the g
 
 def section(folder: Path, name: str) -> str:
     """The study in results/`name`: what it asks, the command, the table and the pictures."""
-    records = kept_records(folder)
-    config = json.loads((folder / "config.json").read_text())
+    records, config = Records(folder).of_rows(), Records(folder).config()
     report.learning_bands(records, folder / "curves.png", folder.name)
     datasets = ", ".join(sorted({record["dataset"] for record in records}))
     study = STUDIES.get(folder.name)
@@ -96,8 +94,9 @@ def run_again(folder: Path, names: list[str]) -> str:
 
 def again_lines(name: str, kept: Path, new: Path) -> Iterator[str]:
     """A line for each row that both folders hold with the same options, the new one's own seeds."""
-    before, after = (json.loads((path / "config.json").read_text())["rows"] for path in (kept, new))
-    runs = kept_records(kept), kept_records(new)
+    folders = Records(kept), Records(new)
+    before, after = (each.config()["rows"] for each in folders)
+    runs = [each.of_rows() for each in folders]
     for row, asked in after.items():
         same = before.get(row, {})
         if any(same.get(part) != asked[part] for part in ("options", "data_sha256")):

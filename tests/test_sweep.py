@@ -15,6 +15,7 @@ import mnist
 import numpy as np
 import pytest
 import results
+from records import Records
 
 import jaxrnn
 from jaxrnn import compare, data, sweep, train
@@ -180,9 +181,9 @@ def test_results_md_is_made_of_what_was_kept(tmp_path):
     assert (kept / "odyssey" / "table.md").read_text() in text
     assert "--rows 'peephole' 'nfg' --seeds 2 --looks 2" in text
     assert "Than `peephole` – " in text
-    (new,) = ablate.kept_records(kept / "again" / "odyssey")
+    (new,) = Records(kept / "again" / "odyssey").of_rows()
     assert new["seed"] == 7
-    _, nfg = compare.summarise(ablate.kept_records(kept / "odyssey"))
+    _, nfg = compare.summarise(Records(kept / "odyssey").of_rows())
     row = rf"\| odyssey \| nfg \| {100 * nfg.test:.2f} ± .*\| {100 * new['test_accuracy']:.2f} \| 1"
     assert re.search(row, text)
     assert "## again" not in text
@@ -221,16 +222,16 @@ def test_a_row_run_later_leaves_the_others_of_its_study(tmp_path, monkeypatch):
     # Fewer seeds, and an option on which no number depends, leave what is kept.
     monkeypatch.setattr(data, "load_or_digits", lambda _, size: data.load("digits", None, size))
     fewer = ablation(tmp_path, study="odyssey", rows=("nfg",), seeds=1, dataset="auto")
-    assert len(ablate.kept_records(tmp_path / "odyssey")) == 3
+    assert len(Records(tmp_path / "odyssey").of_rows()) == 3
     assert ablate.main(fewer) == 0
-    assert len(ablate.kept_records(tmp_path / "odyssey")) == 3
+    assert len(Records(tmp_path / "odyssey").of_rows()) == 3
     # Other options under the same name are other runs, which do not stand beside these.
     words = ("hidden_size=8", "steps=10", "batch_size=20", "schedule=constant")
     again = ablation(tmp_path, study="odyssey", rows=("nfg",), seeds=1, set=words)
     with pytest.raises(mnist.RunError, match="holds 'peephole' with another --set"):
         ablate.main(again)
     assert ablate.main(dataclasses.replace(again, rows=("peephole", "nfg"))) == 0
-    kept = ablate.kept_records(tmp_path / "odyssey")
+    kept = Records(tmp_path / "odyssey").of_rows()
     assert [record["curve"][-1]["step"] for record in kept] == [10, 10]
 
 
@@ -238,9 +239,14 @@ def test_the_table_of_a_grid_is_of_that_grid(tmp_path):
     grid = ablation(tmp_path, vary=("cell=rnn,irnn",), seeds=1)
     assert ablate.main(grid) == 0
     assert ablate.main(dataclasses.replace(grid, vary=("cell=irnn,gru",))) == 0
-    kept = [record["row"] for record in ablate.kept_records(tmp_path / "grid")]
+    kept = [record["row"] for record in Records(tmp_path / "grid").of_rows()]
     assert kept == ["cell=irnn", "cell=gru"]
     assert len(lines(tmp_path, "grid")) == 3
+    # Nor does it name a command of which nothing is left.
+    assert ablate.main(dataclasses.replace(grid, vary=("cell=janet",))) == 0
+    kept = Records(tmp_path / "grid").config()
+    assert list(kept["rows"]) == ["cell=janet"]
+    assert [command.count("cell=janet") for command in kept["commands"]] == [1]
 
 
 def test_runs_on_other_data_do_not_replace_those_that_are_kept(tmp_path, monkeypatch):
@@ -251,11 +257,11 @@ def test_runs_on_other_data_do_not_replace_those_that_are_kept(tmp_path, monkeyp
         ablate.main(config)
     with pytest.raises(mnist.RunError, match="holds runs on other data"):
         ablate.main(dataclasses.replace(config, rows=("nog",)))
-    assert len(ablate.kept_records(tmp_path / "odyssey")) == 1
+    assert len(Records(tmp_path / "odyssey").of_rows()) == 1
 
 
 def test_two_processes_do_not_write_to_a_study_at_once(tmp_path):
-    kept = ablate.Results(tmp_path / "mine", 0)
+    kept = Records(tmp_path / "mine")
     other = threading.Thread(target=kept.append, args=({"identity": "a"},))
     with kept.locked():
         other.start()
