@@ -19,6 +19,7 @@ import json
 import sys
 import time
 import typing
+from collections import Counter
 from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
@@ -54,6 +55,8 @@ FIXED = (*mnist.FREE, "dataset", "validation_size", "seed", "eval_every")
 LANES = 32
 # Seconds between two advances of the progress bar, at most, for it to tell the time left.
 LONGEST_LOOK = 3600.0
+# Seconds between two looks at what the other hosts have kept.
+POLL_SECONDS = 1.0
 
 
 @dataclass(frozen=True)
@@ -129,16 +132,19 @@ def parse(option: str, text: str) -> Any:
 
 
 def settings(config: Config) -> tuple[Study, dict[str, mnist.Config]]:
-    """The study, and what each of its rows is.
+    """The study, and what each of its rows is; those not asked for as far as they are possible.
 
     Raises:
-        RunError: If there is no such study, row, option or value.
+        RunError: If there is no such study, row, option or value, or one is given twice.
     """
     if config.vary:
         if config.study in STUDIES:
             raise RunError(f"{config.study} is a study of its own: give a grid another name")
-        axes = [axis.partition("=")[::2] for axis in config.vary]
-        choices = [[(name, value) for value in values.split(",")] for name, values in axes]
+        axes = [(name, values.split(",")) for name, values in pairs(config.vary)]
+        for name, values in axes:
+            if len(set(values)) < len(values):
+                raise RunError(f"--vary {name} has a value twice")
+        choices = [[(name, value) for value in values] for name, values in axes]
         rows = {
             " ".join(f"{name}={value}" for name, value in combination): {
                 name: parse(name, value) for name, value in combination
@@ -152,27 +158,45 @@ def settings(config: Config) -> tuple[Study, dict[str, mnist.Config]]:
         raise RunError(f"there is no study {config.study}: {', '.join(STUDIES)}, or use --vary")
     if unknown := [row for row in config.rows if row not in study.rows]:
         raise RunError(f"{config.study} has no row {unknown[0]!r}: {', '.join(study.rows)}")
-    common = {name: parse(name, value) for name, _, value in (s.partition("=") for s in config.set)}
+    common = {name: parse(name, value) for name, value in pairs(config.set)}
     found, problems = {}, []
-    for row in [row for row in study.rows if not config.rows or row in config.rows]:
-        options = study.rows[row]
+    for row, options in study.rows.items():
         for name in options.keys() & common.keys():
-            if options[name] != common[name]:
+            if is_asked(row, config) and options[name] != common[name]:
                 raise RunError(f"--set {name} is not for {row!r}, which has {options[name]}")
         one = mnist.Config(**{**study.base, **common, **options}, dataset=config.dataset)
         try:
             one.check()
             mnist.check_model(one)
         except RunError as error:
-            if not config.vary:
-                raise
-            problems.append(error)  # of a grid only what goes together is run
-            console.print(f"left out: {row}, since {error}")
+            if is_asked(row, config):
+                if config.rows or not config.vary:
+                    raise
+                problems.append(error)  # of a grid only what goes together is run
+                console.print(f"left out: {row}, since {error}")
             continue
         found[row] = one
     if not found:
         raise problems[0]
     return study, found
+
+
+def is_asked(row: str, config: Config) -> bool:
+    """Whether the row of a study is to be run."""
+    return not config.rows or row in config.rows
+
+
+def pairs(words: Sequence[str]) -> list[tuple[str, str]]:
+    """What stands on both sides of the = of each word.
+
+    Raises:
+        RunError: If two are of one option.
+    """
+    found = [(name, value) for name, _, value in (word.partition("=") for word in words)]
+    for name, count in Counter(name for name, _ in found).items():
+        if count > 1:
+            raise RunError(f"{name} is given {count} times: --vary takes its values with commas")
+    return found
 
 
 class Job(NamedTuple):
@@ -209,7 +233,7 @@ def changes(options: mnist.Config) -> dict[str, Any]:
     }
 
 
-def asked(jobs: list[Job], digest: str, words: Sequence[str]) -> dict[str, dict[str, Any]]:
+def described(jobs: list[Job], digest: str, words: Sequence[str]) -> dict[str, dict[str, Any]]:
     """What each row is and which runs it has, for `Records.keep_rows`."""
     rows: dict[str, dict[str, Any]] = {}
     for job in jobs:
@@ -229,8 +253,9 @@ def batches(jobs: list[Job], size: int) -> Iterator[tuple[mnist.Config, list[Job
     for job in jobs:
         by_structure.setdefault(structure(job.options), []).append(job)
     for config, group in by_structure.items():
-        for start in range(0, len(group), size):
-            yield config, group[start : start + size]
+        count = -(-len(group) // size)
+        for part in range(count):  # as equal as can be, since each length compiles
+            yield config, group[part::count]
 
 
 def run_batch(
@@ -244,7 +269,7 @@ def run_batch(
     origin = {"machine": machine(), "revision": git_revision(), "jax": jax.__version__}
     build, started, curve = Build(shared), time.perf_counter(), []
     time_steps = splits[0][0].shape[1]
-    eval_every = max(1, shared.steps // config.looks)
+    eval_every = -(-shared.steps // config.looks)
     for look in sweep.train_runs(
         build,
         np.array([job.seed for job in jobs]),
@@ -299,11 +324,13 @@ def conclude(config: Config, study: Study, kept: Records) -> None:
     (folder / "table.md").write_text(table)
     console.print(table)
     report.learning_bands(runs, folder / "curves.png", config.study)
+    (folder / "heat.png").unlink(missing_ok=True)
     if len(config.vary) == 2:
-        first, second = ([*axis.partition("=")[2].split(",")] for axis in config.vary)
+        names, (first, second) = zip(
+            *[(n, v.split(",")) for n, v in pairs(config.vary)], strict=True
+        )
         means = {summary.row: summary.test for summary in compare.summarise(runs)}
         grid = np.array([means.get(row, np.nan) for row in study.rows])
-        names = [axis.partition("=")[0] for axis in config.vary]
         report.heat_map(
             grid.reshape(len(first), len(second)), names, (first, second), folder / "heat.png"
         )
@@ -328,29 +355,34 @@ def main(config: Config) -> int:
     kept = Records(config.out / config.study, config.host)
     digest = mnist.digest(dataset)
     seeds = range(config.first_seed, config.first_seed + config.seeds)
-    everything, done = plan(rows, seeds, digest), kept.read()
+    whole, done = plan(rows, seeds, digest), kept.read()
+    everything = [job for job in whole if is_asked(job.row, config)]
     missing = [job for job in everything if job.identity not in done]
     others = kept.beside()
     jobs = [job for job in missing if job.identity not in others]
     console.print(
-        f"{study.about}\n{len(rows)} settings × {config.seeds} seeds: "
+        f"{study.about}\n{len(everything) // config.seeds} settings × {config.seeds} seeds: "
         f"{len(everything) - len(jobs)} runs are done, {len(jobs)} to do"
-        f"{estimate(jobs, done, dataset, config)}"
+        f"{estimate(jobs, everything, done | others, dataset, config)}"
     )
     if config.dry_run:
-        show(rows)
+        show({row: one for row, one in rows.items() if is_asked(row, config)})
         return 0
-    wait(config, "all have read what is done")
     if config.host == 0:
         about = {"study": config.study, "about": study.about}
-        kept.keep_rows(about, asked(everything, digest, config.set), study.rows)
+        rows_of = described(whole, digest, config.set)
+        kept.keep_rows(about, rows_of, dict.fromkeys(job.row for job in everything))
+    wait(config, "all have read what is done")
+    if config.host == 0:
         for job in missing:
             if job.identity in others:
                 kept.append(others[job.identity] | {"row": job.row})
     train(jobs[config.host :: config.hosts], kept, dataset, config)
+    while not {job.identity for job in everything} <= kept.read().keys():
+        time.sleep(POLL_SECONDS)  # for other hosts; a barrier would give up after half an hour
     wait(config, "all have trained their share")
     if config.host == 0:
-        conclude(config, study, kept)
+        conclude(dataclasses.replace(config, dataset=dataset.name), study, kept)
         mnist.announce(dataset)
     return 0
 
@@ -362,23 +394,30 @@ def wait(config: Config, name: str) -> None:
 
 
 def estimate(
-    jobs: list[Job], done: Mapping[str, dict[str, Any]], dataset: data.Dataset, config: Config
+    jobs: list[Job],
+    everything: list[Job],
+    done: Mapping[str, dict[str, Any]],
+    dataset: data.Dataset,
+    config: Config,
 ) -> str:
     """How long the jobs may take, by the pace of those of their row that are done, or of all."""
     paces: dict[str, list[float]] = {}
-    for record in done.values():
-        found = record["seconds"] / record["curve"][-1]["step"]
-        paces.setdefault(record["row"], []).append(found)
+    for job in everything:
+        if record := done.get(job.identity):
+            pace = record["seconds"] / record["curve"][-1]["step"]
+            paces.setdefault(job.row, []).append(pace)
     if jobs and config.dry_run and not paces:
-        paces[jobs[0].row] = [pace(jobs, dataset, config)]
+        paces[jobs[0].row] = [measure_pace(jobs, dataset, config)]
     if not jobs or not paces:
         return ""
-    everything = [found for row in paces.values() for found in row]
-    seconds = sum(job.options.steps * np.mean(paces.get(job.row, everything)) for job in jobs)
-    return f", about {seconds / 60 / config.hosts:.0f} minutes"
+    anything = [pace for row in paces.values() for pace in row]
+    seconds = sum(job.options.steps * np.mean(paces.get(job.row, anything)) for job in jobs)
+    unknown = {job.row for job in jobs} - paces.keys()
+    guess = f" if the others take as long as {', '.join(paces)}" if unknown else ""
+    return f", about {seconds / 60 / config.hosts:.0f} minutes{guess}"
 
 
-def pace(jobs: list[Job], dataset: data.Dataset, config: Config) -> float:
+def measure_pace(jobs: list[Job], dataset: data.Dataset, config: Config) -> float:
     """Seconds of an update of one run, by a few of the first of them."""
     shared, batch = next(batches(jobs, lanes()))
     brief = dataclasses.replace(shared, steps=60)
@@ -438,7 +477,7 @@ def command(config: Config) -> str:
         words.append(f"--first-seed {config.first_seed}")
     if config.looks != Config.looks:
         words.append(f"--looks {config.looks}")
-    if config.dataset != "auto":
+    if config.dataset != "mnist":
         words.append(f"--dataset {config.dataset}")
     return " ".join(words)
 

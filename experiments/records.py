@@ -77,41 +77,44 @@ class Records:
             file.write(json.dumps(record) + "\n")
 
     def keep_rows(
-        self, about: Mapping[str, Any], asked: Mapping[str, dict[str, Any]], names: Iterable[str]
+        self, about: Mapping[str, Any], study: Mapping[str, dict[str, Any]], asked: Iterable[str]
     ) -> None:
-        """Writes config.json; a row that is not asked for this time stays as it was.
+        """Writes config.json, with the environment of this time.
+
+        A row that is not asked for stays as it was; one that the study no longer has, or has with
+        other options, is dropped.
 
         Args:
             about: What else it shall say.
-            asked: Of each row its `options`, the `set` of all rows, `data_sha256` and `runs`.
-            names: Every row of the study, in order; others that were kept are dropped.
+            study: Of each row, in order, its `options`, the `set` of all rows, `data_sha256` and
+                the `runs` that it would have if asked for.
+            asked: The rows to run.
 
         Raises:
-            RunError: If one stays that was run on other data or with another --set.
+            RunError: If a row would stay that was run on other data or with another --set.
         """
-        shared = {part: next(iter(asked.values()))[part] for part in ("data_sha256", "set")}
         with self.locked():
             before = self.config() if self.config_path.exists() else {"commands": [], "rows": {}}
-            rows = dict(asked)
-            kept = {name: old for name, old in before["rows"].items() if name in names}
-            for name, old in kept.items():
-                if old["data_sha256"] != shared["data_sha256"]:
+            rows, kept = {}, False
+            for name, row in study.items():
+                old = before["rows"].get(name)
+                if old and old["data_sha256"] != row["data_sha256"]:
                     raise RunError(f"{self.folder} holds runs on other data: choose another --out")
-                if name not in asked and old["set"] != shared["set"]:
+                if old and name not in asked and old["set"] != row["set"]:
                     raise RunError(
                         f"{self.folder} holds {name!r} with another --set: choose another --out"
                     )
-                if name not in asked:
-                    rows[name] = old
-                elif old["options"] == asked[name]["options"]:
-                    runs = dict.fromkeys(asked[name]["runs"] + old["runs"])  # maybe of more seeds
-                    rows[name] = asked[name] | {"runs": list(runs)}
+                stays = old is not None and old["options"] == row["options"]
+                kept |= stays
+                runs = (row["runs"] if name in asked else []) + (old["runs"] if stays else [])
+                if runs:
+                    rows[name] = row | {"runs": list(dict.fromkeys(runs))}
             write_json(
                 self.config_path,
                 {
                     **about,
                     "commands": before["commands"] if kept else [],
-                    "rows": {name: rows[name] for name in names if name in rows},
+                    "rows": rows,
                     "environment": environment(),
                 },
             )

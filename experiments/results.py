@@ -33,10 +33,9 @@ Test accuracy in percent: mean ± standard deviation over n seeds, at the last s
 setting that validation would choose. The differences are to the first row over the same seeds, with
 95 % confidence intervals (Student's t); where they include zero, no difference was seen. Each
 interval is of one comparison by itself: of twenty settings that do not differ, one will seem to.
-Pace is the time of an update relative to the first row on the same machine, measured while
-training; it and the seconds are those of the machine as it was, whatever else it did. A claim of no
-difference is never confirmed by an interval, and a difference may be seen that is too small to
-matter: at 99 % the binomial error on 10,000 images is ±0.1 points.
+The seconds are those of the machine as it was, whatever else it did. A claim of no difference is
+never confirmed by an interval, and a difference may be seen that is too small to matter: at 99 %
+the binomial error on 10,000 images is ±0.1 points.
 """
 
 AGAIN = "again"
@@ -61,6 +60,8 @@ def section(folder: Path, name: str) -> str:
     about, claims = (study.about, study.claims) if study else (config["about"], ())
     commands = "\n".join(f"    {command}" for command in config["commands"])
     summaries = compare.summarise(records, list(config["rows"]))
+    asked = sum(len(row["runs"]) for row in config["rows"].values())
+    unfinished = f"{len(records)} of {asked} runs so far." if len(records) < asked else ""
     found = "\n".join(filter(None, (compare.check_claim(records, claim) for claim in claims)))
     pictures = "\n".join(
         f"![{title}](results/{name}/{picture})"
@@ -71,7 +72,7 @@ def section(folder: Path, name: str) -> str:
         f"\n## {name}",
         about,
         commands,
-        f"On {datasets}.",
+        " ".join(filter(None, (f"On {datasets}.", unfinished))),
         compare.markdown(summaries).rstrip(),
         compare.verdict(summaries),
         found,
@@ -120,7 +121,8 @@ def again_lines(name: str, kept: Path, new: Path) -> Iterator[str]:
 
 def main(folder: Path = HERE) -> int:
     """Writes RESULTS.md in the folder."""
-    found = sorted(path.parent for path in folder.glob("results/**/results.jsonl"))
+    configs = folder.glob("results/**/config.json")
+    found = sorted(path.parent for path in configs if Records(path.parent).of_rows())
     studies = {study.relative_to(folder / "results").as_posix(): study for study in found}
     again = [name for name in studies if name.startswith(f"{AGAIN}/")]
     sections = [section(study, name) for name, study in studies.items() if name not in again]

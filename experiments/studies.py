@@ -71,6 +71,7 @@ BY_PIXEL = {
     **{name: {"cell": name, "chrono": 784.0} for name in ("lstm", "janet", "gru")},
     **{name: {"cell": name} for name in ("lru", "lru-long", "min-gru")},
 }
+JANET_BY_PIXEL = Claim("van der Westhuizen & Lasenby", "janet", "better", "lstm")
 
 STUDIES = {
     "cells": Study(
@@ -136,8 +137,11 @@ STUDIES = {
     "forget-bias": Study(
         "Jozefowicz et al., An empirical exploration of recurrent network architectures, 2015. "
         "Found that a bias of 1 closes the gap between the LSTM and the GRU.",
-        _rows("forget_bias", (1.0, 0.0, 2.0, 5.0)),
-        claims=(Claim("Jozefowicz et al.", "forget_bias=0.0", "worse", "forget_bias=1.0"),),
+        _rows("forget_bias", (1.0, 0.0, 2.0, 5.0)) | {"gru": {"cell": "gru"}},
+        claims=(
+            Claim("Jozefowicz et al.", "forget_bias=0.0", "worse", "forget_bias=1.0"),
+            Claim("Jozefowicz et al.", "forget_bias=1.0", "no difference", "gru"),
+        ),
     ),
     "init": Study(
         "Saxe et al. (2014) found deep linear networks to learn fast from orthogonal kernels, Le "
@@ -149,7 +153,15 @@ STUDIES = {
             for init in ("glorot", "orthogonal", "identity")
         }
         | {f"lstm times {scale}": {"init_scale": scale} for scale in (0.5, 2.0)},
-        claims=(Claim("Le et al.", "rnn-relu identity", "better", "rnn-relu glorot"),),
+        claims=(
+            Claim(
+                "Saxe et al., of how fast deep linear networks learn",
+                "rnn orthogonal",
+                "better",
+                "rnn glorot",
+            ),
+            Claim("Le et al.", "rnn-relu identity", "better", "rnn-relu glorot"),
+        ),
     ),
     "size": Study(
         "Greff et al. (2017): more units help, with less and less gain.",
@@ -225,17 +237,23 @@ STUDIES = {
             "lstm, trained with the wait": {"delay": 28},
         },
         FAST | {"test_delay": 28},
+        claims=(
+            Claim("Gers et al., of streams without an end", "lstm-nfg", "worse", "lstm"),
+            Claim("Tallec & Ollivier, of other waits", "lstm, chrono 56", "better", "lstm"),
+        ),
     ),
     "sequential-mnist": Study(
         "784 steps of one pixel (Le et al., 2015). LSTM 98.5 %, JANET 99.0 % in van der Westhuizen "
         "& Lasenby (2018), after many more steps.",
         {"lru-long, 3 layers of 64": RECIPES["sequential-mnist"], **BY_PIXEL},
         LONG | {"order": "pixels"},
+        claims=(JANET_BY_PIXEL,),
     ),
     "permuted-mnist": Study(
         "784 steps of one pixel in an order shuffled once (Le et al., 2015). LSTM 91 %, JANET "
         "92.5 % in van der Westhuizen & Lasenby (2018); LEM 96.6 % in Rusch et al. (2022).",
         BY_PIXEL,
         LONG | {"order": "permuted"},
+        claims=(JANET_BY_PIXEL,),
     ),
 }

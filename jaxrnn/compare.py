@@ -1,8 +1,7 @@
 """What several runs of several settings say: means, deviations, paired differences.
 
 A record is one finished run: a mapping with `row` (the setting's name), `seed`, `status` ("ok" or
-"diverged"), `test_accuracy`, `validation_accuracy`, `parameters`, `seconds`, `ms_per_step`,
-`machine`, `together` (how many runs it made at once).
+"diverged"), `test_accuracy`, `validation_accuracy`, `parameters`, `seconds`.
 """
 
 from __future__ import annotations
@@ -25,8 +24,6 @@ class Summary(NamedTuple):
         diverged: Those whose loss was no longer finite.
         parameters: The model's.
         seconds: Of a run, on average.
-        pace: Milliseconds of an update, relative to the first setting's on the same machine with
-            as many runs at once, by the medians of both. NaN where no machine ran both.
         validation: Mean of the validation accuracy.
         test: Mean of the test accuracy.
         deviation: Its standard deviation; NaN for a single run.
@@ -40,7 +37,6 @@ class Summary(NamedTuple):
     diverged: int
     parameters: int
     seconds: float
-    pace: float
     validation: float
     test: float
     deviation: float
@@ -72,7 +68,6 @@ def _summary(row: str, records: Sequence[Record], reference: Sequence[Record]) -
         diverged=len(records) - len(ok),
         parameters=records[0]["parameters"],
         seconds=float(np.mean([record["seconds"] for record in records])),
-        pace=_pace(records, reference),
         validation=float(np.mean([record["validation_accuracy"] for record in ok] or [np.nan])),
         test=float(tests.mean()) if len(tests) else np.nan,
         deviation=float(tests.std(ddof=1)) if len(tests) > 1 else np.nan,
@@ -80,20 +75,6 @@ def _summary(row: str, records: Sequence[Record], reference: Sequence[Record]) -
         interval=float(interval),
         pairs=len(pairs),
     )
-
-
-def _pace(records: Sequence[Record], reference: Sequence[Record]) -> float:
-    def medians(records):
-        found: dict[tuple[str, int], list[float]] = {}
-        for record in records:
-            found.setdefault((record["machine"], record["together"]), []).append(
-                record["ms_per_step"]
-            )
-        return {place: np.median(times) for place, times in found.items()}
-
-    ours, theirs = medians(records), medians(reference)
-    ratios = [ours[place] / theirs[place] for place in ours.keys() & theirs.keys()]
-    return float(np.median(ratios)) if ratios else np.nan
 
 
 def _by_seed(records: Sequence[Record]) -> dict[int, float]:
@@ -156,11 +137,12 @@ def check_claim(records: Sequence[Record], claim: Claim) -> str:
     if seen == "unknown":
         return ""
     outcome = _OUTCOMES[claim.relation][seen]
+    diverged = sum(r["status"] != "ok" for runs in by_row.values() for r in runs)
     preposition = "from" if claim.relation == "no difference" else "than"
     return (
         f"- {claim.source}: `{claim.row}` {claim.relation} {preposition} `{claim.than}`. "
         f"{outcome} here: {100 * summary.difference:+.2f} ± {100 * summary.interval:.2f} "
-        f"(n = {summary.pairs})."
+        f"(n = {summary.pairs}{f', {diverged} diverged' if diverged else ''})."
     )
 
 
@@ -194,14 +176,17 @@ def prediction_interval(kept: Summary, new: Summary) -> float:
 
 
 def markdown(summaries: Sequence[Summary]) -> str:
-    """The summaries as a table, accuracies in percent; in bold what validation would choose."""
+    """The summaries as a table, accuracies in percent; in bold what validation would choose.
+
+    A setting of which a run diverged is not chosen: the mean is of those that did not.
+    """
     lines = [
-        "| | test, % | n | less the first, paired | validation, % | parameters | pace | s a run |",
-        "| --- | --- | --- | --- | --- | --- | --- | --- |",
+        "| | test, % | n | less the first, paired | validation, % | parameters | s a run |",
+        "| --- | --- | --- | --- | --- | --- | --- |",
     ]
-    best = max((s.validation for s in summaries if s.n), default=np.nan)
+    best = max((s.validation for s in summaries if s.n and not s.diverged), default=np.nan)
     for number, s in enumerate(summaries):
-        name = f"**{s.row}**" if s.validation == best else s.row
+        name = f"**{s.row}**" if s.validation == best and not s.diverged else s.row
         test = "–" if not s.n else f"{100 * s.test:.2f}"
         if s.n > 1:
             test += f" ± {100 * s.deviation:.2f}"
@@ -212,9 +197,8 @@ def markdown(summaries: Sequence[Summary]) -> str:
         elif number and s.pairs:
             paired = f"{100 * s.difference:+.2f}"
         validation = "–" if not s.n else f"{100 * s.validation:.2f}"
-        pace = "–" if np.isnan(s.pace) else f"{s.pace:.2f}"
         lines.append(
             f"| {name} | {test} | {count} | {paired} | {validation} | {s.parameters:,} "
-            f"| {pace} | {s.seconds:.1f} |"
+            f"| {s.seconds:.1f} |"
         )
     return "\n".join(lines) + "\n"

@@ -261,10 +261,14 @@ def cores() -> int:
 
 
 def git_revision() -> str | None:
-    """The code's, "-dirty" if it was changed since; None where it is no repository."""
-    command = ["git", "-C", str(Path(__file__).parent), "describe", "--always", "--dirty"]
+    """The code's, "-dirty" if a Python file was changed since; None where it is no repository."""
+    git = ["git", "-C", str(Path(__file__).parents[1])]
+    describe = [*git, "describe", "--always"]
+    # Of the code alone: what runs leave in the repository does not change what they are.
+    unchanged = [*git, "diff", "--quiet", "HEAD", "--", "*.py"]
     try:
-        found = subprocess.run(command, capture_output=True, text=True, timeout=5)
+        found = subprocess.run(describe, capture_output=True, text=True, timeout=5).stdout.strip()
+        dirty = found and subprocess.run(unchanged, timeout=5).returncode
     except (OSError, subprocess.TimeoutExpired):
         return None
-    return found.stdout.strip() or None
+    return f"{found}-dirty" if dirty else found or None

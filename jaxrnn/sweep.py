@@ -53,10 +53,8 @@ class Look(NamedTuple):
 
 
 def make_mesh(runs: int) -> Mesh:
-    """A mesh of as many of this host's devices as divide the runs evenly, with the axis "run"."""
-    devices = jax.local_devices()
-    count = max(n for n in range(1, min(runs, len(devices)) + 1) if runs % n == 0)
-    return Mesh(np.array(devices[:count]), (AXIS,))
+    """A mesh of this host's devices, no more than there are runs, with the axis "run"."""
+    return Mesh(np.array(jax.local_devices()[:runs]), (AXIS,))
 
 
 def train_runs(
@@ -93,8 +91,13 @@ def train_runs(
         A `Look` after every `eval_every` steps and after the last. A run whose loss is no longer
         finite goes on as it is; the others do not see it.
     """
-    mesh = make_mesh(len(seeds))
-    numbers = {name: jnp.asarray(values, jnp.float32) for name, values in numbers.items()}
+    count, mesh = len(seeds), make_mesh(len(seeds))
+    spare = (0, -count % mesh.size)  # every device has as many runs: the last is made again
+    seeds = np.pad(seeds, spare, "edge")
+    numbers = {
+        name: jnp.asarray(np.pad(values, spare, "edge"), jnp.float32)
+        for name, values in numbers.items()
+    }
     keys = jax.vmap(jax.random.key)(jnp.asarray(seeds))
     keys, numbers = jax.device_put((keys, numbers), NamedSharding(mesh, P(AXIS)))
     examples, validation, test = train.replicate(tuple(map(tuple, splits)), mesh)
@@ -102,10 +105,10 @@ def train_runs(
     states = _create(build, mesh, keys, numbers, example)
     step, losses, durations = 0, [], []
     while step < steps:
-        count = min(chunk, eval_every - step % eval_every, steps - step)
+        length = min(chunk, eval_every - step % eval_every, steps - step)
         indices = np.stack(
             [
-                data.batch_indices(int(seed), step, count, batch_size, len(splits[0][1]))
+                data.batch_indices(int(seed), step, length, batch_size, len(splits[0][1]))
                 for seed in seeds
             ]
         )
@@ -114,14 +117,14 @@ def train_runs(
             build, mesh, loss_fn, slices, states, keys, numbers, examples, indices
         )
         losses.append(np.asarray(loss))
-        durations.append((time.perf_counter() - started) / count)
-        step += count
+        durations.append((time.perf_counter() - started) / length)
+        step += length
         if step % eval_every == 0 or step == steps:
             yield Look(
                 step,
-                np.concatenate(losses, axis=1).mean(1),
-                _accuracy(build, mesh, states, numbers, *validation, len(splits[1][1])),
-                _accuracy(build, mesh, states, numbers, *test, len(splits[2][1])),
+                np.concatenate(losses, axis=1).mean(1)[:count],
+                _accuracy(build, mesh, states, numbers, *validation)[:count],
+                _accuracy(build, mesh, states, numbers, *test)[:count],
                 float(np.median(durations)),
             )
             losses = []
@@ -180,9 +183,9 @@ def _advance(build, mesh, loss_fn, slices, states, keys, numbers, examples, indi
     return _each(advance, mesh, 4, states, keys, numbers, indices, examples)
 
 
-def _accuracy(build, mesh, states, numbers, sequences, labels, count) -> np.ndarray:
+def _accuracy(build, mesh, states, numbers, sequences, labels) -> np.ndarray:
     correct = _count_correct(build, mesh, states.params, numbers, sequences, labels)
-    return np.asarray(correct) / max(count, 1)
+    return np.asarray(correct) / len(labels)
 
 
 @partial(jax.jit, static_argnames=("build", "mesh"))
@@ -194,8 +197,6 @@ def _count_correct(build, mesh, params, numbers, sequences, labels) -> Float[Arr
             return train.apply(model, params, train.scale(example))
 
         size = min(train.EVALUATION_BATCH, len(sequences))
-        if not size:
-            return jnp.float32(0)
         predictions = lax.map(one, sequences, batch_size=size).argmax(-1)
         return (predictions == labels.astype(predictions.dtype)).sum().astype(jnp.float32)
 

@@ -2,11 +2,13 @@
 
 import json
 import shutil
+import subprocess
 
 import pytest
 
+from jaxrnn import run as run_module
 from jaxrnn.checkpoint import CheckpointError, lock
-from jaxrnn.run import Run, RunError, differences
+from jaxrnn.run import Run, RunError, differences, git_revision
 
 
 def test_a_new_folder_records_configuration_and_environment(tmp_path):
@@ -15,6 +17,24 @@ def test_a_new_folder_records_configuration_and_environment(tmp_path):
     stored = run.read("config.json")
     assert stored["config"] == {"seed": 0, "order": "rows"}
     assert {"jax", "python", "cores", "device", "git_revision"} <= stored["environment"].keys()
+
+
+def test_a_revision_is_dirty_by_changed_code_only(tmp_path, monkeypatch):
+    code = tmp_path / "jaxrnn" / "run.py"
+    monkeypatch.setattr(run_module, "__file__", str(code))
+    code.parent.mkdir()
+    code.write_text("1\n")
+    (tmp_path / "results.jsonl").write_text("")
+    assert git_revision() is None
+    git = ["git", "-C", str(tmp_path), "-c", "user.name=a", "-c", "user.email=a@b"]
+    for words in (["init", "-q"], ["add", "."], ["commit", "-qm", "one"]):
+        subprocess.run([*git, *words], check=True)
+    clean = git_revision()
+    assert clean
+    (tmp_path / "results.jsonl").write_text("a run\n")
+    assert git_revision() == clean
+    code.write_text("2\n")
+    assert git_revision() == f"{clean}-dirty"
 
 
 def test_another_configuration_is_refused_with_the_difference(tmp_path):
