@@ -141,7 +141,7 @@ def check_claim(records: Sequence[Record], claim: Claim) -> str:
     preposition = "from" if claim.relation == "no difference" else "than"
     return (
         f"- {claim.source}: `{claim.row}` {claim.relation} {preposition} `{claim.than}`. "
-        f"{outcome} here: {100 * summary.difference:+.2f} ± {100 * summary.interval:.2f} "
+        f"{outcome} here: {_points(summary.difference, summary.interval)} "
         f"(n = {summary.pairs}{f', {diverged} diverged' if diverged else ''})."
     )
 
@@ -157,6 +157,12 @@ _OUTCOMES = {
     },
     "not better": {"better": "Contradicted", "no difference": "Not contradicted", "worse": "Seen"},
 }
+
+
+def _points(difference: float, interval: float) -> str:
+    """Both in percentage points, with a third digit where two do not tell which is larger."""
+    digits = 2 if f"{100 * abs(difference):.2f}" != f"{100 * interval:.2f}" else 3
+    return f"{100 * difference:+.{digits}f} ± {100 * interval:.{digits}f}"
 
 
 def prediction_interval(kept: Summary, new: Summary) -> float:
@@ -193,7 +199,7 @@ def markdown(summaries: Sequence[Summary]) -> str:
         count = f"{s.n}" + (f" ({s.diverged} diverged)" if s.diverged else "")
         paired = "–"
         if number and s.pairs > 1:
-            paired = f"{100 * s.difference:+.2f} ± {100 * s.interval:.2f}"
+            paired = _points(s.difference, s.interval)
         elif number and s.pairs:
             paired = f"{100 * s.difference:+.2f}"
         validation = "–" if not s.n else f"{100 * s.validation:.2f}"

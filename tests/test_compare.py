@@ -72,6 +72,13 @@ def test_a_setting_that_only_diverged_has_no_accuracy():
     )
 
 
+def test_a_difference_has_as_many_digits_as_tell_whether_it_was_seen():
+    records = [record("a", seed, 0.9) for seed in range(3)]
+    tests = (0.0002, 0.0004, 0.00055)
+    records += [record("b", seed, 0.9 + test) for seed, test in enumerate(tests)]
+    assert "| +0.038 ± 0.044 |" in compare.markdown(compare.summarise(records))
+
+
 def test_a_setting_of_which_a_run_diverged_is_not_chosen():
     lucky = record("c", 1, 0.99, validation=0.9)
     table = compare.markdown(compare.summarise([*RECORDS[:7], lucky]))
