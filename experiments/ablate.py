@@ -371,8 +371,9 @@ def main(config: Config) -> int:
     if config.host == 0:
         about = {"study": config.study, "about": study.about}
         rows_of = described(whole, digest, config.set)
-        kept.keep_rows(about, rows_of, dict.fromkeys(job.row for job in everything))
-    wait(config, "all have read what is done")
+        kept.keep_rows(about, rows_of, {job.row for job in everything})
+    if config.hosts > 1:
+        multihost_utils.sync_global_devices("all have read what is done")
     if config.host == 0:
         for job in missing:
             if job.identity in others:
@@ -380,17 +381,10 @@ def main(config: Config) -> int:
     train(jobs[config.host :: config.hosts], kept, dataset, config)
     while not {job.identity for job in everything} <= kept.read().keys():
         time.sleep(POLL_SECONDS)  # for other hosts; a barrier would give up after half an hour
-    wait(config, "all have trained their share")
     if config.host == 0:
         conclude(dataclasses.replace(config, dataset=dataset.name), study, kept)
         mnist.announce(dataset)
     return 0
-
-
-def wait(config: Config, name: str) -> None:
-    """Until all hosts are here."""
-    if config.hosts > 1:
-        multihost_utils.sync_global_devices(name)
 
 
 def estimate(

@@ -9,7 +9,7 @@ from __future__ import annotations
 import contextlib
 import fcntl
 import json
-from collections.abc import Iterable, Iterator, Mapping
+from collections.abc import Collection, Iterator, Mapping
 from pathlib import Path
 from typing import IO, Any
 
@@ -77,7 +77,7 @@ class Records:
             file.write(json.dumps(record) + "\n")
 
     def keep_rows(
-        self, about: Mapping[str, Any], study: Mapping[str, dict[str, Any]], asked: Iterable[str]
+        self, about: Mapping[str, Any], study: Mapping[str, dict[str, Any]], asked: Collection[str]
     ) -> None:
         """Writes config.json, with the environment of this time.
 

@@ -22,6 +22,13 @@ import pytest  # noqa: E402
 
 
 @pytest.fixture
+def standard_promotion():
+    """Optax counts in int32 and multiplies in float32, which the strict mode refuses."""
+    with jax.numpy_dtype_promotion("standard"):
+        yield
+
+
+@pytest.fixture
 def home(tmp_path, monkeypatch):
     """An empty home: its test does not see the user's own data or cache."""
     folder = tmp_path / "home"

@@ -19,12 +19,7 @@ from records import Records
 from jaxrnn import compare, data, sweep
 from jaxrnn.run import git_revision, machine
 
-
-@pytest.fixture(autouse=True)
-def _promotion():
-    """Optax needs the standard mode."""
-    with jax.numpy_dtype_promotion("standard"):
-        yield
+pytestmark = pytest.mark.usefixtures("standard_promotion")
 
 
 def ablation(tmp_path, **options):

@@ -3,15 +3,9 @@
 import json
 
 import forms
-import jax
 import pytest
 
-
-@pytest.fixture(autouse=True)
-def _promotion():
-    """Optax needs the standard mode."""
-    with jax.numpy_dtype_promotion("standard"):
-        yield
+pytestmark = pytest.mark.usefixtures("standard_promotion")
 
 
 @pytest.mark.parametrize(

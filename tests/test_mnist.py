@@ -29,11 +29,7 @@ SMALL = mnist.Config(
 )
 
 
-@pytest.fixture(autouse=True)
-def _promotion():
-    """Optax needs the standard mode."""
-    with jax.numpy_dtype_promotion("standard"):
-        yield
+pytestmark = pytest.mark.usefixtures("standard_promotion")
 
 
 def arguments(out, config=SMALL):

@@ -15,11 +15,7 @@ OPTIMIZER = train.optimizer(1e-2)
 MESH = train.make_mesh(1)
 
 
-@pytest.fixture(autouse=True)
-def _promotion():
-    """Optax counts in int32 and multiplies in float32, which the strict mode refuses."""
-    with jax.numpy_dtype_promotion("standard"):
-        yield
+pytestmark = pytest.mark.usefixtures("standard_promotion")
 
 
 def new_state():
