@@ -217,7 +217,9 @@ def test_what_another_study_has_run_is_taken_from_there(tmp_path, capsys):
     capsys.readouterr()
     rows = ("lstm-peephole", "janet")
     assert ablate.main(ablation(tmp_path, study="cells", rows=rows, seeds=1)) == 0
-    assert "1 runs are done, 1 to do" in capsys.readouterr().out
+    shown = capsys.readouterr().out
+    assert "1 runs are done, 1 to do" in shown
+    assert re.search(r"about \d+ minutes if the others take as long as lstm-peephole", shown)
     (there,) = map(json.loads, lines(tmp_path, "odyssey"))
     here = [json.loads(line) for line in lines(tmp_path, "cells")]
     assert here[0] == there | {"row": "lstm-peephole"}
@@ -247,6 +249,21 @@ def test_a_dry_run_trains_nothing(tmp_path, capsys):
     assert "nfg: {" in shown
     assert re.search(r"to do, about \d+ minutes if the others take as long as peephole", shown)
     assert not (tmp_path / "odyssey" / "results.jsonl").exists()
+
+
+def test_a_host_waits_for_what_another_has_not_kept_yet(tmp_path, monkeypatch):
+    config = ablation(tmp_path, study="odyssey", rows=("nfg",), seeds=1)
+    assert ablate.main(config) == 0
+    (record,) = Records(tmp_path / "odyssey").of_rows()
+    (tmp_path / "odyssey" / "results.jsonl").unlink()
+    (tmp_path / "odyssey" / "table.md").unlink()
+
+    def train_elsewhere(jobs, kept, dataset, config):
+        threading.Timer(0.5, kept.append, (record,)).start()
+
+    monkeypatch.setattr(ablate, "train", train_elsewhere)
+    assert ablate.main(config) == 0
+    assert "| **nfg** |" in (tmp_path / "odyssey" / "table.md").read_text()
 
 
 def test_hosts_share_a_study(tmp_path):

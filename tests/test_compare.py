@@ -84,6 +84,8 @@ def test_a_setting_of_which_a_run_diverged_is_not_chosen():
     table = compare.markdown(compare.summarise([*RECORDS[:7], lucky]))
     assert "| **b** |" in table
     assert "| c | 99.00 | 1 (1 diverged) |" in table
+    level = [*RECORDS[:3], RECORDS[6], record("c", 1, 0.99, validation=0.5)]
+    assert "| c | 99.00 |" in compare.markdown(compare.summarise(level))
     records = [*RECORDS, record("c", 2, 0.95)]
     claim = compare.check_claim(records, compare.Claim("A (2000)", "c", "better", "a"))
     assert claim.endswith("(n = 2, 1 diverged).")
