@@ -35,7 +35,8 @@ setting that validation would choose. The differences are to the first row over 
 interval is of one comparison by itself: of twenty settings that do not differ, one will seem to.
 The seconds are those of the machine as it was, whatever else it did. A claim of no difference is
 never confirmed by an interval, and a difference may be seen that is too small to matter: at 99 %
-the binomial error on 10,000 images is ±0.1 points.
+the binomial error on 10,000 images is ±0.1 points. Each record names its machine, JAX version
+and, but for the oldest, the revision of the code that made it.
 """
 
 AGAIN = "again"
