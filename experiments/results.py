@@ -31,7 +31,8 @@ Written by `python experiments/results.py` from `experiments/results/*/results.j
 
 Test accuracy in percent: mean ± standard deviation over n seeds, at the last step. In bold the
 setting that validation would choose. The differences are to the first row over the same seeds, with
-95 % confidence intervals (Student's t); where they include zero, no difference was seen. Each
+95 % confidence intervals (Student's t); where they include zero, no difference was seen. That of
+two seeds reaches nine standard deviations to either side: even a large one may go unseen. Each
 interval is of one comparison by itself: of twenty settings that do not differ, one will seem to.
 The seconds are those of the machine as it was, whatever else it did. A claim of no difference is
 never confirmed by an interval, and a difference may be seen that is too small to matter: at 99 %

@@ -103,6 +103,7 @@ def verdict(summaries: Sequence[Summary]) -> str:
     for each in rest:
         seen[relation(each)].append(f"`{each.row}`")
     del seen["unknown"]
+    seen["no difference seen"] = seen.pop("no difference")  # there may be one
     parts = [f"{kind}: {', '.join(rows)}" for kind, rows in seen.items() if rows]
     return f"Than `{first.row}` – {'; '.join(parts) or 'nothing to compare'}."
 

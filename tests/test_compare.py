@@ -59,7 +59,7 @@ def test_the_verdict_goes_by_the_intervals():
     tests = {"first": (0.5, 0.6, 0.7), "up": (0.6, 0.71, 0.8), "same": (0.52, 0.57, 0.71)}
     records = [record(row, seed, x) for row, each in tests.items() for seed, x in enumerate(each)]
     said = compare.verdict(compare.summarise(records))
-    assert said == "Than `first` – better: `up`; no difference: `same`."
+    assert said == "Than `first` – better: `up`; no difference seen: `same`."
     assert compare.verdict(compare.summarise(records[:3])) == "Than `first` – nothing to compare."
     assert compare.verdict([]) == "Nothing has been run."
 
