@@ -85,12 +85,12 @@ def relation(summary: Summary) -> str:
     """How a setting did beside the one it was compared with, by its interval.
 
     Returns:
-        "better", "worse" or "no difference"; "unknown" where fewer than two seeds have both.
+        "better", "worse" or "no difference seen"; "unknown" where fewer than two seeds have both.
     """
     if summary.pairs < 2:
         return "unknown"
     if abs(summary.difference) <= summary.interval:
-        return "no difference"
+        return "no difference seen"
     return "better" if summary.difference > 0 else "worse"
 
 
@@ -99,11 +99,10 @@ def verdict(summaries: Sequence[Summary]) -> str:
     if not summaries:
         return "Nothing has been run."
     first, *rest = summaries
-    seen: dict[str, list[str]] = {"better": [], "worse": [], "no difference": [], "unknown": []}
-    for each in rest:
-        seen[relation(each)].append(f"`{each.row}`")
-    del seen["unknown"]
-    seen["no difference seen"] = seen.pop("no difference")  # there may be one
+    seen = {
+        kind: [f"`{each.row}`" for each in rest if relation(each) == kind]
+        for kind in ("better", "worse", "no difference seen")
+    }
     parts = [f"{kind}: {', '.join(rows)}" for kind, rows in seen.items() if rows]
     return f"Than `{first.row}` – {'; '.join(parts) or 'nothing to compare'}."
 
@@ -149,14 +148,18 @@ def check_claim(records: Sequence[Record], claim: Claim) -> str:
 
 # By what the paper found and what was seen.
 _OUTCOMES = {
-    "better": {"better": "Seen", "no difference": "Not seen", "worse": "Contradicted"},
-    "worse": {"better": "Contradicted", "no difference": "Not seen", "worse": "Seen"},
+    "better": {"better": "Seen", "no difference seen": "Not seen", "worse": "Contradicted"},
+    "worse": {"better": "Contradicted", "no difference seen": "Not seen", "worse": "Seen"},
     "no difference": {
         "better": "Different",
-        "no difference": "Not contradicted",
+        "no difference seen": "Not contradicted",
         "worse": "Different",
     },
-    "not better": {"better": "Contradicted", "no difference": "Not contradicted", "worse": "Seen"},
+    "not better": {
+        "better": "Contradicted",
+        "no difference seen": "Not contradicted",
+        "worse": "Seen",
+    },
 }
 
 
