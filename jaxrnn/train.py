@@ -1,7 +1,7 @@
 """Training as pure functions: a step, a chunk of steps on the device; evaluating a classifier.
 
-Sequences of bytes (uint8) stay so on the devices and are scaled to [0, 1] inside the step; floats are
-taken as they are. The batch is sharded over the devices of a mesh, GPUs, TPU cores or CPU cores
+Sequences of bytes (uint8) stay bytes on the devices and are scaled to [0, 1] inside the step; floats
+are taken as they are. The batch is sharded over the devices of a mesh, GPUs, TPU cores or CPU cores
 alike; everything else is replicated.
 
 Shapes: N examples, B batch, K steps of a chunk, T time, I input features, C classes.
@@ -332,9 +332,7 @@ def _count_correct(model, mesh, params, sequences, labels):
     return (predictions == labels.astype(predictions.dtype)).sum()
 
 
-def probabilities(
-    model: nn.Module, params: Any, sequences: Num[np.ndarray, "N T I"]
-) -> np.ndarray:
+def probabilities(model: nn.Module, params: Any, sequences: Num[np.ndarray, "N T I"]) -> np.ndarray:
     """Class probabilities `[N, C]`, float32."""
     return np.asarray(jax.nn.softmax(logits(model, make_mesh(), params, sequences)))
 
