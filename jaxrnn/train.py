@@ -1,6 +1,6 @@
 """Training as pure functions: a step, a chunk of steps on the device; evaluating a classifier.
 
-Sequences of bytes (uint8) stay bytes on the devices and are scaled to [0, 1] inside the step; floats
+Sequences of bytes (uint8) stay so on the devices and are scaled to [0, 1] inside the step; floats
 are taken as they are. The batch is sharded over the devices of a mesh, GPUs, TPU cores or CPU cores
 alike; everything else is replicated.
 
