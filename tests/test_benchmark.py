@@ -1,5 +1,6 @@
 """The benchmark's arithmetic, and that every task runs; how long it takes is no test's business."""
 
+import functools
 import inspect
 
 import benchmark
@@ -42,9 +43,12 @@ def small(monkeypatch):
 
 @pytest.mark.usefixtures("small", "standard_promotion")
 def test_every_task_runs_in_each_of_our_ways_or_says_why_not():
+    tasks = {name: task._replace(title="") for name, task in benchmark.TASKS.items()}
+    measure = functools.cache(lambda library, task: benchmark.measure(library, task, "float32"))
     found = {
-        (name, library): benchmark.measure(library, name, "float32")
-        for name in benchmark.TASKS
+        # Tasks that differ in their sizes alone are the same here.
+        (name, library): measure(library, next(each for each in tasks if tasks[each] == task))
+        for name, task in tasks.items()
         for library in OURS
     }
     cannot = {key: one["cannot"] for key, one in found.items() if "ms" not in one}

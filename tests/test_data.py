@@ -146,6 +146,14 @@ def test_load_or_digits_replaces_nothing_that_was_named(tmp_path, no_network):
     assert data.load_or_digits("", 20, tmp_path / "cache").name == "digits"  # '' is unset
 
 
+def test_an_empty_environment_variable_counts_as_unset(tmp_path, no_network, monkeypatch):
+    import mnist
+
+    monkeypatch.chdir(write(tmp_path / "d"))
+    monkeypatch.setenv("JAXRNN_DATA_DIR", "")
+    assert mnist.load_dataset(mnist.Config(validation_size=20)).name == "digits"
+
+
 def test_a_set_is_named_by_its_checksums(tmp_path, load, monkeypatch):
     folder = write(tmp_path / "d", packed=False)
     dataset = load("mnist", folder)
