@@ -471,7 +471,7 @@ def command(config: Config) -> str:
         words.append(f"--first-seed {config.first_seed}")
     if config.looks != Config.looks:
         words.append(f"--looks {config.looks}")
-    if config.dataset != "mnist":
+    if config.dataset in data.NAMES and config.dataset != "mnist":
         words.append(f"--dataset {config.dataset}")
     return " ".join(words)
 

@@ -44,7 +44,7 @@ from pathlib import Path
 from typing import Any, Literal
 
 import tyro
-from peers import ALL_CORES, BATCH, FLOOR, LIBRARIES, Task
+from peers import ALL_CORES, BATCH, FLOOR, LIBRARIES, PRODUCT, SEEDS, Task
 from rich.box import MARKDOWN
 from rich.console import Console
 from rich.table import Table
@@ -100,6 +100,10 @@ def measure(library: str, name: str, dtype: str) -> dict[str, Any]:
         if name == WHOLE and library != FLOOR:
             return {"ms": 1e3 * whole_run(make, dtype), "peak_bytes": most_memory()}
         task = TASKS["step" if name == WHOLE else name]._replace(dtype=dtype)
+        if library == SEEDS:
+            import jax
+
+            task = task._replace(repeats=task.repeats * jax.local_device_count())
         run = make(task)
         first, second = seconds(run), seconds(run)
         started, times = time.perf_counter(), []
@@ -201,7 +205,7 @@ def table(found: Found, tasks: tuple[str, ...]) -> Table:
         for task in tasks:
             ms, reason = median(rounds[task]), [each for one in rounds[task] for each in one]
             if library == FLOOR and ms:
-                ms = flops(task) * ms / (2 * 2048**3)
+                ms = flops(task) * ms / (2 * PRODUCT**3)
             ours = median(found.get("jaxrnn", {}).get(task, []))
             ratio = f" ({ms / ours:.2f}×)" if ms and ours else ""
             missing = "missing" if "missing" in reason else "–"

@@ -50,7 +50,7 @@ class Config:
     ]
     dataset: Literal["auto", "mnist", "fashion_mnist", "kmnist", "digits"] = "auto"
     data_dir: Path | None = None
-    """Folder with the four IDX files, or prepared by TFDS [JAXRNN_DATA_DIR]."""
+    """Folder with the set as IDX, .npz, .csv or .parquet, or prepared by TFDS [JAXRNN_DATA_DIR]."""
     validation_size: int = 5000
     hidden_size: int = 128
     batch_size: int = 100

@@ -410,7 +410,8 @@ def announce(dataset: data.Dataset) -> None:
         f"{sizes[2]:,} test images"
     )
     if dataset.note:
-        panel = Panel(dataset.note, title="NOT MNIST", border_style="bold red")
+        title = "NOT WHAT WAS ASKED FOR" if dataset.name == "mnist" else "NOT MNIST"
+        panel = Panel(dataset.note, title=title, border_style="bold red")
         console.print(panel, soft_wrap=False)  # which would cut the note off at the border
 
 

@@ -84,7 +84,7 @@ class Config:
     dataset: Literal["auto", "mnist", "fashion_mnist", "kmnist", "digits"] = "auto"
     """auto takes MNIST where it can be had and scikit-learn's digits where not."""
     data_dir: Path | None = None
-    """Folder with the four IDX files, plain or .gz, or prepared by TFDS [JAXRNN_DATA_DIR]."""
+    """Folder with the set as IDX, .npz, .csv or .parquet, or prepared by TFDS [JAXRNN_DATA_DIR]."""
     order: Literal["rows", "columns", "shuffled", "pixels", "permuted"] = "rows"
     """How an image is read: 28 rows, columns or rows of shuffled pixels; or 784 pixels, in order or
     permuted."""

@@ -14,6 +14,8 @@ from typing import Any, NamedTuple
 import numpy as np
 
 BATCH, HIDDEN, CLASSES = 100, 128, 10
+EVALUATION_BATCH = 500
+PRODUCT = 2048  # a side of the floor's matrices
 
 
 class Task(NamedTuple):
@@ -47,14 +49,14 @@ def inputs(task: Task) -> tuple[np.ndarray, np.ndarray]:
 
 
 def jax_program(task: Task, apply: Callable, params: Any) -> Callable[[], None]:
-    """Training steps scanned in one program, or evaluation in batches of 500, on one device."""
+    """Training steps scanned in one program, or evaluation in batches, on one device."""
     import jax
     import jax.numpy as jnp
     import optax
 
     x, y = map(jnp.asarray, inputs(task))
     if not task.train:
-        batches = x.reshape(-1, 500, task.time, task.features)
+        batches = x.reshape(-1, EVALUATION_BATCH, task.time, task.features)
 
         def look(params, batch):  # the parameters are carried, since NNX takes none from outside
             return params, apply(params, batch).argmax(-1)
@@ -88,26 +90,29 @@ def jaxrnn_one(
     task: Task, implementation: str | None = None, peephole: bool = False
 ) -> Callable[[], None]:
     """One device, in the same program as the other JAX libraries; peepholes come with lengths."""
+    if peephole and task.cell != "lstm":
+        raise NotImplementedError
     import jax
     import jax.numpy as jnp
 
     import jaxrnn
 
     cell = getattr(jaxrnn, task.cell)(HIDDEN, **({"peephole": True} if peephole else {}))
-    key = jax.random.key(0)
-    options = {"implementation": implementation}
-    if peephole:
-        options["lengths"] = np.linspace(1, task.time, task.examples).astype(np.int32)
-    readout = jax.random.normal(key, (HIDDEN, CLASSES)) * 0.1
+
+    @jax.jit
+    def init(key):
+        readout = jax.random.normal(key, (HIDDEN, CLASSES)) * 0.1
+        return cell.init(key, task.features), readout, jnp.zeros((1, CLASSES))
 
     def apply(params, x):
         x, params = jax.tree.map(lambda leaf: leaf.astype(task.dtype), (x, params))
-        outputs, _ = jaxrnn.unroll(cell, params[0], x, **options)
+        lengths = np.linspace(1, task.time, len(x)).astype(np.int32) if peephole else None
+        outputs, _ = jaxrnn.unroll(
+            cell, params[0], x, lengths=lengths, implementation=implementation
+        )
         return (outputs[:, -1] @ params[1] + params[2]).astype(jnp.float32)
 
-    return jax_program(
-        task, apply, (cell.init(key, task.features), readout, jnp.zeros((1, CLASSES)))
-    )
+    return jax_program(task, apply, init(jax.random.key(0)))
 
 
 def jaxrnn_all(task: Task) -> Callable[[], None]:
@@ -140,7 +145,8 @@ def jaxrnn_all(task: Task) -> Callable[[], None]:
 def jaxrnn_seeds(task: Task) -> Callable[[], None]:
     """All cores with a seed each, as experiments/ablate.py trains them; a unit is one of one seed.
 
-    It is to be compared with "jaxrnn, all cores", whose cores share each batch of a single seed.
+    `task.repeats` must be a multiple of the number of cores. It is to be compared with "jaxrnn,
+    all cores", whose cores share each batch of a single seed.
     """
     import jax
 
@@ -296,7 +302,7 @@ def torch(task: Task, compiled: bool = False) -> Callable[[], None]:
 
     def evaluate():
         with torch.inference_mode(), mixed:
-            found = [forward(batch).argmax(-1) for batch in x[0].split(500)]
+            found = [forward(batch).argmax(-1) for batch in x[0].split(EVALUATION_BATCH)]
         return torch.cat(found).cpu()
 
     def train():
@@ -345,26 +351,26 @@ def onnx(task: Task) -> Callable[[], None]:
     )
     model = helper.make_model(graph, opset_imports=[helper.make_opsetid("", 17)], ir_version=9)
     session = onnxruntime.InferenceSession(model.SerializeToString())
-    batches = np.split(inputs(task)[0][0].swapaxes(0, 1), task.examples // 500, axis=1)
+    batches = np.split(inputs(task)[0][0].swapaxes(0, 1), task.examples // EVALUATION_BATCH, axis=1)
     return lambda: [session.run(None, {"x": batch})[0].argmax(-1) for batch in batches]
 
 
 def matrix_product(task: Task) -> Callable[[], None]:
-    """The floor's yardstick: a 2048³ product (its own 17.2 GFLOP, whatever the task)."""
+    """The floor's yardstick: a product of its own, whatever the task."""
     import jax
     import jax.numpy as jnp
 
-    matrix = jnp.ones((2048, 2048))
+    matrix = jnp.ones((PRODUCT, PRODUCT))
     program = jax.jit(lambda a: a @ a)
     return lambda: program(matrix).block_until_ready()
 
 
-FLOOR = "floor"
-ALL_CORES = ("jaxrnn, all cores", "jaxrnn, a seed a core")
+FLOOR, SEEDS = "floor", "jaxrnn, a seed a core"
+ALL_CORES = ("jaxrnn, all cores", SEEDS)
 LIBRARIES: dict[str, tuple[Callable, str]] = {
     "jaxrnn": (jaxrnn_one, "jax"),
     "jaxrnn, all cores": (jaxrnn_all, "jax"),
-    "jaxrnn, a seed a core": (jaxrnn_seeds, "jax"),
+    SEEDS: (jaxrnn_seeds, "jax"),
     "jaxrnn, scan": (partial(jaxrnn_one, implementation="scan"), "jax"),
     "jaxrnn, peepholes and lengths": (partial(jaxrnn_one, peephole=True), "jax"),
     "jaxrnn, cudnn": (partial(jaxrnn_one, implementation="cudnn"), "jax"),

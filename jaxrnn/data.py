@@ -1,8 +1,8 @@
 """Small image data sets as arrays, and images as sequences.
 
-MNIST, Fashion-MNIST and KMNIST come from four IDX files or through tensorflow-datasets (TFDS), in
-the order of the original files either way; `digits` lies inside scikit-learn. TensorFlow is never
-imported.
+MNIST, Fashion-MNIST and KMNIST come from files in any of the usual layouts (`jaxrnn.folders`) or
+through tensorflow-datasets (TFDS), in the order of the original files either way; `digits` lies
+inside scikit-learn. TensorFlow is never imported.
 
 Letters: N examples, T time steps, I input features per step.
 """
@@ -16,7 +16,7 @@ from typing import NamedTuple
 
 import numpy as np
 
-from jaxrnn import idx, tfds
+from jaxrnn import folders, idx, tfds
 from jaxrnn.idx import SIDE, DataError, Pair, Split
 
 NAMES = ("mnist", "fashion_mnist", "kmnist", "digits")
@@ -26,7 +26,15 @@ _DIGITS_TEST, _DIGITS_VALIDATION = 360, 180
 
 
 class Dataset(NamedTuple):
-    """Three splits; `note` says in a sentence why this set stands in for another, or is ''."""
+    """Three splits.
+
+    Attributes:
+        name: The published set, or "other" if the images are those of none that is known.
+        train: To learn from.
+        validation: To choose by.
+        test: To be judged by.
+        note: A sentence on why this is not the set that was asked for, or ''.
+    """
 
     name: str
     train: Split
@@ -50,14 +58,21 @@ def load(
     downloaded (it fails within seconds where there is no network). What had to be decoded is kept
     in `cache_dir` as one verified file.
 
+    Nothing is claimed of files by their names: if the images, their labels and their order are not
+    those that were published, by checksum, the data set has another `name` and a `note`. So also
+    its first examples are the original's, whatever the layout. Of KMNIST no checksums of the
+    decoded files are known; it is only told from the other two.
+
     `digits` is scikit-learn's 1,797 digits, enlarged and centred as MNIST's are, in one fixed
     shuffled order: 360 test examples, and at most 180 for validation whatever is asked for. It
     needs neither `data_dir` nor a cache.
 
     Args:
         name: One of `NAMES`.
-        data_dir: A folder with the four IDX files (plain or .gz) or one prepared by TFDS (its data
-            directory, or the version folder itself). The network is then never asked.
+        data_dir: A folder with the four IDX files (plain or .gz), torchvision's root, one prepared
+            by TFDS (its data directory, or the version folder itself), or one with Keras' .npz,
+            Kaggle's .csv or Hugging Face's .parquet files. The network is then never asked. None
+            or '' is none.
         validation_size: Number of validation examples; 0 leaves that split empty.
         cache_dir: Where decoded arrays are kept; `~/.cache/jaxrnn` by default.
 
@@ -79,20 +94,23 @@ def load(
     size = operator.index(validation_size)
     if size < 0:
         raise DataError(f"validation_size: must not be negative, got {size}")
+    found, note = name, ""
     if name == "digits":
         train, test = _digits()
         size = min(size, _DIGITS_VALIDATION)
     else:
         cache = _writable(Path.home() / ".cache" / "jaxrnn" if cache_dir is None else cache_dir)
-        if data_dir is None:
-            train, test = _without_folder(name, cache)
+        if data_dir is None or data_dir == "":
+            pair, note = _without_folder(name, cache)
         else:
-            train, test = _from_folder(name, Path(data_dir), cache)
+            pair, note = _from_folder(name, Path(data_dir), cache)
+        found, note = _identify(name, pair, note)
+        train, test = pair
     count = len(train.labels)
     if size >= count:
         raise DataError(f"validation_size: {size} leaves nothing of {name}'s {count} to train on")
     first, rest = (Split(*(a[part] for a in train)) for part in (slice(size), slice(size, None)))
-    return Dataset(name, train=rest, validation=first, test=test)
+    return Dataset(found, train=rest, validation=first, test=test, note=note)
 
 
 def load_or_digits(
@@ -187,45 +205,39 @@ def batch_indices(seed: int, start: int, steps: int, batch_size: int, size: int)
     return stream.reshape(steps, batch_size).astype(np.int32)
 
 
-def _from_folder(name: str, folder: Path, cache: Path | None) -> Pair:
+def _identify(name: str, pair: Pair, note: str) -> tuple[str, str]:
+    """The name under which the set was published and, if it is not `name`, a note that says so."""
+    found = idx.published(pair)
+    if found == name or (found is None and name not in idx.PUBLISHED and not note):
+        return name, note
+    if found is not None:
+        return found, f"These files are named as {name}, but their images are those of {found}."
+    other = (
+        f"These are not {name}'s images as they were published, by their checksums: they are "
+        "others, changed, or in another order."
+    )
+    return "other", note or other
+
+
+def _from_folder(name: str, folder: Path, cache: Path | None) -> tuple[Pair, str]:
+    """The set in a folder, and a note on it."""
     try:
         folder = folder.expanduser().resolve()
-        files, prepared = _locate(name, folder)
-        stats = [(s.st_size, s.st_mtime_ns, s.st_ctime_ns) for s in map(os.stat, files)]
+        source = folders.locate(name, folder)
+        stats = [(s.st_size, s.st_mtime_ns, s.st_ctime_ns) for s in map(os.stat, source.files)]
     except (OSError, RuntimeError) as error:
         raise DataError(f"{folder}: cannot be read ({idx.one_line(error)})") from error
-    key = hashlib.sha256(b"\0".join(map(os.fsencode, files))).hexdigest()
+    key = hashlib.sha256(b"\0".join(map(os.fsencode, source.files))).hexdigest()
     path = cache and cache / f"{name}-{key[:16]}.npz"
-    source = np.array(stats, np.int64)
-    pair = _read_cache(path, source)
+    stamp = np.array(stats, np.int64)
+    pair = _read_cache(path, stamp)
     if pair is None:
-        pair = tfds.read(name, prepared) if prepared else idx.read(files)
-        _write_cache(path, source, pair)
-    return pair
+        pair = source.read()
+        _write_cache(path, stamp, pair)
+    return pair, source.note
 
 
-def _locate(name: str, folder: Path) -> tuple[list[Path], Path | None]:
-    """The files that make up the set, and the folder prepared by TFDS if they are such."""
-    if not folder.is_dir():
-        problem = "is not a folder" if folder.exists() else "no such folder"
-        raise DataError(f"{folder}: {problem}")
-    choices = [[folder / file, folder / f"{file}.gz"] for file in idx.FILES]
-    found = [next((path for path in pair if path.exists()), None) for pair in choices]
-    files = [path for path in found if path]
-    if len(files) == len(idx.FILES):
-        return files, None
-    if files:
-        raise DataError(f"{folder}: {idx.FILES[found.index(None)]} (or .gz) is missing")
-    for version in (folder, *sorted(folder.glob(f"{name}/*"), reverse=True)):
-        if (version / "dataset_info.json").is_file():
-            return sorted(version.iterdir()), version
-    raise DataError(
-        f"{folder}: holds neither {name}'s IDX files ({idx.FILES[0]}[.gz], ...) "
-        f"nor a set prepared by TFDS ({name}/3.0.1)"
-    )
-
-
-def _without_folder(name: str, cache: Path | None) -> Pair:
+def _without_folder(name: str, cache: Path | None) -> tuple[Pair, str]:
     path, source = cache and cache / f"{name}.npz", np.zeros((0, 3), np.int64)
     pair = _read_cache(path, source)
     if pair is None:
@@ -234,7 +246,7 @@ def _without_folder(name: str, cache: Path | None) -> Pair:
         except DataError:
             pair = tfds.download(name, cache)
         _write_cache(path, source, pair)
-    return pair
+    return pair, ""
 
 
 def _writable(folder: str | os.PathLike) -> Path | None:

@@ -79,7 +79,8 @@ def train_runs(
         build: What the runs are made of.
         seeds: `[S]`, one for each run.
         numbers: `[S]` arrays, each run's own numbers for `build`.
-        splits: Sequences uint8 `[N, T, I]` and labels for training, validation and test.
+        splits: Sequences `[N, T, I]`, uint8 or float as for `train.scale`, and integer labels, for
+            training, validation and test.
         steps: Updates of each run.
         batch_size: Examples of each update.
         eval_every: Updates between two evaluations.

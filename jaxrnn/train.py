@@ -1,7 +1,8 @@
 """Training as pure functions: a step, a chunk of steps on the device; evaluating a classifier.
 
-Sequences stay uint8 on the devices and are scaled to [0, 1] inside the step. The batch is sharded
-over the devices of a mesh, GPUs, TPU cores or CPU cores alike; everything else is replicated.
+Sequences of bytes (uint8) stay so on the devices and are scaled to [0, 1] inside the step; floats
+are taken as they are. The batch is sharded over the devices of a mesh, GPUs, TPU cores or CPU cores
+alike; everything else is replicated.
 
 Shapes: N examples, B batch, K steps of a chunk, T time, I input features, C classes.
 """
@@ -22,7 +23,7 @@ from jax import lax
 from jax.flatten_util import ravel_pytree
 from jax.sharding import Mesh, NamedSharding
 from jax.sharding import PartitionSpec as P
-from jaxtyping import Array, Float, Int, UInt8
+from jaxtyping import Array, Float, Int, Integer, Num, Shaped
 
 from jaxrnn.augment import Distortion
 
@@ -96,7 +97,7 @@ Loss = Callable[[nn.Module, Any, Any, Array | None], Float[Array, ""]]
 def cross_entropy(
     model: nn.Module,
     params: Any,
-    batch: tuple[UInt8[Array, "B T I"], UInt8[Array, " B"]],
+    batch: tuple[Num[Array, "B T I"], Integer[Array, " B"]],
     key: Array | None = None,
 ) -> Float[Array, ""]:
     """Mean softmax cross-entropy in nats; if the model classifies every step, over all of them."""
@@ -123,7 +124,7 @@ class Augmented(NamedTuple):
         self,
         model: nn.Module,
         params: Any,
-        batch: tuple[UInt8[Array, "B T I"], UInt8[Array, " B"]],
+        batch: tuple[Num[Array, "B T I"], Integer[Array, " B"]],
         key: Array | None = None,
     ) -> Float[Array, ""]:
         """Mean softmax cross-entropy in nats; without a key nothing is distorted."""
@@ -287,7 +288,7 @@ def logits(
     model: nn.Module,
     mesh: Mesh,
     params: Any,
-    sequences: UInt8[Array | np.ndarray, "N T I"],
+    sequences: Num[Array | np.ndarray, "N T I"],
     lengths: Int[Array | np.ndarray, " N"] | None = None,
 ) -> Float[Array, "N *C"]:
     """What the model says of any number of sequences, computed in batches to bound memory.
@@ -318,8 +319,8 @@ def evaluate(
     model: nn.Module,
     mesh: Mesh,
     params: Any,
-    sequences: UInt8[Array | np.ndarray, "N T I"],
-    labels: UInt8[Array | np.ndarray, " N"],
+    sequences: Num[Array | np.ndarray, "N T I"],
+    labels: Integer[Array | np.ndarray, " N"],
 ) -> float:
     """The share of the sequences that the model classifies correctly."""
     return _count_correct(model, mesh, params, sequences, labels).item() / len(labels)
@@ -331,14 +332,12 @@ def _count_correct(model, mesh, params, sequences, labels):
     return (predictions == labels.astype(predictions.dtype)).sum()
 
 
-def probabilities(
-    model: nn.Module, params: Any, sequences: UInt8[np.ndarray, "N T I"]
-) -> np.ndarray:
+def probabilities(model: nn.Module, params: Any, sequences: Num[np.ndarray, "N T I"]) -> np.ndarray:
     """Class probabilities `[N, C]`, float32."""
     return np.asarray(jax.nn.softmax(logits(model, make_mesh(), params, sequences)))
 
 
-def beliefs(model: nn.Module, params: Any, sequences: UInt8[np.ndarray, "N T I"]) -> np.ndarray:
+def beliefs(model: nn.Module, params: Any, sequences: Num[np.ndarray, "N T I"]) -> np.ndarray:
     """What the model believes while it reads.
 
     Each sequence is read up to 28 evenly spaced points (or every step, if it has fewer) and
@@ -356,6 +355,15 @@ def beliefs(model: nn.Module, params: Any, sequences: UInt8[np.ndarray, "N T I"]
     return np.asarray(jax.nn.softmax(beliefs)).reshape(count, points, -1)
 
 
-def scale(sequences: UInt8[Array, "..."]) -> Float[Array, "..."]:
-    """Bytes to float32 in [0, 1]."""
-    return sequences.astype(jnp.float32) / 255
+def scale(sequences: Shaped[Array | np.ndarray, "..."]) -> Float[Array, "..."]:
+    """What a model reads: uint8 is scaled to float32 in [0, 1], floats are taken as they are.
+
+    Raises:
+        ValueError: The sequences are of another dtype.
+    """
+    sequences = jnp.asarray(sequences)
+    if sequences.dtype == jnp.uint8:
+        return sequences.astype(jnp.float32) / 255
+    if not jnp.issubdtype(sequences.dtype, jnp.floating):
+        raise ValueError(f"sequences: got dtype {sequences.dtype}, expected uint8 or a float")
+    return sequences

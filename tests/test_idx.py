@@ -27,8 +27,6 @@ from jaxrnn import idx
 @pytest.mark.parametrize("validation_size", [0, 5, 39])
 def test_idx_folder_gives_its_arrays_with_validation_first(tmp_path, load, packed, validation_size):
     dataset = load("mnist", write(tmp_path / "d", packed), validation_size=validation_size)
-    assert dataset.name == "mnist"
-    assert dataset.note == ""
     assert len(dataset.validation.labels) == validation_size
     assert len(dataset.train.labels) == 40 - validation_size
     assert_original(dataset)

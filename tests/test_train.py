@@ -5,6 +5,7 @@ import jax.numpy as jnp
 import numpy as np
 import optax
 import pytest
+from quick_jit import jit
 
 import jaxrnn
 from jaxrnn import train
@@ -119,6 +120,35 @@ def test_it_learns(examples):
     state, losses = train.train_chunk(MODEL, OPTIMIZER, MESH, new_state(), examples, indices)
     assert losses[-9:].mean() < 0.2 * losses[:9].mean()
     assert train.evaluate(MODEL, MESH, state.params, *examples) == 1.0
+
+
+def test_standardized_features_are_taken_as_they_are():
+    rng = np.random.default_rng(0)
+    features = rng.normal(size=(64, 4, 3))  # float64, as NumPy makes them
+    batch = jnp.asarray(features), jnp.asarray(features[:, :2].sum((1, 2)) > 0).astype(jnp.int32)
+    model, optimizer = Classifier(jaxrnn.gru(6), num_classes=2), train.optimizer(3e-2)
+    state = train.create_state(model, optimizer, jax.random.key(0), jnp.zeros((1, 4, 3)))
+    step = jit(lambda state: train.train_step(model, optimizer, state, batch))
+    losses = []
+    for _ in range(60):
+        state, loss = step(state)
+        losses.append(float(loss))
+    assert losses[0] > 0.6
+    assert losses[-1] < 0.2
+    assert train.evaluate(model, MESH, state.params, features, np.asarray(batch[1])) > 0.9
+
+
+def test_only_bytes_are_scaled():
+    np.testing.assert_allclose(train.scale(np.array([0, 51, 255], np.uint8)), [0, 0.2, 1])
+    for dtype in (np.float64, np.float32, jnp.bfloat16, jnp.float16):
+        kept = train.scale(np.array([-1.5, 300.0], dtype))
+        assert kept.dtype == (jnp.float32 if dtype is np.float64 else dtype)
+        np.testing.assert_array_equal(kept.astype(jnp.float32), [-1.5, 300])
+    for dtype in (np.int8, np.uint16, np.int32, bool):
+        with pytest.raises(ValueError, match=f"sequences: got dtype {np.dtype(dtype)}, expected"):
+            train.scale(np.zeros(3, dtype))
+    with pytest.raises(ValueError, match="sequences: got dtype int32, expected uint8 or a float"):
+        train.evaluate(MODEL, MESH, {}, np.zeros((2, 6, 5), np.int32), np.zeros(2, np.int32))
 
 
 def test_evaluation_counts_every_example_once(examples, monkeypatch):
