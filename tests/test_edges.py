@@ -1,0 +1,358 @@
+"""Chunks with resets, debugging without jit, donation, empty axes, symbolic sizes, NaN, bfloat16."""
+
+import functools
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+import pytest
+from all_cells import CELLS, H, I
+from quick_jit import jit
+
+import jaxrnn
+from jaxrnn.arguments import as_dict
+from jaxrnn.images import MLP, ReNet
+from jaxrnn.linen import RNN, Classifier, Stack
+
+KEY = jax.random.key(0)
+B, T = 2, 8
+
+
+def make(name, *shape, seed=0):
+    """A cell, parameters with no zeros among them, and inputs of this shape."""
+    cell = CELLS[name]
+    keys = iter(jax.random.split(jax.random.key(seed), 20))
+    noisy = lambda leaf: leaf + 0.3 * jax.random.normal(next(keys), leaf.shape)  # noqa: E731
+    params = jax.tree.map(noisy, cell.init(next(keys), I))
+    return cell, params, jax.random.normal(next(keys), (*shape, I))
+
+
+def close(actual, expected, tolerance=1e-5):
+    assert jax.tree.structure(actual) == jax.tree.structure(expected)
+    compare = functools.partial(np.testing.assert_allclose, atol=tolerance)
+    jax.tree.map(compare, actual, expected)
+
+
+# Resets
+
+
+@pytest.mark.parametrize("implementation", [None, "scan"])
+@pytest.mark.parametrize("name", ["lstm", "gru-before", "lru"])
+def test_chunks_with_resets_that_carry_the_state_are_the_whole(name, implementation):
+    """As recurrent reinforcement learning reads: a reset is to a fresh state, whatever came in."""
+    cell, params, inputs = make(name, B, T)
+    resets = np.zeros((B, T), bool)
+    resets[0, 5] = resets[1, 4] = True  # within the second chunk, and at its start
+    read = jit(
+        lambda inputs, resets, state: jaxrnn.unroll(
+            cell,
+            params,
+            inputs,
+            resets=resets,
+            initial_state=state,
+            implementation=implementation,
+        )
+    )
+    start = jax.tree.map(lambda leaf: leaf + 0.5, cell.initial_state(params, (B,)))
+    whole, end = read(inputs, resets, start)
+    first, state = read(inputs[:, :4], resets[:, :4], start)
+    second, state = read(inputs[:, 4:], resets[:, 4:], state)
+    close((jnp.concatenate([first, second], 1), state), (whole, end))
+    # From the reset on it is as if nothing had been before.
+    alone, _ = read(inputs[:, 4:], np.zeros((B, 4), bool), cell.initial_state(params, (B,)))
+    close(second[1], alone[1])
+
+
+@pytest.mark.parametrize("implementation", [None, "scan"])
+@pytest.mark.parametrize("name", ["lstm", "mgu", "min-gru"])
+def test_no_gradient_passes_a_reset(name, implementation):
+    cell, params, inputs = make(name, B, 4)
+    resets = np.array([[False, True, False, False], [True, False, False, False]])
+
+    def loss(start, fresh, inputs):
+        outputs, _ = jaxrnn.unroll(
+            cell,
+            params,
+            inputs,
+            initial_state=start,
+            resets=resets,
+            reset_state=fresh,
+            implementation=implementation,
+        )
+        return jnp.sum(outputs[:, 1:] ** 2)
+
+    state = jax.tree.map(lambda leaf: leaf + 0.5, cell.initial_state(params, (B,)))
+    d_start, d_fresh, d_inputs = jit(jax.grad(loss, (0, 1, 2)))(state, state, inputs)
+    assert not any(np.any(leaf) for leaf in jax.tree.leaves(d_start))
+    assert all(np.all(leaf[:, 0] != 0) for leaf in jax.tree.leaves(d_fresh))
+    assert not np.any(d_inputs[0, 0])
+    assert np.all(d_inputs[1, 0] != 0)
+
+
+@pytest.mark.parametrize("learn", [False, True])
+def test_layers_reset_too(learn):
+    cell, params, inputs = make("lstm", B, T)
+    resets = np.zeros((B, T), bool)
+    resets[:, 3] = True
+    layer = RNN(cell, learn_initial_state=learn)
+    variables = {"params": {"cell": as_dict(params)}}
+    start = cell.initial_state(params)
+    if learn:  # a reset is to the learned state
+        start = jax.tree.map(lambda leaf: leaf + 0.5, start)
+        variables["params"]["initial_state"] = as_dict(start)
+    states = jax.tree.map(lambda leaf: jnp.broadcast_to(leaf, (B, H)), start)
+    carried = jax.tree.map(lambda leaf: leaf + 1.0, states)
+    expected, _ = jaxrnn.unroll(
+        cell, params, inputs, initial_state=carried, resets=resets, reset_state=states
+    )
+    found = layer.apply(variables, inputs, resets=resets, initial_carry=carried)
+    close(found, expected)
+    for model in (Stack(cell, 2, bidirectional=True), Classifier(cell, 2, every_step=True)):
+        variables = model.init(KEY, inputs)
+        read = functools.partial(model.apply, variables, inputs)
+        outputs = jax.tree.leaves(read(resets=resets))[0]
+        plain = jax.tree.leaves(read())[0]
+        assert np.all(np.abs(outputs - plain)[:, 3:].max(-1) > 1e-4)
+
+
+# Debugging
+
+
+@pytest.mark.parametrize("name", ["lstm", "lstm-layer-norm", "gru", "lru"])
+def test_the_gradient_without_jit_is_the_gradient(name):
+    cell, params, inputs = make(name, B, 2)
+
+    def gradient(**options):
+        def loss(params):
+            outputs, state = jaxrnn.unroll(cell, params, inputs, **options)
+            return jnp.sum(outputs**2) + sum(jnp.sum(leaf) for leaf in jax.tree.leaves(state))
+
+        return jax.grad(loss)
+
+    expected = jit(gradient())(params)
+    many = [
+        {"memory": "recompute", "lengths": [2, 2]},
+        {"truncate": 2},
+        {"truncate": 9, "resets": np.zeros((B, 2), bool)},
+    ]
+    for options in [{}, *many] if name == "lstm" else [{}]:
+        with jax.disable_jit():
+            close(gradient(**options)(params), expected)
+
+
+# Donation
+
+
+@pytest.mark.parametrize("name", CELLS)
+def test_every_leaf_is_an_array_of_its_own(name):
+    cell = CELLS[name]
+
+    def pointers(tree):
+        return [leaf.unsafe_buffer_pointer() for leaf in jax.tree.leaves(tree)]
+
+    params = cell.init(KEY, I)
+    for tree in (params, cell.initial_state(params, (B,)), cell.initial_state(params)):
+        assert len(set(pointers(tree))) == len(pointers(tree))
+
+
+def test_a_state_and_learned_parameters_can_be_donated():
+    cell, params, inputs = make("odyssey-V", B, 3)
+    read = jax.jit(lambda state, x: jaxrnn.unroll(cell, params, x, initial_state=state)[1])
+    donating = jax.jit(read, donate_argnums=0)
+    expected = read(cell.initial_state(params, (B,)), inputs)
+    close(donating(cell.initial_state(params, (B,)), inputs), expected)
+    variables = RNN(cell, learn_initial_state=True).init(KEY, inputs)
+    halved = jax.jit(lambda tree: jax.tree.map(lambda leaf: leaf / 2, tree), donate_argnums=0)
+    halved(variables)
+
+
+# Empty axes
+
+
+@pytest.mark.parametrize("name", CELLS)
+def test_no_steps_give_no_outputs_and_the_state_that_came_in(name):
+    cell, params, inputs = make(name, B, 0)
+    state = jax.tree.map(lambda leaf: leaf + 0.5, cell.initial_state(params, (B,)))
+    outputs, end = jaxrnn.unroll(cell, params, inputs, initial_state=state, lengths=[0, 0])
+    one, _ = jax.eval_shape(
+        lambda x: jaxrnn.unroll(cell, params, x, initial_state=state), jnp.zeros((B, 1, I))
+    )
+    assert outputs.shape == (B, 0, one.shape[-1])
+    jax.tree.map(np.testing.assert_array_equal, end, state)
+
+
+@pytest.mark.parametrize("shape", [(B, 0, 4), (0, 4, 4), (0, 0, 4)])
+def test_layers_take_no_steps_and_no_examples(shape):
+    inputs, cell = jnp.zeros(shape), jaxrnn.gru(4)
+    for bidirectional in (False, True):
+        stack = Stack(cell, 2, bidirectional, residual=True)
+        outputs, last = jit(stack.init_with_output)(KEY, inputs)[0]
+        assert outputs.shape == (*shape[:2], 4 * (1 + bidirectional))
+        assert last.shape == (shape[0], 4 * (1 + bidirectional))
+        assert not np.any(last)
+        logits = jit(Classifier(cell, 3, 1, bidirectional).init_with_output)(KEY, inputs)[0]
+        assert logits.shape == (shape[0], 3)
+
+
+# Symbolic sizes
+
+
+@pytest.mark.parametrize("name", CELLS)
+def test_programs_of_any_batch_and_any_number_of_steps(name):
+    cell, params, inputs = make(name, B, T)
+
+    def read(inputs, lengths):
+        outputs, state = jaxrnn.unroll(cell, params, inputs, lengths=lengths, reverse=True)
+        return outputs, jax.tree.leaves(state)
+
+    batch, time = jax.export.symbolic_shape("b, t")
+    exported = jax.export.export(jit(read))(
+        jax.ShapeDtypeStruct((batch, time, I), jnp.float32),
+        jax.ShapeDtypeStruct((batch,), jnp.int32),
+    )
+    if name not in ("lstm", "mgu", "lru"):  # lowered is enough of the others
+        return
+    lengths = jnp.array([T + 5, 3])  # one too long
+    close(exported.call(inputs, lengths), jit(read)(inputs, jnp.array([T, 3])))
+
+
+# Lengths
+
+
+@pytest.mark.parametrize("dtype", [jnp.int8, jnp.int32, jnp.uint32])
+@pytest.mark.parametrize("reverse", [False, True])
+def test_traced_lengths_beyond_the_end_count_as_the_end(reverse, dtype):
+    cell, params, inputs = make("gru", 3, T)
+    most = jnp.iinfo(dtype).max
+
+    def read(lengths):
+        def loss(inputs):
+            outputs, _ = jaxrnn.unroll(cell, params, inputs, lengths=lengths, reverse=reverse)
+            return jnp.sum(outputs**2), outputs
+
+        return jax.value_and_grad(loss, has_aux=True)(inputs)
+
+    found = jit(read)(jnp.array([most, 3, T + 1], dtype))
+    close(found, jit(read)(jnp.array([T, 3, T], dtype)))
+    assert all(np.all(np.isfinite(leaf)) for leaf in jax.tree.leaves(found))
+
+
+def test_models_of_images_clamp_lengths_too():
+    inputs = jax.random.normal(KEY, (2, 4, 4))
+    for model in (MLP(3, (5,)), ReNet(jaxrnn.gru(2), 3, patches=(2,))):
+        variables = model.init(KEY, inputs)
+        read = jit(functools.partial(model.apply, variables, inputs))
+        close(read(jnp.array([9, 2])), read(jnp.array([4, 2])))
+
+
+# NaN
+
+
+@pytest.mark.parametrize("name", ["lstm", "gru", "mgu", "min-gru", "min-lstm", "lru"])
+def test_a_nan_before_a_reset_does_not_outlive_it(name):
+    cell, params, inputs = make(name, B, T)
+    resets = np.zeros((B, T), bool)
+    resets[:, 5] = True
+
+    def later(inputs):
+        outputs, state = jaxrnn.unroll(cell, params, inputs, resets=resets)
+        return jnp.sum(outputs[:, 5:] ** 2), (outputs[:, 5:], state)
+
+    gradient = jit(jax.value_and_grad(later, has_aux=True))
+    value, d_inputs = gradient(inputs)
+    dirty_value, d_dirty = gradient(inputs.at[:, 2].set(jnp.nan))
+    close(dirty_value, value)
+    close(d_dirty[:, 5:], d_inputs[:, 5:])
+    if cell.recurrence is None:
+        return
+    # In rounds, as on an accelerator, too.
+    a, b = (jnp.full((T, B, H), value) for value in (0.5, 1.0))
+    a, b = a.at[5].set(0.0), b.at[2].set(jnp.nan)
+    for way in (jaxrnn.linear._at_once, jaxrnn.linear._in_turn):
+        states = way(a, b, jnp.asarray(resets.T))
+        assert np.isnan(states[2:5]).all()
+        assert np.isfinite(states[5:]).all()
+
+
+def test_a_nan_carried_in_ends_at_a_reset():
+    for name in ("lstm", "lru"):
+        cell, params, inputs = make(name, B, 3)
+        state = jax.tree.map(lambda leaf: leaf + jnp.nan, cell.initial_state(params, (B,)))
+        resets = np.array([[True, False, False]] * B)
+        found = jaxrnn.unroll(cell, params, inputs, resets=resets, initial_state=state)
+        close(found, jaxrnn.unroll(cell, params, inputs))
+
+
+# bfloat16
+
+
+OF_EVERY_KIND = ("rnn", "lstm-peephole", "lstm-projection", "gru", "mgu", "lru")
+
+
+@pytest.mark.parametrize("name", CELLS)
+def test_products_in_bfloat16_are_near_those_in_float32(name):
+    cell, params, inputs = make(name, B, T)
+    # From a state of zeros the gradient of a layer normalization is too large to compare.
+    state = jax.tree.map(
+        lambda leaf: jax.random.normal(KEY, leaf.shape), cell.initial_state(params, (B,))
+    )
+
+    def outputs(params, **options):
+        return jaxrnn.unroll(cell, params, inputs, initial_state=state, **options)[0]
+
+    def everything(**options):
+        if name not in OF_EVERY_KIND:
+            return outputs(params, **options), ()
+        loss = lambda params: jnp.sum(outputs(params, **options) ** 2)  # noqa: E731
+        return outputs(params, **options), jax.grad(loss)(params)
+
+    low = functools.partial(everything, dtype=jnp.bfloat16)
+    expected, found, scan = jit(lambda: (everything(), low(), low(implementation="scan")))()
+    for each in (found, scan):
+        assert {leaf.dtype for leaf in jax.tree.leaves(each)} == {jnp.dtype(jnp.float32)}
+        for a, b in zip(jax.tree.leaves(each), jax.tree.leaves(expected), strict=True):
+            np.testing.assert_allclose(a, b, atol=0.03 * (1 + np.abs(b).max()))
+        assert np.any(each[0] != expected[0])
+
+
+@pytest.mark.parametrize("name", ["lstm", "gru", "lru", "min-gru"])
+def test_parameters_in_bfloat16_are_near_those_in_float32(name):
+    cell, params, inputs = make(name, B, T)
+    low = jax.tree.map(
+        lambda leaf, like: leaf.astype(like.dtype), params, cell.init(KEY, I, jnp.bfloat16)
+    )
+    outputs, state = jaxrnn.unroll(cell, low, inputs.astype(jnp.bfloat16))
+    expected, _ = jaxrnn.unroll(cell, params, inputs)
+    assert jax.tree.leaves(state)[0].dtype == outputs.dtype
+    np.testing.assert_allclose(outputs.astype(jnp.float32), expected, atol=0.05)
+
+
+def test_layers_keep_parameters_in_float32_whatever_is_read():
+    inputs = jax.random.normal(KEY, (B, T, I))
+    for model in (
+        Stack(jaxrnn.lstm(H), 2, bidirectional=True, residual=True, dtype=jnp.bfloat16),
+        Classifier(jaxrnn.lstm(H), 3, dtype=jnp.bfloat16),
+        ReNet(jaxrnn.gru(2), 3, patches=(1,), dtype=jnp.bfloat16),
+    ):
+        outputs, variables = jit(model.init_with_output)(KEY, inputs.astype(jnp.bfloat16))
+        leaves = jax.tree.leaves((outputs, variables))
+        assert {leaf.dtype for leaf in leaves} == {jnp.dtype(jnp.float32)}
+        exact = jax.tree.leaves(jit(model.clone(dtype=None).apply)(variables, inputs))
+        for a, b in zip(jax.tree.leaves(outputs), exact, strict=True):
+            assert 0 < np.abs(a - b).max() < 0.05
+
+
+# Forward mode through the layers
+
+
+def test_layers_have_forward_mode_by_scan():
+    inputs = jax.random.normal(KEY, (1, 2, 2))
+    for model in (
+        RNN(jaxrnn.gru(4), implementation="scan"),
+        Classifier(jaxrnn.gru(4), 2, implementation="scan"),
+        ReNet(jaxrnn.gru(2), 2, patches=(1,), implementation="scan"),
+    ):
+        variables = jit(model.init)(KEY, inputs)
+        read = functools.partial(model.apply, variables)
+        both = jit(lambda x, read=read: (jax.jacfwd(read)(x), jax.jacrev(read)(x)))
+        close(*both(inputs))
