@@ -7,6 +7,7 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 import pytest
+from flax import traverse_util
 
 import jaxrnn
 from jaxrnn import convert
@@ -167,16 +168,52 @@ def test_a_stack_reads_on_where_it_stopped(learn):
     for row in range(6):
         carry, logits = read(variables, inputs[:, row : row + 1], initial_carry=carry)
     whole = jax.jit(model.apply)(variables, inputs)
-    np.testing.assert_array_equal(logits, whole)
+    np.testing.assert_allclose(logits, whole, atol=1e-5)
 
 
 def test_parameters_take_the_dtype_asked_for_and_inputs_are_cast():
-    layer = RNN(jaxrnn.gru(3), param_dtype=jnp.bfloat16)
     images = np.ones((2, 4, 5), np.uint8)
-    outputs, variables = layer.init_with_output(KEY, images)
-    leaves = jax.tree.leaves((outputs, variables))
-    assert {leaf.dtype for leaf in leaves} == {jnp.dtype(jnp.bfloat16)}
+    for model in (RNN, Stack, partial(Classifier, num_classes=2)):
+        layer = model(cell=jaxrnn.gru(3), param_dtype=jnp.bfloat16)
+        leaves = jax.tree.leaves(layer.init_with_output(KEY, images))
+        assert {leaf.dtype for leaf in leaves} == {jnp.dtype(jnp.bfloat16)}
     assert RNN(jaxrnn.gru(3)).init_with_output(KEY, images)[0].dtype == jnp.float32
+
+
+def test_flaxs_tools_know_their_way_in_the_parameters():
+    model = Classifier(jaxrnn.lstm(3), 2, bidirectional=True, learn_initial_state=True)
+    params = model.init(KEY, jnp.zeros((1, 2, 4)))["params"]
+    flat = traverse_util.flatten_dict(params, sep="/")
+    layers = [f"stack/layer_0{side}" for side in ("", "_reverse")]
+    assert flat.keys() == {
+        *[f"{at}/cell/{name}" for at in layers for name in ("kernel", "recurrent_kernel", "bias")],
+        *[f"{at}/initial_state/{name}" for at in layers for name in ("hidden", "cell")],
+        "readout/kernel",
+        "readout/bias",
+    }
+    assert all(isinstance(leaf, jax.Array) for leaf in flat.values())
+    decayed = traverse_util.path_aware_map(lambda path, _: path[-1].endswith("kernel"), params)
+    assert not decayed["stack"]["layer_0"]["cell"]["bias"]
+    assert decayed["stack"]["layer_0"]["cell"]["recurrent_kernel"]
+
+
+@pytest.mark.parametrize("residual", [False, True])
+def test_both_directions_give_and_take_their_carry(residual):
+    """As flax.linen.Bidirectional: layer by layer a pair, of the states where each has ended."""
+    cell, inputs = jaxrnn.gru(3), jax.random.normal(KEY, (2, 5, 6))
+    model = Stack(cell, 2, bidirectional=True, residual=residual)
+    variables = model.init(KEY, inputs)
+    read = partial(model.apply, variables, inputs, [5, 2], return_carry=True)
+    carry, (outputs, last) = read()
+    assert jax.tree.map(jnp.shape, carry) == ((jaxrnn.GRUState((2, 3)),) * 2,) * 2
+    params = variables["params"]["layer_0"]["cell"], variables["params"]["layer_0_reverse"]["cell"]
+    for own, found, reverse in zip(params, carry[0], (False, True), strict=True):
+        _, expected = jaxrnn.unroll(cell, own, inputs, lengths=[5, 2], reverse=reverse)
+        np.testing.assert_allclose(found.hidden, expected.hidden, atol=1e-6)
+    _, (other, _) = read(initial_carry=carry)
+    assert np.any(other[0] != outputs[0])
+    zero = jax.tree.map(jnp.zeros_like, carry)
+    np.testing.assert_array_equal(read(initial_carry=zero)[1][1], last)
 
 
 def test_every_step_says_what_a_prefix_would():

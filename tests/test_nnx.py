@@ -87,10 +87,35 @@ def test_noise_until_evaluation():
     assert np.any(one != other)
     both = nnx.Bidirectional(layer, RNN(jaxrnn.gru(4), 2, rngs=nnx.Rngs(1)))
     assert np.any(both(INPUTS)[..., :4] != both(INPUTS)[..., :4])
+    viewed = nnx.view(both, deterministic=True)
+    still = viewed(INPUTS)
+    np.testing.assert_array_equal(still, viewed(INPUTS))
+    assert np.any(both(INPUTS) != still)  # the model itself is as it was
+    assert np.any(nnx.view(viewed, deterministic=False)(INPUTS) != still)
     layer.eval()
-    still = layer(INPUTS)
-    np.testing.assert_array_equal(still, layer(INPUTS))
-    assert np.any(still != one)
+    np.testing.assert_array_equal(layer(INPUTS), still[..., :4])
+    always = RNN(jaxrnn.gru(4), 2, rngs=nnx.Rngs(0), regularizer=noise, deterministic=True)
+    np.testing.assert_array_equal(always(INPUTS), still[..., :4])
+
+
+def test_parameters_stay_in_float32_and_resets_and_forward_mode_pass():
+    layer = RNN(jaxrnn.gru(4), 2, rngs=nnx.Rngs(0), dtype=jnp.bfloat16, implementation="scan")
+    low, high = INPUTS.astype(jnp.bfloat16), INPUTS
+    assert {leaf.dtype for leaf in jax.tree.leaves(nnx.state(layer))} == {jnp.dtype(jnp.float32)}
+    assert layer(low).dtype == jnp.float32
+    exact = RNN(jaxrnn.gru(4), 2, rngs=nnx.Rngs(0))(high)
+    assert 0 < np.abs(layer(low) - exact).max() < 0.03
+    resets = np.zeros((3, 5), bool)
+    resets[:, 2] = True
+    np.testing.assert_allclose(layer(high, resets=resets)[:, 2:], layer(high[:, 2:]), atol=1e-6)
+    fresh = jaxrnn.GRUState(ZERO + 0.5)
+    np.testing.assert_allclose(
+        layer(high, resets=resets, reset_state=fresh)[:, 2:],
+        layer(high[:, 2:], initial_carry=fresh),
+        atol=1e-6,
+    )
+    tangent = jax.jvp(layer, (high,), (high,))[1]
+    assert tangent.shape == (3, 5, 4)
 
 
 def test_a_learned_initial_state_and_parameters_of_any_tree():
