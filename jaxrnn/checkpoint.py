@@ -214,9 +214,9 @@ class Checkpoints:
             found = self._manager.restore(step, args=contents)["state"]
             leaves = {name: np.asarray(found[name]) for name in targets}
         except Exception as error:  # whatever a damaged file makes orbax raise
-            _raise_os_error(error)
             with contextlib.suppress(*MISSING):
                 _open_all(self.directory / str(step))
+            _raise_os_error(error)
             raise _Damage(_line(error)) from error
         for name, leaf in leaves.items():
             if _digest(leaf) != self._records[step]["leaves"][name]["sha256"]:
@@ -280,8 +280,15 @@ def _named(tree: Any) -> dict[str, Any]:
     names = [jax.tree_util.keystr(path, simple=True, separator="/") for path, _ in paths]
     if twice := {name for name in names if names.count(name) > 1}:
         raise ValueError(f"two leaves of the state have the name {min(twice)}")
-    leaves = (leaf if hasattr(leaf, "dtype") else np.asarray(leaf) for _, leaf in paths)
-    return dict(zip(names, leaves, strict=True))
+    return dict(zip(names, (_array(leaf) for _, leaf in paths), strict=True))
+
+
+def _array(leaf: Any) -> Any:
+    """The leaf, of a number an array, in the native byte order that orbax gives back."""
+    leaf = leaf if hasattr(leaf, "dtype") else np.asarray(leaf)
+    if isinstance(leaf, np.ndarray):
+        leaf = leaf.astype(leaf.dtype.newbyteorder("="), copy=False)
+    return leaf
 
 
 def _is_key(leaf: Any) -> bool:
@@ -333,7 +340,7 @@ def _seal(record: Mapping[str, Any]) -> str:
 
 def _line(error: Exception) -> str:
     """An error in one line of a bearable length."""
-    return textwrap.shorten(str(error), 200) or type(error).__name__
+    return textwrap.shorten(str(error), 300) or type(error).__name__
 
 
 def _raise_os_error(error: Exception) -> None:
@@ -347,7 +354,11 @@ def _raise_os_error(error: Exception) -> None:
 
 
 def _open_all(folder: Path) -> None:
-    """Opens every file, since orbax and tensorstore say "not found" of what they may not read."""
+    """Opens every file, since orbax says "not found" of what it may not read.
+
+    Raises:
+        OSError: If one cannot be opened.
+    """
 
     def fail(error: OSError) -> None:
         raise error
