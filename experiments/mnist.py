@@ -336,6 +336,7 @@ def load_run(directory: Path) -> tuple[Config, nn.Module, Any]:
 
     Raises:
         RunError: If the folder holds no run, or no good checkpoint yet.
+        CheckpointError: If its checkpoints are not of the state that this version trains.
     """
     run = Run(directory)
     stored = run.read("config.json")["config"]
@@ -466,7 +467,7 @@ def entry() -> int:
     except (data.DataError, RunError) as error:
         print(f"error: {error}", file=sys.stderr)
         return 2
-    except CheckpointError as error:
+    except (CheckpointError, OSError) as error:
         print(f"error: {error}", file=sys.stderr)
         return 1
     except KeyboardInterrupt:

@@ -1,20 +1,27 @@
 """Checkpoints that are verified when read; the only module that imports orbax.
 
-Each step holds the leaves of the state and a SHA-256 over them, because orbax reads array data
-with a flipped bit as if nothing were wrong. The last two steps and the best one are kept.
+Each step holds the leaves of the state and a record of them: the step, the score, and a SHA-256
+of every leaf, since orbax reads array data with a flipped bit as if nothing were wrong. The record
+carries a SHA-256 of itself. The last two steps and the best one are kept.
 """
 
 from __future__ import annotations
 
+import contextlib
 import fcntl
 import hashlib
+import itertools
+import json
 import math
-import shutil
-from collections.abc import Callable, Mapping
+import os
+import re
+import textwrap
+from collections.abc import Callable, Iterator, Mapping
 from pathlib import Path
 from typing import IO, Any
 
 import jax
+import jax.numpy as jnp
 import numpy as np
 import orbax.checkpoint as ocp
 from orbax.checkpoint.checkpoint_managers import (
@@ -23,12 +30,18 @@ from orbax.checkpoint.checkpoint_managers import (
     PreservationPolicy,
 )
 
-# Below every accuracy, so that a step without a (finite) score never displaces the best one.
-NO_SCORE = -1.0
+# Beside the steps; orbax takes only names that are numbers for steps.
+DAMAGED = "damaged"
+# What is read when a part of a checkpoint is missing. Every other OSError is the system's.
+MISSING = (FileNotFoundError, NotADirectoryError, IsADirectoryError)
 
 
 class CheckpointError(RuntimeError):
-    """A checkpoint could not be written, or another process holds the folder."""
+    """A checkpoint could not be written or does not fit, or another process holds the folder."""
+
+
+class _Damage(Exception):
+    """A checkpoint is proven not to be as it was written."""
 
 
 class Checkpoints:
@@ -47,20 +60,25 @@ class Checkpoints:
     ):
         """Opens a folder of checkpoints and, for writing, creates and locks it.
 
+        The records are read at once, and a step whose record is damaged is left out from then on.
+
         Args:
             directory: The folder.
-            read_only: Only restore; takes no lock.
-            warn: Called with one line for every damaged checkpoint.
+            read_only: Only restore; takes no lock and changes nothing.
+            warn: Called with one line for every damaged checkpoint. When writing, it is moved to
+                the folder `damaged` beside the steps, so that its step can be saved again.
 
         Raises:
-            CheckpointError: If another process has the folder open for writing.
+            CheckpointError: If another process has the folder open for writing, or an earlier
+                version of this module wrote its checkpoints.
+            OSError: If the system does not let it be read.
         """
         self.directory = directory.absolute()
         self._read_only = read_only
         self._warn = warn
-        self._lock = None if read_only else lock(self.directory)
-        self._scores: dict[int, float] = {}
-        policy = AnyPreservationPolicy([LatestN(2), KeepBest(self._scores)])
+        self._records: dict[int, dict[str, Any]] = {}
+        self._step: int | None = None  # of the last save, which may still be in progress
+        policy = AnyPreservationPolicy([LatestN(2), KeepBest(self._score)])
         options = ocp.CheckpointManagerOptions(
             preservation_policy=None if read_only else policy,
             read_only=read_only,
@@ -68,98 +86,175 @@ class Checkpoints:
             create=not read_only,
             enable_async_checkpointing=not read_only,
         )
-        self._manager = ocp.CheckpointManager(self.directory, options=options)
-        for step in self._manager.all_steps():
-            self._scores[step] = self._read_score(step)
+        with contextlib.ExitStack() as stack:
+            if not read_only:
+                stack.enter_context(lock(self.directory))
+            self._manager = ocp.CheckpointManager(self.directory, options=options)
+            stack.callback(self._manager.close)
+            for step in self._manager.all_steps():
+                try:
+                    self._records[step] = self._read_record(step)
+                except _Damage as damage:
+                    self._set_aside(step, damage)
+            self._stack = stack.pop_all()
 
     def __enter__(self) -> Checkpoints:
         return self
 
     def __exit__(self, *_: object) -> None:
-        try:
-            self._manager.close()  # waits for the last save
-        finally:
-            if self._lock is not None:
-                self._lock.close()
+        with self._stack:
+            self._wait()
 
     def save(self, step: int, state: Any, score: float | None = None) -> None:
         """Starts an asynchronous save; the state may be donated as soon as this returns.
 
         Args:
             step: Larger than every step saved before.
-            state: A tree of arrays.
+            state: A tree of arrays, typed keys among them.
             score: What the best checkpoint has most of; None if it was not evaluated.
 
         Raises:
-            CheckpointError: If the state is not finite or the step could not be saved.
+            CheckpointError: If the state is not finite, or this step or the one before it could
+                not be saved.
+            OSError: If the system does not let it be written.
         """
-        leaves = _leaves(jax.device_get(state))
+        types = {name: _type(leaf) for name, leaf in _named(state).items()}
+        leaves = jax.device_get({name: _data(leaf) for name, leaf in _named(state).items()})
+        leaves = {name: np.asarray(leaf) for name, leaf in leaves.items()}
         if not all(np.isfinite(leaf).all() for leaf in leaves.values()):
             raise CheckpointError(f"step {step}: the state is not finite, so it is not saved")
-        score = NO_SCORE if score is None or math.isnan(score) else score
+        self._wait()
+        latest = self._manager.latest_step()
+        if latest is not None and step <= latest:
+            raise CheckpointError(f"{self.directory}: step {step} not saved: not above {latest}")
+        record = {
+            "step": int(step),
+            "score": None if score is None or math.isnan(score) else float(score),
+            "leaves": {
+                name: {"type": types[name], "sha256": _digest(leaf)}
+                for name, leaf in leaves.items()
+            },
+        }
         contents = ocp.args.Composite(
             state=ocp.args.StandardSave(leaves),
-            digest=ocp.args.JsonSave({"sha256": _digest(leaves), "score": score}),
+            digest=ocp.args.JsonSave(record | {"sha256": _seal(record)}),
         )
-        self._scores[step] = score
-        try:
-            saved = self._manager.save(step, args=contents)
-        except Exception as error:
-            raise CheckpointError(f"{self.directory}: step {step} not saved: {error}") from error
-        if not saved:
-            raise CheckpointError(
-                f"{self.directory}: step {step} not saved: not above {self._manager.latest_step()}"
-            )
+        self._step, self._records[step] = step, record
+        with self._saving():
+            if not self._manager.save(step, args=contents):
+                raise RuntimeError("the folder is open for reading only")
 
     def restore(self, like: Any, *, best: bool = False) -> tuple[int, Any] | None:
         """Restores the latest (or best) checkpoint whose contents are as they were saved.
 
-        Damaged ones are named through `warn` and, when writing, removed, so that their steps can
-        be saved again.
-
         Args:
-            like: A tree of arrays with the structure, shapes and dtypes of the state.
+            like: A tree of arrays, or of their shapes and dtypes, that has the names, shapes and
+                dtypes of the state's leaves.
             best: Whether to take the highest score (the later step among equals) first.
 
         Returns:
-            The step and the state with NumPy leaves, or None if no good checkpoint is there.
+            The step and the state, with NumPy arrays and typed keys as leaves, or None if no good
+            checkpoint is there.
+
+        Raises:
+            CheckpointError: If the leaves of the checkpoint are not those of `like`, or the save
+                before could not be finished.
+            OSError: If the system does not let it be read.
         """
-        shapes = jax.tree.map(lambda leaf: np.zeros(leaf.shape, leaf.dtype), like)
+        self._wait()
+        wanted = _named(like)
+        types = {name: _type(leaf) for name, leaf in wanted.items()}
         for step in self._candidates(best):
+            record = self._records[step]
+            saved = {name: leaf["type"] for name, leaf in record["leaves"].items()}
+            if changes := _differences(saved, types):
+                raise CheckpointError(
+                    f"{self.directory / str(step)} holds another state than the one to restore "
+                    f"({'; '.join(changes)})"
+                )
             try:
-                restored = self._read(step, _leaves(shapes))
-            except Exception as error:  # whatever a damaged file makes orbax raise
-                reason = str(error).strip().splitlines() or [type(error).__name__]
-                self._warn(f"{self.directory}/{step} is damaged and left out: {reason[0]}")
-                if not self._read_only:
-                    shutil.rmtree(self.directory / str(step), ignore_errors=True)
-                    self._manager.reload()
+                found = self._read(step, wanted)
+            except _Damage as damage:
+                self._set_aside(step, damage)
                 continue
-            return step, jax.tree.unflatten(jax.tree.structure(like), list(restored.values()))
+            leaves = [_like(leaf, found[name]) for name, leaf in wanted.items()]
+            return step, jax.tree.unflatten(jax.tree.structure(like), leaves)
         return None
 
     def _candidates(self, best: bool) -> list[int]:
-        steps = sorted(self._manager.all_steps(), reverse=True)
-        return sorted(steps, key=self._scores.__getitem__, reverse=True) if best else steps
+        steps = sorted(set(self._manager.all_steps()) & self._records.keys(), reverse=True)
+        return sorted(steps, key=self._score, reverse=True) if best else steps
 
-    def _read_score(self, step: int) -> float:
+    def _score(self, step: int) -> float:
+        """The score of a step; below every other if it has none."""
+        score = self._records[step]["score"] if step in self._records else None
+        return -math.inf if score is None else score
+
+    def _read_record(self, step: int) -> dict[str, Any]:
+        # Not through orbax, which takes a folder that may not be read for one that is not there.
+        folder = self.directory / str(step)
         try:
-            contents = ocp.args.Composite(digest=ocp.args.JsonRestore())
-            return float(self._manager.restore(step, args=contents)["digest"]["score"])
-        except Exception:  # a damaged step: restore will find out and say so
-            return NO_SCORE
+            record = json.loads((folder / "digest" / "metadata").read_text(encoding="utf-8"))
+        except (*MISSING, ValueError) as error:
+            raise _Damage(f"its record cannot be read: {_line(error)}") from error
+        if isinstance(record, dict) and record.keys() == {"sha256", "score"}:
+            raise CheckpointError(
+                f"{folder} is from an earlier version of jaxrnn, which did not record its leaves"
+            )
+        if not isinstance(record, dict) or record.get("sha256") != _seal(record):
+            raise _Damage("its record is not as it was written")
+        if record["step"] != step:
+            raise _Damage(f"it was saved as step {record['step']}")
+        return record
 
-    def _read(self, step: int, like: dict[str, np.ndarray]) -> dict[str, np.ndarray]:
-        contents = self._manager.restore(
-            step,
-            args=ocp.args.Composite(
-                state=ocp.args.StandardRestore(like), digest=ocp.args.JsonRestore()
-            ),
-        )
-        leaves = {name: np.asarray(contents["state"][name]) for name in like}
-        if _digest(leaves) != contents["digest"]["sha256"]:
-            raise ValueError("the SHA-256 of its arrays is not the recorded one")
+    def _read(self, step: int, wanted: dict[str, Any]) -> dict[str, np.ndarray]:
+        targets = {name: _target(leaf) for name, leaf in wanted.items()}
+        contents = ocp.args.Composite(state=ocp.args.StandardRestore(targets))
+        try:
+            found = self._manager.restore(step, args=contents)["state"]
+            leaves = {name: np.asarray(found[name]) for name in targets}
+        except Exception as error:  # whatever a damaged file makes orbax raise
+            with contextlib.suppress(*MISSING):
+                _open_all(self.directory / str(step))
+            _raise_os_error(error)
+            raise _Damage(_line(error)) from error
+        for name, leaf in leaves.items():
+            if _digest(leaf) != self._records[step]["leaves"][name]["sha256"]:
+                raise _Damage(f"the SHA-256 of {name} is not the recorded one")
         return leaves
+
+    def _set_aside(self, step: int, damage: _Damage) -> None:
+        """Leaves a step out from now on and says so; when writing, moves it out of the way."""
+        folder = self.directory / str(step)
+        self._records.pop(step, None)
+        if self._read_only:
+            if folder.exists():  # else a writer has removed it since
+                self._warn(f"{folder} is damaged and left out: {damage}")
+            return
+        (self.directory / DAMAGED).mkdir(exist_ok=True)
+        names = itertools.chain([str(step)], (f"{step}-{n}" for n in itertools.count(2)))
+        target = next(
+            path for name in names if not (path := self.directory / DAMAGED / name).exists()
+        )
+        folder.rename(target)
+        self._manager.reload()
+        self._warn(f"{folder} is damaged and moved to {target}: {damage}")
+
+    def _wait(self) -> None:
+        """Waits for the save in progress."""
+        with self._saving():
+            self._manager.wait_until_finished()
+
+    @contextlib.contextmanager
+    def _saving(self) -> Iterator[None]:
+        """Names the step in an error of orbax; those of the system stay as they are."""
+        try:
+            yield
+        except Exception as error:
+            _raise_os_error(error)
+            raise CheckpointError(
+                f"{self.directory}: step {self._step} not saved: {_line(error)}"
+            ) from error
 
 
 class KeepBest(PreservationPolicy):
@@ -169,28 +264,108 @@ class KeepBest(PreservationPolicy):
     of them is damaged.
     """
 
-    def __init__(self, scores: Mapping[int, float]):
-        self._scores = scores
+    def __init__(self, score: Callable[[int], float]):
+        self._score = score
 
     def should_preserve(self, checkpoints, *, context):
         """One boolean for each checkpoint, as orbax asks."""
         steps = [checkpoint.step for checkpoint in checkpoints]
-        best = max(steps, key=lambda step: (self._scores.get(step, NO_SCORE), step), default=None)
+        best = max(steps, key=lambda step: (self._score(step), step), default=None)
         return [step == best for step in steps]
 
 
-def _leaves(state: Any) -> dict[str, np.ndarray]:
-    """The state as a flat dictionary, in the order of `jax.tree.leaves`."""
-    paths = jax.tree_util.tree_flatten_with_path(state)[0]
-    return {jax.tree_util.keystr(path): np.asarray(leaf) for path, leaf in paths}
+def _named(tree: Any) -> dict[str, Any]:
+    """The leaves by names such as `params/cell/kernel`, in the order of `jax.tree.leaves`."""
+    paths = jax.tree_util.tree_flatten_with_path(tree)[0]
+    names = [jax.tree_util.keystr(path, simple=True, separator="/") for path, _ in paths]
+    if twice := {name for name in names if names.count(name) > 1}:
+        raise ValueError(f"two leaves of the state have the name {min(twice)}")
+    return dict(zip(names, (_array(leaf) for _, leaf in paths), strict=True))
 
 
-def _digest(leaves: dict[str, np.ndarray]) -> str:
-    digest = hashlib.sha256()
-    for name, leaf in leaves.items():
-        digest.update(f"{name} {leaf.dtype} {leaf.shape}".encode())
-        digest.update(np.ascontiguousarray(leaf).tobytes())
-    return digest.hexdigest()
+def _array(leaf: Any) -> Any:
+    """The leaf, of a number an array, in the native byte order that orbax gives back."""
+    leaf = leaf if hasattr(leaf, "dtype") else np.asarray(leaf)
+    if isinstance(leaf, np.ndarray):
+        leaf = leaf.astype(leaf.dtype.newbyteorder("="), copy=False)
+    return leaf
+
+
+def _is_key(leaf: Any) -> bool:
+    return jax.dtypes.issubdtype(leaf.dtype, jax.dtypes.prng_key)
+
+
+def _data(leaf: Any) -> Any:
+    """What is stored of a leaf: of typed keys their data, else the leaf itself."""
+    return jax.random.key_data(leaf) if _is_key(leaf) else leaf
+
+
+def _target(like: Any) -> np.ndarray:
+    """An array of the shape and dtype of what `_data` makes of such a leaf."""
+    data = jax.eval_shape(jax.random.key_data, like) if _is_key(like) else like
+    return np.zeros(data.shape, data.dtype)
+
+
+def _like(like: Any, data: np.ndarray) -> Any:
+    """The leaf that `_data` made this of."""
+    if not _is_key(like):
+        return data
+    return jax.random.wrap_key_data(data, impl=jax.random.key_impl(jnp.empty((), like.dtype)))
+
+
+def _type(leaf: Any) -> str:
+    """A leaf's dtype and shape, such as `float32[3,2]`."""
+    return f"{leaf.dtype}[{','.join(map(str, leaf.shape))}]"
+
+
+def _differences(saved: dict[str, str], wanted: dict[str, str]) -> list[str]:
+    """One entry for each leaf that is missing, surplus or of another shape or dtype."""
+    return [
+        f"{name}: {saved.get(name, 'nothing')} in the checkpoint, {wanted.get(name, 'nothing')} "
+        "in the state"
+        for name in sorted(saved.keys() | wanted.keys())
+        if saved.get(name) != wanted.get(name)
+    ]
+
+
+def _digest(leaf: np.ndarray) -> str:
+    return hashlib.sha256(_type(leaf).encode() + leaf.tobytes()).hexdigest()
+
+
+def _seal(record: Mapping[str, Any]) -> str:
+    """The SHA-256 of a record without the entry that holds it."""
+    entries = {name: value for name, value in record.items() if name != "sha256"}
+    return hashlib.sha256(json.dumps(entries, sort_keys=True).encode()).hexdigest()
+
+
+def _line(error: Exception) -> str:
+    """An error in one line of a bearable length."""
+    return textwrap.shorten(str(error), 300) or type(error).__name__
+
+
+def _raise_os_error(error: Exception) -> None:
+    """Raises what the system says: an OSError, also one inside of a tensorstore's ValueError."""
+    if isinstance(error, MemoryError | OSError) and not isinstance(error, MISSING):
+        raise error
+    found = re.search(r"os_error_code='(\d+)'", str(error))
+    system = found and OSError(int(found[1]), f"{os.strerror(int(found[1]))}: {_line(error)}")
+    if system and not isinstance(system, MISSING):
+        raise system from error
+
+
+def _open_all(folder: Path) -> None:
+    """Opens every file, since orbax says "not found" of what it may not read.
+
+    Raises:
+        OSError: If one cannot be opened.
+    """
+
+    def fail(error: OSError) -> None:
+        raise error
+
+    for root, _, files in os.walk(folder, onerror=fail):
+        for file in files:
+            (Path(root) / file).open("rb").close()
 
 
 def lock(directory: Path) -> IO[str]:
@@ -203,7 +378,9 @@ def lock(directory: Path) -> IO[str]:
     file = (directory / "lock").open("w")
     try:
         fcntl.flock(file, fcntl.LOCK_EX | fcntl.LOCK_NB)
-    except BlockingIOError:
+    except OSError as error:
         file.close()
-        raise CheckpointError(f"{directory} is in use by another process") from None
+        if isinstance(error, BlockingIOError):
+            raise CheckpointError(f"{directory} is in use by another process") from None
+        raise
     return file

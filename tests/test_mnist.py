@@ -274,6 +274,28 @@ def kill_until_done(out, config, kills, rng, seconds):
     return output
 
 
+def test_a_run_of_another_version_is_refused_and_left_alone(tmp_path, monkeypatch, capsys):
+    config = dataclasses.replace(SMALL, out=tmp_path / "run")
+    run = mnist.Run(config.out)
+    run.open(mnist.identity(config, mnist.digest(mnist.load_dataset(config))))
+    run.append_metrics({"step": 40})
+    shapes = jax.eval_shape(lambda: mnist.initial_state(config))
+    state = jax.tree.map(lambda leaf: np.zeros(leaf.shape, leaf.dtype), shapes)
+    adam, rest = state.opt_state[1]
+    older = state.replace(opt_state=(None, (adam._replace(count=None), rest)))
+    with mnist.Checkpoints(run.checkpoints) as checkpoints:
+        checkpoints.save(40, older)
+    monkeypatch.setattr(mnist, "command_line", lambda: config)
+    monkeypatch.setattr(mnist, "initial_state", lambda _: shapes)
+    before = {path: path.read_bytes() for path in config.out.rglob("*") if path.is_file()}
+    assert mnist.entry() == 1
+    assert capsys.readouterr().err == (
+        f"error: {run.checkpoints / '40'} holds another state than the one to restore "
+        "(opt_state/1/0/count: nothing in the checkpoint, int32[] in the state)\n"
+    )
+    assert {path: path.read_bytes() for path in config.out.rglob("*") if path.is_file()} == before
+
+
 @pytest.mark.slow
 def test_killed_ten_times_it_ends_as_one_left_alone(tmp_path):
     config = dataclasses.replace(
