@@ -292,9 +292,10 @@ def to_keras(cell: Cell, params: Params | Arrays) -> dict[str, np.ndarray]:
     kind, arrays = _weights(cell, params, "Keras", has)
     if "recurrent_bias" in arrays:
         arrays["bias"] = _split_bias(arrays)
-    names = ["kernel", "recurrent_kernel", "bias"]
-    order = ("rzn", "zrn") if kind == "gru" else ("ifgo", "ifgo") if kind == "lstm" else ("n", "n")
-    return _copies({name: _reorder(arrays[name], *order) for name in names})
+    weights = {name: arrays[name] for name in ("kernel", "recurrent_kernel", "bias")}
+    if kind == "gru":
+        weights = {name: _reorder(array, "rzn", "zrn") for name, array in weights.items()}
+    return _copies(weights)
 
 
 # Flax's pairs of dense layers, of the input and of the past: one a gate, or one for all gates.
@@ -320,7 +321,7 @@ def from_linen(kind: Kind, params: Mapping[str, Arrays]) -> Params:
     Raises:
         ValueError: If a name is missing or too many, or a shape is wrong; names it.
     """
-    return _from_layers(kind, params, _LINEN)
+    return _from_layers(kind, _flat(params), _LINEN)
 
 
 def to_linen(cell: Cell, params: Params | Arrays) -> dict[str, dict[str, np.ndarray]]:
@@ -354,8 +355,9 @@ def from_nnx(kind: Kind, params: Mapping[str, Arrays]) -> Params:
     Raises:
         ValueError: If a name is missing or too many, or a shape is wrong; names it.
     """
-    together = any(name in params for name in ("dense_i", "dense_h"))
-    return _from_layers(kind, params, _NNX if together else _NNX_BY_GATE)
+    flat = _flat(params)
+    together = any(name.startswith("dense_") for name in flat)
+    return _from_layers(kind, flat, _NNX if together else _NNX_BY_GATE)
 
 
 def to_nnx(
@@ -386,9 +388,9 @@ def _biased(kind, pair):
     return pair[1 if kind == "lstm" else 0]
 
 
-def _from_layers(kind, params, library):
+def _from_layers(kind, flat, library):
     """Gates side by side, from Flax's dense layers."""
-    take, width, pairs = _Taker(_flat(params)), _width(kind), library[kind]
+    take, width, pairs = _Taker(flat), _width(kind), library[kind]
     each = "H" if len(pairs) > 1 else width
     recurrent = [take(f"{h}/kernel", f"H {each}") for _, h in pairs]
     kernel = [take(f"{i}/kernel", f"I {each}") for i, _ in pairs]
@@ -544,9 +546,13 @@ def _width(kind):
     return WIDTHS[kind]
 
 
+def _check_named(arrays):
+    if not isinstance(arrays, Mapping):
+        raise ValueError(f"weights must be arrays by name, got {type(arrays).__name__}")
+
+
 def _flat(layers):
-    if not hasattr(layers, "items"):
-        return layers
+    _check_named(layers)
     flat = {}
     for name, each in layers.items():
         inner = each.items() if isinstance(each, Mapping) else ()
@@ -557,9 +563,8 @@ def _flat(layers):
 class _Taker:
     """Takes arrays out of a mapping; complains by name of what is missing, wrong or left over."""
 
-    def __init__(self, arrays: Arrays):
-        if not hasattr(arrays, "items"):
-            raise ValueError(f"weights must be arrays by name, got {type(arrays).__name__}")
+    def __init__(self, arrays):
+        _check_named(arrays)
         self.arrays, self.taken = arrays, set()
         self.sizes = {"": 1}  # what the letters of the shapes stand for, as far as known
 

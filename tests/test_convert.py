@@ -132,7 +132,7 @@ FLAX = {
     "rnn-relu": ["SimpleCell"],
     "rnn-sigmoid": ["SimpleCell"],
     "lstm": ["LSTMCell", "OptimizedLSTMCell"],
-    "lstm-softsign": ["LSTMCell", "OptimizedLSTMCell"],
+    "lstm-softsign": ["OptimizedLSTMCell"],
     "gru": ["GRUCell"],
 }
 LIBRARIES = {"tf1": TF1, "keras": KERAS, "torch": TORCH, "linen": FLAX, "nnx": FLAX}
