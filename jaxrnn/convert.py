@@ -220,18 +220,16 @@ def to_torch(
         ValueError: If PyTorch cannot compute this cell, or the parameters do not fit it or each
             other; names what is wrong.
     """
-    layers: Any = (
-        [[params]] if isinstance(params, Mapping) or hasattr(params, "_fields") else params
-    )
-    counts = [len(directions) for directions in layers]
+    layers: Any = params if _is_sequence(params) else [[params]]
+    counts = [len(each) if _is_sequence(each) else type(each).__name__ for each in layers]
     if set(counts) not in ({1}, {2}):
         raise ValueError(f"params must have one direction a layer, or two each, got {counts}")
-    state_dict = {}
+    has, suffixes, state_dict = ["projection_size", "reset_after=True"], ["", "_reverse"], {}
     for number, directions in enumerate(layers):
-        for each, direction in zip(directions, ["", "_reverse"][: counts[0]], strict=True):
-            has = ["projection_size", "reset_after=True"]
-            kind, arrays = _weights(cell, each, "PyTorch", has)
-            suffix, biases = f"_l{number}{direction}", _split_bias(arrays)
+        for which, each in enumerate(directions):
+            name = f"params[{number}][{which}]" if layers is params else "params"
+            kind, arrays = _weights(cell, each, "PyTorch", has, name)
+            suffix, biases = f"_l{number}{suffixes[which]}", _split_bias(arrays)
             state_dict |= {
                 f"weight_ih{suffix}": arrays["kernel"].T,
                 f"weight_hh{suffix}": arrays["recurrent_kernel"].T,
@@ -242,6 +240,10 @@ def to_torch(
                 state_dict[f"weight_hr{suffix}"] = arrays["projection"].T
     from_torch(kind, state_dict)  # refuses layers that do not fit each other
     return _copies(state_dict)
+
+
+def _is_sequence(params):
+    return isinstance(params, Sequence) and not hasattr(params, "_fields")
 
 
 def from_keras(kind: Kind, weights: Arrays) -> Params:
@@ -415,29 +417,10 @@ def _to_layers(kind, arrays, library):
     return {name: _copies(layer) for name, layer in layers.items()}
 
 
-# What PyTorch calls tanh and relu, under each name that JAX has for them.
-_TANH = [jnp.tanh, jax.nn.tanh, jax.lax.tanh]
-_TORCH_ACTIVATIONS = {"rnn": [*_TANH, jax.nn.relu], "lstm": _TANH}
-
-
-def _weights(cell, params, library, has):
-    """The kind of cell and its parameters in NumPy, if a library that has these options has it."""
+def _weights(cell, params, library, has, name="params"):
+    """The kind of cell and its parameters in NumPy, if a library with these options computes it."""
     kind, options = _options(cell, library)
-    name = f"{library}'s {'RNN' if kind == 'rnn' else kind.upper()}"
-    if refused := sorted(options.keys() - {*has, "hidden_size", "activation"}):
-        raise ValueError(f"{name} has no {' and no '.join(refused)}")
-    activation = options.get("activation")
-    if activation is not None and "activation" not in has:
-        allowed = _TORCH_ACTIVATIONS[kind]
-        if not any(activation is each for each in allowed):
-            names = " or ".join(dict.fromkeys(each.__name__ for each in allowed))
-            got = getattr(activation, "__name__", repr(activation))
-            raise ValueError(f"{name} has no activation but {names}, got {got}")
-    if library == "PyTorch" and options.get("projection_size", 0) >= options["hidden_size"]:
-        raise ValueError(
-            f"{name} has no projection_size of hidden_size = {options['hidden_size']} or more, "
-            f"got {options['projection_size']}"
-        )
+    _check_options(kind, options, library, has)
     shapes = {
         "recurrent_kernel": f"{'P' if 'projection_size' in options else 'H'} {WIDTHS[kind]}",
         "kernel": f"I {WIDTHS[kind]}",
@@ -449,30 +432,29 @@ def _weights(cell, params, library, has):
         shapes["projection"] = "H P"
     if "reset_after=True" in options:
         shapes["recurrent_bias"] = "H"
-    if not isinstance(params, Mapping):
-        if not hasattr(params, "_asdict"):
-            raise ValueError(
-                "params must be a cell's named tuple or a dict of its arrays, "
-                f"got {type(params).__name__}"
-            )
+    if hasattr(params, "_asdict"):
         params = params._asdict()
-    take = _Taker({f"params.{key}": each for key, each in params.items() if each is not None})
-    take.sizes |= {"H": options["hidden_size"], "P": options.get("projection_size", 0)}
-    arrays = {key: take(f"params.{key}", shape) for key, shape in shapes.items()}
+    if not isinstance(params, Mapping):
+        raise ValueError(
+            f"{name} must be the cell's named tuple or a dict of its arrays, "
+            f"got {type(params).__name__}"
+        )
+    take = _Taker({f"{name}.{key}": each for key, each in params.items() if each is not None})
+    take.sizes |= {"H": options["hidden_size"], "P": options.get("projection_size")}
+    arrays = {key: take(f"{name}.{key}", shape) for key, shape in shapes.items()}
     take.done()
     return kind, arrays
 
 
 def _options(cell, library):
-    """The kind of cell, and those of its constructor's options that it makes use of."""
+    """The kind of cell, and those of its constructor's options that change what it computes."""
     if not isinstance(cell, Cell):
         raise ValueError(f"cell must be a jaxrnn.Cell, got {type(cell).__name__}")
     if cell.origin is None or not cell.origin.describes(cell):
         function = cell.gate or cell.step
         raise ValueError(
-            f"{library} has no cell of one's own, got one of "
-            f"{getattr(function, '__qualname__', repr(function))}; cell must be as one of jaxrnn's "
-            "constructors made it"
+            f"{library} has no {getattr(function, '__qualname__', repr(function))}: cell must be "
+            "made by a constructor of jaxrnn, with nothing replaced but init"
         )
     constructor, options = cell.origin.constructor, cell.origin.options
     if constructor is odyssey and options["variant"] in ("V", "NP"):
@@ -482,15 +464,35 @@ def _options(cell, library):
     if constructor not in kinds:
         variant = f"(variant={options['variant']!r})" if constructor is odyssey else ""
         raise ValueError(f"{library} has no {constructor.__name__}{variant}")
-    if constructor is gru:
-        return "gru", {
-            "hidden_size": options["hidden_size"],
-            f"reset_after={bool(options['reset_after'])}": True,
-        }
-    unused = [name for name, value in options.items() if value is None or value is False]
-    return kinds[constructor], {
-        name: value for name, value in options.items() if name not in unused
-    }
+    used = {name: value for name, value in options.items() if value is not None}
+    if constructor is lstm and not used["peephole"]:
+        del used["peephole"]
+    if constructor is gru:  # has one of two equations, which a library has or not
+        used[f"reset_after={bool(used.pop('reset_after'))}"] = True
+    return kinds[constructor], used
+
+
+# What PyTorch calls tanh and relu, under each name that JAX has for them.
+_TANH = [jnp.tanh, jax.nn.tanh, jax.lax.tanh]
+_TORCH_ACTIVATIONS = {"rnn": [*_TANH, jax.nn.relu], "lstm": _TANH}
+
+
+def _check_options(kind, options, library, has):
+    name = f"{library}'s {kind.upper()}"
+    if refused := sorted(options.keys() - {*has, "hidden_size", "activation"}):
+        raise ValueError(f"{name} has no {' and no '.join(refused)}")
+    if "activation" in options and "activation" not in has:  # PyTorch
+        activation, allowed = options["activation"], _TORCH_ACTIVATIONS[kind]
+        if not any(activation is each for each in allowed):
+            names = " or ".join(dict.fromkeys(each.__name__ for each in allowed))
+            got = getattr(activation, "__name__", repr(activation))
+            raise ValueError(f"{name} has no activation but {names}, got {got}")
+    projected, hidden = options.get("projection_size", 0), options["hidden_size"]
+    if library == "PyTorch" and projected >= hidden:
+        raise ValueError(
+            f"{name} has no projection_size that is not below hidden_size, "
+            f"got {projected} and {hidden}"
+        )
 
 
 def _join_gru_bias(biases):
