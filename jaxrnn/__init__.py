@@ -1,6 +1,6 @@
 """jaxrnn: recurrent networks for JAX as pure functions."""
 
-from jaxrnn.cell import Cell, gated, identity, scaled
+from jaxrnn.cell import Cell, gated, identity, product, scaled
 from jaxrnn.cells import (
     GRUParams,
     GRUState,
@@ -52,6 +52,7 @@ __all__ = [
     "min_gru",
     "min_lstm",
     "odyssey",
+    "product",
     "rnn",
     "scaled",
     "unroll",

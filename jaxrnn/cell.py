@@ -19,6 +19,7 @@ from typing import Any, NamedTuple
 
 import jax
 import jax.numpy as jnp
+import numpy as np
 from jax.nn.initializers import glorot_uniform
 from jaxtyping import Array, Float, Inexact
 
@@ -109,8 +110,8 @@ def make_products(params: Params, hidden: Array, x: Array, summed: bool) -> tupl
     drive = affine(x, params.kernel, params.bias)
     if params.recurrent_kernel is None:
         return (drive,)
-    product = hidden @ params.recurrent_kernel
-    return (drive + product,) if summed else (drive, product)
+    recurrent = product(hidden, params.recurrent_kernel)
+    return (drive + recurrent,) if summed else (drive, recurrent)
 
 
 def pointwise(function: Callable[..., Array]) -> Callable[..., Array]:
@@ -140,8 +141,35 @@ def affine(
     x: Float[Array, "*batch I"], kernel: Float[Array, "I G"], bias: Float[Array, " G"]
 ) -> Float[Array, "*batch G"]:
     """`x·kernel + bias`, with the bias broadcast explicitly over the batch axes."""
-    product = x @ kernel
-    return product + along(bias, product)
+    made = product(x, kernel)
+    return made + along(bias, made)
+
+
+def product(
+    x: Inexact[Array, "*batch I"], kernel: Inexact[Array, "I G"]
+) -> Inexact[Array, "*batch G"]:
+    """`x·kernel` with operands in the kernel's dtype, accumulated and returned in that of `x`.
+
+    A cell whose `step` makes its products by it obeys the `dtype` of `jaxrnn.unroll`.
+    """
+    if x.dtype == kernel.dtype:
+        return x @ kernel
+    return jnp.matmul(x.astype(kernel.dtype), kernel, preferred_element_type=x.dtype)
+
+
+def with_kernels_in(dtype: Any, params: Params) -> Params:
+    """The parameters with every kernel in this dtype; None leaves them as they are.
+
+    A kernel is what is named so: `kernel`, `recurrent_kernel`, …, and the LSTM's `projection`.
+    """
+    if dtype is None:
+        return params
+
+    def cast(path, leaf):
+        name = jax.tree_util.keystr(path[-1:], simple=True)
+        return leaf.astype(dtype) if name.endswith(("kernel", "projection")) else leaf
+
+    return jax.tree_util.tree_map_with_path(cast, params)
 
 
 def along(
@@ -166,7 +194,11 @@ _STARTS = {"forget_bias", "chrono", "kernel_init", "recurrent_init", "radius", "
 
 
 def cached(constructor: Callable[..., Cell]) -> Callable[..., Cell]:
-    """The same options give the same cell, so that what was compiled for it is found again.
+    """Makes a constructor give the same cell for the same options.
+
+    What was compiled for a cell is then found again. A function is the same only if it is the same
+    object: a `lambda` written into the call is a new one each time, and so a new cell, whose
+    programs compile anew (about a second and 2 MB each). Define it once, outside of the call.
 
     An option may also be a traced number, as a forget bias that differs from run to run of one
     program; such a cell is made anew. The cell's `origin` names the constructor and its options.
@@ -182,8 +214,17 @@ def cached(constructor: Callable[..., Cell]) -> Callable[..., Cell]:
 
     remember = functools.lru_cache(maxsize=None, typed=True)(construct)
 
+    def plain(option):
+        """NumPy's integers and concrete arrays of one number as numbers, which can be hashed."""
+        is_array = isinstance(option, (np.generic, np.ndarray, jax.Array))
+        if not is_array or isinstance(option, jax.core.Tracer) or option.size != 1:
+            return option
+        return option.item()
+
     @functools.wraps(constructor)
     def make(*args, **kwargs):
+        args = tuple(map(plain, args))
+        kwargs = {name: plain(option) for name, option in kwargs.items()}
         try:
             hash((args, tuple(kwargs.values())))
         except TypeError:
@@ -196,12 +237,6 @@ def cached(constructor: Callable[..., Cell]) -> Callable[..., Cell]:
 def sigmoid(x: Array) -> Array:
     """The logistic function, written so that XLA's vectorised tanh computes it."""
     return 0.5 * jnp.tanh(0.5 * x) + 0.5
-
-
-def positive(name: str, value: int) -> None:
-    """Raises ValueError if the argument of this name is not a positive integer."""
-    if not isinstance(value, int) or isinstance(value, bool) or value < 1:
-        raise ValueError(f"{name} must be a positive integer, got {value!r}")
 
 
 # How parameters start. An initializer is `(key, shape, dtype) -> array`, as in

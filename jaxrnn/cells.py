@@ -15,6 +15,7 @@ import jax
 import jax.numpy as jnp
 from jaxtyping import Array, Float
 
+from jaxrnn.arguments import size
 from jaxrnn.cell import (
     Cell,
     Initializer,
@@ -25,7 +26,7 @@ from jaxrnn.cell import (
     gated,
     kernels,
     pointwise,
-    positive,
+    product,
     sigmoid,
     zeros,
 )
@@ -94,7 +95,7 @@ def rnn(
     Raises:
         ValueError: If `hidden_size` is not a positive integer.
     """
-    positive("hidden_size", hidden_size)
+    hidden_size = size("hidden_size", hidden_size)
 
     def init(key, input_size, dtype=jnp.float32):
         sizes = input_size, hidden_size, hidden_size, 1
@@ -133,7 +134,7 @@ def indrnn(
     Raises:
         ValueError: If `hidden_size` is not a positive integer.
     """
-    positive("hidden_size", hidden_size)
+    hidden_size = size("hidden_size", hidden_size)
 
     def init(key, input_size, dtype=jnp.float32):
         kernel_key, weight_key = jax.random.split(key)
@@ -180,7 +181,7 @@ def gru(
     Raises:
         ValueError: If `hidden_size` is not a positive integer, or `chrono` not more than 2.
     """
-    positive("hidden_size", hidden_size)
+    hidden_size = size("hidden_size", hidden_size)
 
     def init(key, input_size, dtype=jnp.float32):
         kernel_key, bias_key = jax.random.split(key)
@@ -214,8 +215,8 @@ def gru(
         rz_kernel, n_kernel = jnp.split(params.recurrent_kernel, [2 * hidden_size], axis=-1)
         drive = affine(x, params.kernel, params.bias)
         rz_drive, n_drive = jnp.split(drive, [2 * hidden_size], axis=-1)
-        r, z = jnp.split(sigmoid(rz_drive + state.hidden @ rz_kernel), 2, axis=-1)
-        n = jnp.tanh(n_drive + (r * state.hidden) @ n_kernel)
+        r, z = jnp.split(sigmoid(rz_drive + product(state.hidden, rz_kernel)), 2, axis=-1)
+        n = jnp.tanh(n_drive + product(r * state.hidden, n_kernel))
         state = GRUState(n + z * (state.hidden - n))
         return state, state.hidden
 
@@ -250,7 +251,7 @@ def mgu(
     Raises:
         ValueError: If `hidden_size` is not a positive integer.
     """
-    positive("hidden_size", hidden_size)
+    hidden_size = size("hidden_size", hidden_size)
 
     def init(key, input_size, dtype=jnp.float32):
         sizes = input_size, hidden_size, hidden_size, 2
@@ -264,8 +265,8 @@ def mgu(
         # The gate stands inside the second product, so it is no elementwise gate.
         f_kernel, n_kernel = jnp.split(params.recurrent_kernel, 2, axis=-1)
         f_drive, n_drive = jnp.split(affine(x, params.kernel, params.bias), 2, axis=-1)
-        f = sigmoid(f_drive + state.hidden @ f_kernel)
-        n = jnp.tanh(n_drive + (f * state.hidden) @ n_kernel)
+        f = sigmoid(f_drive + product(state.hidden, f_kernel))
+        n = jnp.tanh(n_drive + product(f * state.hidden, n_kernel))
         state = RNNState(state.hidden + f * (n - state.hidden))
         return state, state.hidden
 

@@ -16,18 +16,22 @@ from jaxrnn.cell import Cell, Params, State
 from jaxrnn.fused import Steps, where
 
 
-def why_not(cell: Cell, steps: Steps) -> str | None:
+def why_not(cell: Cell, steps: Steps, dtype: Any = None) -> str | None:
     """Why cuDNN cannot compute this, or None if it can."""
     if not cell.is_cudnn_lstm:
         return "its cell is not jaxrnn.lstm without options"
     if steps.inputs.dtype != jnp.float32:
         return f"its inputs are {steps.inputs.dtype}, not float32"
-    if not len(steps.inputs):
-        return "it has no steps"
+    if dtype not in (None, jnp.float32):
+        return f"its products are to be in {dtype}, not float32"
+    if not isinstance(steps.inputs.shape[0], int):
+        return "its number of steps is symbolic"
+    if 0 in steps.inputs.shape[:-1]:
+        return "it has no steps or no examples"
     if steps.resets is not None:
         return "it has resets"
     if steps.drop is not None or steps.mix is not None:
-        return "it has noise between its steps"
+        return "it has a regularizer"
     if jax.default_backend() not in ("gpu", "cuda"):
         return f"the backend is {jax.default_backend()}, not an NVIDIA GPU"
     if "rocm" in jax.devices()[0].client.platform_version.lower():
@@ -47,7 +51,7 @@ def cudnn(
         lstm: `jax.experimental.rnn.lstm` or a function of the same signature.
 
     Returns:
-        The outputs, zero past each row's length, and the state after its last step.
+        The outputs, zero past each example's length, and the state after its last step.
     """
     time, *batch_shape, input_size = steps.inputs.shape
     hidden_size = params.recurrent_kernel.shape[0]
@@ -60,7 +64,7 @@ def cudnn(
         start.hidden.reshape(1, -1, hidden_size),
         start.cell.reshape(1, -1, hidden_size),
         pack(params),
-        jnp.maximum(lengths, 1),  # cuDNN takes no empty rows; they are put right below
+        jnp.maximum(lengths, 1),  # cuDNN takes no empty examples; they are put right below
         input_size,
         hidden_size,
         1,

@@ -14,28 +14,28 @@ Shapes: B batch (any number of axes), T time, I input features, H hidden units, 
 from __future__ import annotations
 
 from functools import partial
-from typing import NamedTuple
+from typing import Any, NamedTuple
 
 import jax
 import jax.numpy as jnp
 from jax import lax
 from jaxtyping import Array, Bool, Float
 
-from jaxrnn.cell import Cell, Params, State, affine, elementwise
+from jaxrnn.cell import Cell, Params, State, affine, elementwise, product, with_kernels_in
 
 
 class Steps(NamedTuple):
     """What a scan over time runs over, time first, in the order of processing."""
 
     inputs: Float[Array, "T *B I"]
-    alive: Bool[Array, "T *B"] | None  # False past a row's length
-    resets: Bool[Array, "T *B"] | None  # True where the initial state is put back before the step
+    alive: Bool[Array, "T *B"] | None  # False past an example's length
+    resets: Bool[Array, "T *B"] | None  # True where the state is reset before the step
     drop: Float[Array, "T *B H"] | None = None  # times it the recurrent product sees the state
     mix: State | None = None  # how much of the state is new; the rest is kept
 
 
 def where(condition: Bool[Array, "*B"], this: State, that: State) -> State:
-    """`this` in the rows where the condition holds, else `that`; over trees."""
+    """`this` for the examples where the condition holds, else `that`; over trees."""
 
     def select(a, b):
         extra = a.ndim - condition.ndim
@@ -51,33 +51,42 @@ def mixed(mix: State | None, new: State, old: State) -> State:
     return jax.tree.map(lambda new, old, mix: old + mix * (new - old), new, old, mix)
 
 
-@partial(jax.custom_vjp, nondiff_argnums=(0, 1))
+@partial(jax.custom_vjp, nondiff_argnums=(0, 1, 2))
 def fused(
-    cell: Cell, unroll: int, params: Params, start: State, initial_state: State, steps: Steps
+    cell: Cell,
+    unroll: int,
+    dtype: Any,
+    params: Params,
+    start: State,
+    reset_state: State | None,
+    steps: Steps,
 ) -> tuple[Float[Array, "T *B H"], State]:
     """Runs a cell made by `jaxrnn.gated` over time, with the deferred gradient.
 
     Args:
         cell: The cell.
         unroll: Steps per iteration of the loop.
+        dtype: The dtype of the products' operands; None is that of the kernels.
         params: The cell's parameters.
         start: The state before the first step.
-        initial_state: What a reset puts back.
+        reset_state: The state that a reset puts back.
         steps: The sequence.
 
     Returns:
-        The outputs, zero where a row is not alive, and the state after the last step.
+        The outputs, zero past an example's length, and the state after the last step.
     """
-    return _forward(cell, unroll, params, start, initial_state, steps, with_pullbacks=False)[:2]
+    return _forward(cell, unroll, dtype, params, start, reset_state, steps, with_pullbacks=False)[
+        :2
+    ]
 
 
-def _forward(cell, unroll, params, start, initial_state, steps, with_pullbacks):
-    weights, products = elementwise(params), _Products(cell, params)
+def _forward(cell, unroll, dtype, params, start, reset_state, steps, with_pullbacks):
+    weights, products = elementwise(params), _Products(cell, params, dtype)
 
     def body(state, now):
         ahead, now = now
         alive = now.alive
-        before = state if now.resets is None else where(now.resets, initial_state, state)
+        before = state if now.resets is None else where(now.resets, reset_state, state)
         hidden = before[0] if now.drop is None else before[0] * now.drop
         row, arguments = products.make(hidden, ahead)
 
@@ -111,13 +120,19 @@ class _Products:
     and reading the drive, and the saved rows give dW, dU and db in one product as well.
     """
 
-    def __init__(self, cell, params):
-        self.params = params
+    def __init__(self, cell, params, dtype):
+        kernel_dtype = params.kernel.dtype
+        self.params = params = with_kernels_in(dtype, params)
         self.recurrent = params.recurrent_kernel is not None
+        # In a narrower dtype the stacked bias would be rounded too.
         self.stacked = (
-            self.recurrent and cell.summed and len(params.kernel) <= len(params.recurrent_kernel)
+            self.recurrent
+            and cell.summed
+            and len(params.kernel) <= len(params.recurrent_kernel)
+            and params.kernel.dtype == params.bias.dtype
         )
         self.summed = cell.summed
+        self.transposed = partial(_transposed_product, params.kernel.dtype, kernel_dtype)
         if self.stacked:
             kernels = params.recurrent_kernel, params.kernel, params.bias[None]
             self.matrix = jnp.concatenate(kernels)
@@ -136,38 +151,46 @@ class _Products:
             return row, (row @ self.matrix,)
         if not self.recurrent:
             return None, (ahead,)
-        product = hidden @ self.params.recurrent_kernel
-        return hidden, ((ahead + product,) if self.summed else (ahead, product))
+        recurrent = product(hidden, self.params.recurrent_kernel)
+        return hidden, ((ahead + recurrent,) if self.summed else (ahead, recurrent))
 
     def gradients(self, inputs, saved, d_arguments):
         """The gradients of the kernels, the bias and the inputs."""
         d_drives, d_products = d_arguments[0], d_arguments[-1]
-        d_inputs = d_drives @ self.params.kernel.T
+        d_inputs = product(d_drives, self.params.kernel.T)
         if self.stacked:
             hidden_size, input_size = len(self.params.recurrent_kernel), len(self.params.kernel)
-            d_matrix = rows(saved).T @ rows(d_drives)
+            d_matrix = self.transposed(saved, d_drives)
             split = [hidden_size, hidden_size + input_size]
             d_recurrent, d_kernel, d_bias = jnp.split(d_matrix, split)
             return d_kernel, d_recurrent, d_bias[0], d_inputs
-        d_kernel = rows(inputs).T @ rows(d_drives)
-        d_recurrent = rows(saved).T @ rows(d_products) if self.recurrent else None
+        d_kernel = self.transposed(inputs, d_drives)
+        d_recurrent = self.transposed(saved, d_products) if self.recurrent else None
         return d_kernel, d_recurrent, rows(d_drives).sum(0), d_inputs
 
 
-def _fused_forward(cell, unroll, *arguments):
-    outputs, state, *saved = _forward(cell, unroll, *arguments, with_pullbacks=True)
+def _transposed_product(dtype, result_dtype, left, right):
+    """`leftᵀ·right` over all steps and examples, with operands in `dtype`."""
+    left, right = (rows(side).astype(dtype) for side in (left, right))
+    return jnp.matmul(left.T, right, preferred_element_type=result_dtype)
+
+
+def _fused_forward(cell, unroll, dtype, *arguments):
+    outputs, state, *saved = _forward(cell, unroll, dtype, *arguments, with_pullbacks=True)
     return (outputs, state), (*arguments, *saved)
 
 
-def _fused_backward(cell, unroll, saved, cotangents):
-    params, _, initial_state, steps, pullbacks, saved_rows = saved
+def _fused_backward(cell, unroll, dtype, saved, cotangents):
+    params, _, reset_state, steps, pullbacks, saved_rows = saved
     d_outputs, d_state = cotangents
-    products = _Products(cell, params)
-    # Transposed once: XLA:CPU takes a fifth longer to multiply by a transposed view.
-    transposed = lax.optimization_barrier(params.recurrent_kernel.T) if products.recurrent else None
+    products = _Products(cell, params, dtype)
+    transposed = None
+    if products.recurrent:
+        # Transposed once: XLA:CPU takes a fifth longer to multiply by a transposed view.
+        transposed = lax.optimization_barrier(products.params.recurrent_kernel.T)
 
     def body(carry, now):
-        d_state, d_weights, d_initial = carry
+        d_state, d_weights, d_reset = carry
         d_output, pullback, (_, alive, resets, drop, _) = now
         d_after = _add_hidden(d_state, d_output)
         if alive is not None:
@@ -175,20 +198,20 @@ def _fused_backward(cell, unroll, saved, cotangents):
             d_after, d_copied = where(alive, d_after, nothing), where(alive, nothing, d_state)
         d_gate, *d_arguments, d_before = pullback(d_after)
         if products.recurrent:
-            d_hidden = d_arguments[-1] @ transposed
+            d_hidden = product(d_arguments[-1], transposed)
             d_before = _add_hidden(d_before, d_hidden if drop is None else d_hidden * drop)
         if resets is not None:
             nothing = jax.tree.map(jnp.zeros_like, d_before)
-            d_initial = add(d_initial, where(resets, d_before, nothing))
+            d_reset = add(d_reset, where(resets, d_before, nothing))
             d_before = where(resets, nothing, d_before)
         if alive is not None:
             d_before = add(d_before, d_copied)
-        return (d_before, add(d_weights, d_gate), d_initial), d_arguments
+        return (d_before, add(d_weights, d_gate), d_reset), d_arguments
 
     zeros = partial(jax.tree.map, jnp.zeros_like)
-    (d_state, d_weights, d_initial), d_arguments = lax.scan(
+    (d_state, d_weights, d_reset), d_arguments = lax.scan(
         body,
-        (d_state, zeros(elementwise(params)), zeros(initial_state)),
+        (d_state, zeros(elementwise(params)), zeros(reset_state)),
         (d_outputs, pullbacks, steps._replace(inputs=None)),
         reverse=True,
         unroll=unroll,
@@ -197,7 +220,7 @@ def _fused_backward(cell, unroll, saved, cotangents):
         steps.inputs, saved_rows, d_arguments
     )
     d_params = d_weights._replace(kernel=d_kernel, recurrent_kernel=d_recurrent, bias=d_bias)
-    return d_params, d_state, d_initial, Steps(d_inputs, None, None)
+    return d_params, d_state, d_reset, Steps(d_inputs, None, None)
 
 
 def _add_hidden(state: State, hidden: Array) -> State:
@@ -210,7 +233,7 @@ def add(a: State, b: State) -> State:
 
 
 def rows(sequence: Float[Array, "T *B N"]) -> Float[Array, "R N"]:
-    """All steps of all rows of the batch as one matrix."""
+    """All steps of all examples of the batch as one matrix."""
     return sequence.reshape(-1, sequence.shape[-1])
 
 

@@ -12,12 +12,12 @@ from typing import Any
 
 import flax.linen as nn
 import jax.numpy as jnp
+import numpy as np
 from jax.nn.initializers import glorot_uniform
-from jaxtyping import Array, Float, Int
+from jaxtyping import Array, Float, Num
 
 from jaxrnn.cell import Cell
-from jaxrnn.linen import RNN, blank
-from jaxrnn.regularize import dropout_mask
+from jaxrnn.linen import RNN, blank, check_rate, dropout
 
 
 class MLP(nn.Module):
@@ -35,9 +35,9 @@ class MLP(nn.Module):
 
     @nn.compact
     def __call__(
-        self, inputs: Float[Array, "*B T I"], lengths: Int[Array, "*B"] | None = None
+        self, inputs: Num[Array | np.ndarray, "*B T I"], lengths: Any = None
     ) -> Float[Array, "*B C"]:
-        """Returns logits; steps past a row's length are read as zeros."""
+        """Returns logits; steps past an example's length are read as zeros."""
         hidden = blank(inputs, lengths)
         hidden = hidden.reshape(*inputs.shape[:-2], -1)
         for size in self.hidden_sizes:
@@ -60,9 +60,9 @@ class CNN(nn.Module):
 
     @nn.compact
     def __call__(
-        self, inputs: Float[Array, "*B T I"], lengths: Int[Array, "*B"] | None = None
+        self, inputs: Num[Array | np.ndarray, "*B T I"], lengths: Any = None
     ) -> Float[Array, "*B C"]:
-        """Returns logits; steps past a row's length are read as zeros."""
+        """Returns logits; steps past an example's length are read as zeros."""
         hidden = blank(inputs, lengths)[..., None]
         for channels in self.channels:
             hidden = nn.relu(nn.Conv(channels, (3, 3), conv_general_dilated=convolve)(hidden))
@@ -98,10 +98,16 @@ class ReNetLayer(nn.Module):
     Attributes:
         cell: The recurrent cell of the four directions, each with its own parameters.
         patch: S, the rows and columns that one place stands for.
+        implementation: As in `jaxrnn.unroll`.
+        dtype: As in `jaxrnn.unroll`.
+        param_dtype: The dtype of the parameters.
     """
 
     cell: Cell
     patch: int = 1
+    implementation: str | None = None
+    dtype: Any = None
+    param_dtype: Any = jnp.float32
 
     @nn.compact
     def __call__(self, image: Float[Array, "*B H W D"]) -> Float[Array, "*B R Q F"]:
@@ -118,9 +124,20 @@ class ReNetLayer(nn.Module):
         return self._both_ways("row", found)
 
     def _both_ways(self, name, sequences):
-        forward = RNN(self.cell, name=name)(sequences)
-        backward = RNN(self.cell, reverse=True, keep_order=True, name=f"{name}_reverse")(sequences)
-        return jnp.concatenate([forward, backward], axis=-1)
+        def read(name, reverse):
+            layer = RNN(
+                self.cell,
+                reverse=reverse,
+                keep_order=True,
+                implementation=self.implementation,
+                dtype=self.dtype,
+                param_dtype=self.param_dtype,
+                name=name,
+            )
+            return layer(sequences)
+
+        both = read(name, False), read(f"{name}_reverse", True)
+        return jnp.concatenate(both, axis=-1)
 
 
 def patchify(image: Float[Array, "*B H W D"], side: int) -> Float[Array, "*B R Q F"]:
@@ -151,28 +168,48 @@ class ReNet(nn.Module):
         cell: The recurrent cell of every layer.
         num_classes: C, the number of classes.
         patches: S of each layer.
-        dropout: Share of what each layer found that is dropped, in training.
+        dropout: The share of what each layer found that is dropped, in training; in [0, 1).
+        implementation: As in `jaxrnn.unroll`.
+        dtype: As in `jaxrnn.unroll`; also of the readout's product.
+        param_dtype: The dtype of the parameters.
     """
 
     cell: Cell
     num_classes: int
     patches: tuple[int, ...] = (2, 2)
     dropout: float | Array | None = None
+    implementation: str | None = None
+    dtype: Any = None
+    param_dtype: Any = jnp.float32
 
     @nn.compact
     def __call__(
-        self, inputs: Float[Array, "*B T I"], lengths: Int[Array, "*B"] | None = None
+        self, inputs: Num[Array | np.ndarray, "*B T I"], lengths: Any = None
     ) -> Float[Array, "*B C"]:
-        """Returns logits; steps past a row's length are read as zeros.
+        """Returns logits; steps past an example's length are read as zeros.
 
         Raises:
-            ValueError: If patches do not fill the image or what a layer found.
+            ValueError: If patches do not fill the image or what a layer found, or `dropout` is not
+                in [0, 1).
         """
+        check_rate("dropout", self.dropout)
         hidden = blank(inputs, lengths)[..., None]
         for number, patch in enumerate(self.patches):
-            hidden = ReNetLayer(self.cell, patch, name=f"layer_{number}")(hidden)
-            if self.dropout is not None and self.has_rng("dropout"):
-                key = self.make_rng("dropout")
-                hidden = hidden * dropout_mask(key, hidden.shape, self.dropout, hidden.dtype)
-        readout = nn.Dense(self.num_classes, kernel_init=glorot_uniform(), name="readout")
-        return readout(hidden.reshape(*inputs.shape[:-2], -1))
+            layer = ReNetLayer(
+                self.cell,
+                patch,
+                self.implementation,
+                self.dtype,
+                self.param_dtype,
+                name=f"layer_{number}",
+            )
+            hidden = dropout(self, layer(hidden), self.dropout)
+        readout = nn.Dense(
+            self.num_classes,
+            dtype=self.dtype,
+            param_dtype=self.param_dtype,
+            kernel_init=glorot_uniform(),
+            name="readout",
+        )
+        logits = readout(hidden.reshape(*inputs.shape[:-2], -1))
+        return logits.astype(hidden.dtype)

@@ -18,8 +18,9 @@ from typing import Any, NamedTuple
 import jax
 import jax.numpy as jnp
 from jax import lax
-from jaxtyping import Array, Float
+from jaxtyping import Array, Bool, Float, Inexact
 
+from jaxrnn.arguments import size
 from jaxrnn.cell import (
     Cell,
     Initializer,
@@ -29,7 +30,8 @@ from jaxrnn.cell import (
     along,
     cached,
     kernels,
-    positive,
+    product,
+    with_kernels_in,
     zeros,
 )
 from jaxrnn.cells import RNNParams, RNNState
@@ -64,57 +66,114 @@ def linear(recurrence: Recurrence, init: Callable, initial_state: Callable) -> C
 
 
 def parallel(
-    recurrence: Recurrence, params: Params, initial_state: State, start: State, steps: Steps
+    recurrence: Recurrence,
+    dtype: Any,
+    params: Params,
+    reset_state: State | None,
+    start: State,
+    steps: Steps,
 ) -> tuple[Float[Array, "T *B P"], State]:
     """Runs all steps at once.
 
     Args:
         recurrence: That of the cell.
+        dtype: The dtype of the products' operands; None is that of the kernels.
         params: The cell's parameters.
-        initial_state: What a reset puts back.
+        reset_state: The state that a reset puts back.
         start: The state before the first step.
         steps: The sequence.
 
     Returns:
-        The outputs, zero where a row is not alive, and the state after the last step.
+        The outputs, zero past an example's length, and the state after the last step.
     """
-    if not len(steps.inputs):
-        output = jax.eval_shape(recurrence.readout, params, recurrence.pack(start), steps.inputs)
-        return jnp.zeros(output.shape, output.dtype), start
+    params = with_kernels_in(dtype, params)
     a, b = recurrence.coefficients(params, steps.inputs)
     if steps.resets is not None:
-        b = where(steps.resets, b + a * recurrence.pack(initial_state)[None], b)
+        b = where(steps.resets, b + a * recurrence.pack(reset_state)[None], b)
         a = where(steps.resets, jnp.zeros_like(a), a)
     if steps.alive is not None:
         a = where(steps.alive, a, jnp.ones_like(a))
         b = where(steps.alive, b, jnp.zeros_like(b))
-    b = b.at[0].add(a[0] * recurrence.pack(start))
-
-    # A CPU has few cores to fill: the rounds would only be so many more passes over the memory.
-    packed = lax.platform_dependent(a, b, cpu=_in_turn, default=_at_once)
+    first = a[0] * recurrence.pack(start)
+    if steps.resets is not None:  # 0 · NaN would carry on what a reset ends
+        first = where(steps.resets[0], jnp.zeros_like(first), first)
+    packed = states_of(a, b.at[0].add(first), steps.resets)
     outputs = recurrence.readout(params, packed, steps.inputs)
     if steps.alive is not None:
         outputs = where(steps.alive, outputs, jnp.zeros_like(outputs))
     return outputs, recurrence.unpack(packed[-1], outputs.dtype)
 
 
-def _at_once(a, b):
+def states_of(
+    a: Inexact[Array, "T *B H"],
+    b: Inexact[Array, "T *B H"],
+    resets: Bool[Array, "T *B"] | None = None,
+) -> Inexact[Array, "T *B H"]:
+    """All states `s_t = a_t∘s_{t-1} + b_t` with s before the first step zero.
+
+    The states solve the bidiagonal system `s_t - a_t∘s_{t-1} = b_t`, so their derivative, in
+    either mode, is a solution of the same system and its transpose the recurrence in reverse.
+
+    Args:
+        a: The coefficients of the states; at a reset they must be zero.
+        b: The coefficients added.
+        resets: Where nothing of an earlier state, not even NaN, is to reach a state.
+    """
+    cut = lambda states: states  # noqa: E731
+    if resets is not None:
+        cut = lambda states: where(resets, jnp.zeros_like(states), states)  # noqa: E731
+
+    def system(states):
+        before = jnp.concatenate([jnp.zeros_like(states[:1]), states[:-1]])
+        return states - a * cut(before)
+
+    def solve(_, b):
+        return _solve(a, b, resets)
+
+    def transpose_solve(_, g):
+        # s_t + a_{t+1}∘s_{t+1}: the recurrence backwards, its coefficients one step later.
+        later = jnp.concatenate([a[1:], jnp.zeros_like(a[:1])])
+        ends = None
+        if resets is not None:
+            ends = jnp.concatenate([resets[1:], jnp.zeros_like(resets[:1])])
+            ends = jnp.flip(ends, 0)
+        return jnp.flip(_solve(jnp.flip(later, 0), jnp.flip(g, 0), ends), 0)
+
+    return lax.custom_linear_solve(system, b, solve, transpose_solve)
+
+
+def _solve(a, b, resets):
+    if not isinstance(a.shape[0], int):  # a symbolic size cannot be halved
+        return _in_turn(a, b, resets)
+    # A CPU has few cores to fill: the rounds would only be so many more passes over the memory.
+    return lax.platform_dependent(a, b, resets, cpu=_in_turn, default=_at_once)
+
+
+def _at_once(a, b, resets):
     """All states in log₂ T rounds."""
 
     def join(earlier, later):
-        return earlier[0] * later[0], later[0] * earlier[1] + later[1]
+        carried = later[0] * earlier[1]
+        if resets is None:
+            return earlier[0] * later[0], carried + later[1]
+        carried = where(later[2], jnp.zeros_like(carried), carried)
+        return earlier[0] * later[0], carried + later[1], earlier[2] | later[2]
 
-    return lax.associative_scan(join, (a, b))[1]
+    return lax.associative_scan(join, (a, b) if resets is None else (a, b, resets))[1]
 
 
-def _in_turn(a, b):
+def _in_turn(a, b, resets):
     """All states, one after the other."""
 
     def body(state, now):
-        state = now[0] * state + now[1]
+        a, b, reset = now
+        carried = a * state
+        if reset is not None:
+            carried = where(reset, jnp.zeros_like(carried), carried)
+        state = carried + b
         return state, state
 
-    return lax.scan(body, jnp.zeros_like(b[0]), (a, b))[1]
+    return lax.scan(body, jnp.zeros_like(b[0]), (a, b, resets))[1]
 
 
 @cached
@@ -171,7 +230,7 @@ def min_lstm(hidden_size: int, *, kernel_init: Initializer | None = None) -> Cel
 
 
 def _minimal(hidden_size, gates, coefficients, kernel_init):
-    positive("hidden_size", hidden_size)
+    hidden_size = size("hidden_size", hidden_size)
 
     def init(key, input_size, dtype=jnp.float32):
         kernel, _ = kernels(key, input_size, 1, hidden_size, gates, dtype, kernel_init)
@@ -192,6 +251,9 @@ class LRUParams(NamedTuple):
     input_kernel: Float[Array, "2 I H"]  # real and imaginary part
     output_kernel: Float[Array, "2 H H"]
     skip_kernel: Float[Array, "I H"]
+
+
+_LRU_KERNELS = ("input_kernel", "output_kernel", "skip_kernel")
 
 
 class LRUState(NamedTuple):
@@ -226,7 +288,7 @@ def lru(
     Raises:
         ValueError: If `hidden_size` is not a positive integer, or `radius` not 0 <= low < high < 1.
     """
-    positive("hidden_size", hidden_size)
+    hidden_size = size("hidden_size", hidden_size)
     low, high = radius
     if not 0 <= low < high < 1:
         raise ValueError(f"radius must be 0 <= low < high < 1, got {radius}")
@@ -244,15 +306,21 @@ def lru(
             output_kernel=normal(keys[3], (2, hidden_size, hidden_size)) / hidden_size**0.5,
             skip_kernel=normal(keys[4], (input_size, hidden_size)) / input_size**0.5,
         )
-        return jax.tree.map(lambda leaf: leaf.astype(dtype), params)
+        # The eigenvalues need float32: in bfloat16 those near 1 would fall together.
+        precise = _precise(dtype)
+        return params._replace(
+            **{name: getattr(params, name).astype(precise) for name in ("nu", "theta", "gamma")},
+            **{name: getattr(params, name).astype(dtype) for name in _LRU_KERNELS},
+        )
 
     def initial_state(params, batch_shape=()):
-        zero = zeros(params, batch_shape, hidden_size)
-        return LRUState(zero, zero)
+        return LRUState(
+            zeros(params, batch_shape, hidden_size), zeros(params, batch_shape, hidden_size)
+        )
 
     def coefficients(params, x):
         eigenvalue = jnp.exp(_complex(-jnp.exp(params.nu), jnp.exp(params.theta)))
-        drive = _complex(x @ params.input_kernel[0], x @ params.input_kernel[1])
+        drive = _complex(product(x, params.input_kernel[0]), product(x, params.input_kernel[1]))
         scale = jnp.exp(params.gamma).astype(drive.dtype)
         return along(eigenvalue, drive), along(scale, drive) * drive
 
@@ -261,8 +329,8 @@ def lru(
 
     def readout(params, packed, x):
         real, imaginary = packed.real.astype(x.dtype), packed.imag.astype(x.dtype)
-        y = real @ params.output_kernel[0] - imaginary @ params.output_kernel[1]
-        return activation(y + x @ params.skip_kernel)
+        y = product(real, params.output_kernel[0]) - product(imaginary, params.output_kernel[1])
+        return activation(y + product(x, params.skip_kernel))
 
     return linear(Recurrence(coefficients, _pack, unpack, readout), init, initial_state)
 
@@ -273,5 +341,9 @@ def _pack(state):
 
 def _complex(real, imaginary):
     # There are no complex numbers smaller than two float32.
-    dtype = jnp.float64 if real.dtype == jnp.float64 else jnp.float32
+    dtype = _precise(real.dtype)
     return lax.complex(real.astype(dtype), imaginary.astype(dtype))
+
+
+def _precise(dtype):
+    return jnp.float64 if dtype == jnp.float64 else jnp.float32

@@ -1,7 +1,7 @@
 """Flax Linen modules over cells: a layer, stacks of layers, and the models of the five forms.
 
-Dropout and the regularisers of the recurrence draw from Flax's random stream "dropout". Where it is
-not given, as at evaluation, there are none:
+Dropout and recurrent regularization draw from Flax's random stream "dropout". Where it is not
+given, as at evaluation, there is none:
 
     model.apply(variables, x, rngs={"dropout": key})      training
     model.apply(variables, x)                             evaluation
@@ -21,6 +21,8 @@ import numpy as np
 from jax.nn.initializers import glorot_uniform
 from jaxtyping import Array, Float, Int, Num
 
+from jaxrnn.arguments import as_dict as as_dict
+from jaxrnn.arguments import as_named, check_lengths, check_params, describe, rate
 from jaxrnn.cell import Cell, State, broadcast
 from jaxrnn.regularize import Regularizer, dropout_mask
 from jaxrnn.unroll import reverse_time, unroll
@@ -30,25 +32,27 @@ class RNN(nn.Module):
     """A recurrent layer in place of `flax.linen.RNN`, over `jaxrnn.unroll`.
 
     A call takes the same arguments, and the layer goes into `flax.linen.Bidirectional`. Different:
-    outputs past a row's length are zero, a row of length 0 keeps its initial carry, the carry is
-    the cell's state, as `LSTMState(hidden, cell)`, and there are no attributes that lift variables
-    other than parameters.
+    outputs past an example's length are zero, an example of length 0 keeps its initial carry, the
+    carry is the cell's state, as `LSTMState(hidden, cell)`, and there are no attributes that lift
+    variables other than parameters. The parameters are nested dicts of arrays, `cell/kernel`,
+    `cell/recurrent_kernel`, `cell/bias`, … .
 
     Attributes:
         cell: The recurrent cell.
         time_major: Whether time is the first axis.
         return_carry: Whether to return `(carry, outputs)` instead of the outputs.
-        reverse: Read each row from its end to its start.
+        reverse: Read each example from its end to its start.
         keep_order: With `reverse`, let outputs stand where their inputs stand, not in the order
             in which they were made.
         unroll: Steps per iteration of the loop.
         learn_initial_state: Whether the carry before the first step is a parameter; it starts at
             the cell's own.
-        regularizer: Noise between the steps, in training.
+        regularizer: Recurrent regularization, in training.
+        implementation: As in `jaxrnn.unroll`.
         memory: As in `jaxrnn.unroll`.
         truncate: As in `jaxrnn.unroll`.
-        param_dtype: That of the parameters, to which inputs are cast; None is that of the inputs,
-            or float32 if they are integers.
+        dtype: The dtype of the operands of the matrix products, as in `jaxrnn.unroll`.
+        param_dtype: The dtype of the parameters, the carry and the outputs.
     """
 
     cell: Cell
@@ -59,9 +63,11 @@ class RNN(nn.Module):
     unroll: int = 1
     learn_initial_state: bool = False
     regularizer: Regularizer | None = None
+    implementation: str | None = None
     memory: str | None = None
     truncate: int | None = None
-    param_dtype: Any = None
+    dtype: Any = None
+    param_dtype: Any = jnp.float32
 
     @nn.compact
     def __call__(
@@ -70,7 +76,9 @@ class RNN(nn.Module):
         *,
         initial_carry: State | None = None,
         init_key: Array | None = None,
-        seq_lengths: Int[Array | np.ndarray, "*B"] | None = None,
+        seq_lengths: Any = None,
+        resets: Any = None,
+        reset_state: State | None = None,
         return_carry: bool | None = None,
         time_major: bool | None = None,
         reverse: bool | None = None,
@@ -81,8 +89,12 @@ class RNN(nn.Module):
         Args:
             inputs: `[*B, T, I]`, or `[T, *B, I]` with `time_major`.
             initial_carry: The state before the first step.
-            init_key: Not used; cells start without chance.
-            seq_lengths: Each row's length.
+            init_key: Ignored: the initial carry is deterministic.
+            seq_lengths: `[*B]` integers, each example's length.
+            resets: Booleans shaped as the inputs without their features. Where True, the carry
+                becomes `reset_state` before the step.
+            reset_state: The state that a reset puts in place; None takes the learned initial state,
+                if there is one, else the cell's own.
             return_carry: Overrides the attribute, as do the others.
             time_major: See above.
             reverse: See above.
@@ -98,23 +110,33 @@ class RNN(nn.Module):
         time_major = self.time_major if time_major is None else time_major
         reverse = self.reverse if reverse is None else reverse
         keep_order = self.keep_order if keep_order is None else keep_order
-        inputs, dtype = jnp.asarray(inputs), self.param_dtype
-        if dtype is None:
-            dtype = inputs.dtype if jnp.issubdtype(inputs.dtype, jnp.floating) else jnp.float32
-        params = self.param("cell", self.cell.init, inputs.shape[-1], dtype)
-        inputs = inputs.astype(dtype)
-        if self.learn_initial_state and initial_carry is None:
-            learned = self.param("initial_state", lambda _: self.cell.initial_state(params))
+        inputs = jnp.asarray(inputs)
+        if jnp.issubdtype(inputs.dtype, jnp.integer):
+            inputs = inputs.astype(self.param_dtype)
+        # Nested dicts, which the tools of Flax know their way in, as with any module.
+        params = self.param(
+            "cell", lambda key: as_dict(self.cell.init(key, inputs.shape[-1], self.param_dtype))
+        )
+        if self.learn_initial_state:
+            named = check_params(self.cell.init, params, inputs.shape[-1])
+            state = self.cell.initial_state(named)
+            learned = as_named(state, self.param("initial_state", lambda _: as_dict(state)))
             batch = inputs.shape[1:-1] if time_major else inputs.shape[:-2]
-            initial_carry = broadcast(learned, batch)
+            learned = broadcast(learned, batch)
+            initial_carry = learned if initial_carry is None else initial_carry
+            reset_state = learned if reset_state is None else reset_state
         outputs, carry = unroll(
             self.cell,
             params,
             inputs,
             initial_state=initial_carry,
             lengths=seq_lengths,
+            resets=resets,
+            reset_state=reset_state,
             reverse=reverse,
             time_major=time_major,
+            dtype=self.dtype,
+            implementation=self.implementation,
             memory=self.memory,
             truncate=self.truncate,
             unroll=self.unroll,
@@ -132,7 +154,8 @@ def dropout_key(module: nn.Module) -> Array | None:
     return module.make_rng("dropout") if module.has_rng("dropout") else None
 
 
-Carry = tuple[State, ...]  # of each layer
+# Of each layer its state, or if it is bidirectional (forward, backward).
+Carry = tuple[State, ...] | tuple[tuple[State, State], ...]
 
 
 class Stack(nn.Module):
@@ -140,13 +163,18 @@ class Stack(nn.Module):
 
     Attributes:
         cell: The recurrent cell of every layer.
-        num_layers: How many.
+        num_layers: The number of layers.
         bidirectional: Read in both directions and put the two outputs side by side.
-        dropout: Share of a layer's inputs dropped, from the second layer on, in training.
+        dropout: The share of a layer's inputs dropped, from the second layer on, in training; a
+            number in [0, 1).
         residual: Add a layer's inputs to its outputs where their sizes agree.
-        regularizer: Noise between the steps, in training.
+        regularizer: Recurrent regularization, in training.
         learn_initial_state: Whether states before the first step are parameters.
         truncate: As in `jaxrnn.unroll`.
+        implementation: As in `jaxrnn.unroll`.
+        memory: As in `jaxrnn.unroll`.
+        dtype: As in `RNN`.
+        param_dtype: As in `RNN`.
     """
 
     cell: Cell
@@ -157,78 +185,145 @@ class Stack(nn.Module):
     regularizer: Regularizer | None = None
     learn_initial_state: bool = False
     truncate: int | None = None
+    implementation: str | None = None
+    memory: str | None = None
+    dtype: Any = None
+    param_dtype: Any = jnp.float32
 
     @nn.compact
     def __call__(
         self,
-        inputs: Float[Array, "*B T I"],
-        lengths: Int[Array | np.ndarray, "*B"] | None = None,
+        inputs: Num[Array | np.ndarray, "*B T I"],
+        lengths: Any = None,
         *,
         initial_carry: Carry | None = None,
         return_carry: bool = False,
+        resets: Any = None,
+        reset_state: Carry | None = None,
     ) -> Any:
         """Reads the inputs.
 
         Args:
             inputs: The sequences.
-            lengths: Each row's length.
+            lengths: `[*B]` integers, each example's length.
             initial_carry: The state of every layer before the first step, as an earlier call
-                returned it; so sequences can be read piece by piece.
+                returned it, so that sequences can be read piece by piece; of a bidirectional layer
+                a pair of states, forward and backward.
             return_carry: Whether to return `(carry, (outputs, last))`.
+            resets: Booleans `[*B, T]`; see `RNN`.
+            reset_state: The states that a reset puts in place, as `initial_carry`.
 
         Returns:
-            The outputs of every step `[*B, T, P]`, zero past a row's length, and what the last
-            layer says once it has read all `[*B, P]`: a forward layer at a row's last step, a
-            backward one at its first.
+            The outputs of every step `[*B, T, P]`, zero past an example's length, and the last
+            layer's output after it has read the whole example `[*B, P]`: a forward layer's at the
+            last step, a backward layer's at the first; zero for an example without steps.
 
         Raises:
-            ValueError: If a stack that reads backwards is to carry its state, or as
-                `jaxrnn.unroll`.
+            ValueError: As `jaxrnn.unroll`, or if `dropout` is not in [0, 1), or a carry not one
+                state a layer and direction.
         """
-        if self.bidirectional and (return_carry or initial_carry is not None):
-            raise ValueError("bidirectional must be False where states are carried, got True")
-        if lengths is not None:
-            lengths = jnp.asarray(lengths).astype(jnp.int32)
-        before = (None,) * self.num_layers if initial_carry is None else initial_carry
+        check_rate("dropout", self.dropout)
+        *batch_shape, time, _ = inputs.shape
+        lengths = check_lengths(lengths, tuple(batch_shape), time)
+        starts = self._by_layer("initial_carry", initial_carry)
+        fresh = self._by_layer("reset_state", reset_state)
 
-        def layer(name, hidden, reverse, start):
+        def layer(name, hidden, reverse, start, reset_state):
             rnn = RNN(
                 self.cell,
                 reverse=reverse,
                 keep_order=True,
                 learn_initial_state=self.learn_initial_state,
                 regularizer=self.regularizer,
+                implementation=self.implementation,
+                memory=self.memory,
                 truncate=self.truncate,
+                dtype=self.dtype,
+                param_dtype=self.param_dtype,
                 name=name,
             )
-            return rnn(hidden, seq_lengths=lengths, initial_carry=start, return_carry=True)
+            return rnn(
+                hidden,
+                seq_lengths=lengths,
+                initial_carry=start,
+                resets=resets,
+                reset_state=reset_state,
+                return_carry=True,
+            )
 
-        # What lies past a row's end would be added to the outputs there.
-        hidden = blank(inputs, lengths) if self.residual else inputs
+        # What lies past an example's end would be added to the outputs there.
+        hidden = blank(inputs, lengths) if self.residual else jnp.asarray(inputs)
         after = []
         for number in range(self.num_layers):
-            if number and self.dropout is not None and self.has_rng("dropout"):
-                key = self.make_rng("dropout")
-                hidden = hidden * dropout_mask(key, hidden.shape, self.dropout, hidden.dtype)
+            if number:
+                hidden = dropout(self, hidden, self.dropout)
             below = hidden
-            carry, hidden = layer(f"layer_{number}", below, False, before[number])
-            after.append(carry)
+            carry, hidden = layer(
+                f"layer_{number}", below, False, starts[number][0], fresh[number][0]
+            )
             if self.bidirectional:
-                _, backward = layer(f"layer_{number}_reverse", below, True, None)
+                backward_carry, backward = layer(
+                    f"layer_{number}_reverse", below, True, starts[number][1], fresh[number][1]
+                )
+                carry = carry, backward_carry
                 hidden = jnp.concatenate([hidden, backward], axis=-1)
+            after.append(carry)
             if self.residual and hidden.shape == below.shape:
-                hidden = hidden + below
+                hidden = hidden + below.astype(hidden.dtype)
         last = last_output(hidden, lengths)
-        if self.bidirectional:
+        if self.bidirectional and time:
             half = last.shape[-1] // 2
             last = jnp.concatenate([last[..., :half], hidden[..., 0, half:]], axis=-1)
         return (tuple(after), (hidden, last)) if return_carry else (hidden, last)
+
+    def _by_layer(self, name: str, carry: Carry | None) -> list[tuple[Any, ...]]:
+        """Of each layer the states of its directions, or None."""
+        directions = 1 + self.bidirectional
+        if carry is None:
+            return [(None,) * directions] * self.num_layers
+        pairs = isinstance(carry, (tuple, list)) and [
+            state if self.bidirectional else (state,) for state in carry
+        ]
+        # A state is a tuple too, but one that has fields.
+        if (
+            not pairs
+            or len(pairs) != self.num_layers
+            or hasattr(carry, "_fields")
+            or any(
+                not isinstance(pair, (tuple, list))
+                or len(pair) != directions
+                or hasattr(pair, "_fields")
+                for pair in pairs
+            )
+        ):
+            each = "a pair of states (forward, backward)" if self.bidirectional else "a state"
+            raise ValueError(
+                f"{name} must be a tuple with {each} for each of {self.num_layers} layers, "
+                f"got {describe(carry)}"
+            )
+        return [tuple(pair) for pair in pairs]
+
+
+def dropout(module: nn.Module, hidden: Array, share: float | Array | None) -> Array:
+    """Drops a share of the entries in training; the share may be traced, as Flax's may not."""
+    key = None if share is None else dropout_key(module)
+    if key is None:
+        return hidden
+    return hidden * dropout_mask(key, hidden.shape, share, hidden.dtype)
+
+
+def check_rate(name: str, value: float | Array | None) -> None:
+    """Raises ValueError if the value is neither None nor in [0, 1)."""
+    if value is not None:
+        rate(name, value)
 
 
 def last_output(
     outputs: Float[Array, "*B T P"], lengths: Int[Array, "*B"] | None
 ) -> Float[Array, "*B P"]:
-    """The output at each row's last step; zeros for a row of length 0."""
+    """The output at each example's last step; zeros for an example of length 0."""
+    if not outputs.shape[-2]:
+        return jnp.zeros((*outputs.shape[:-2], outputs.shape[-1]), outputs.dtype)
     if lengths is None:
         return outputs[..., -1, :]
     index = jax.lax.expand_dims(jnp.maximum(lengths - 1, 0), (lengths.ndim, lengths.ndim + 1))
@@ -236,18 +331,22 @@ def last_output(
 
 
 class Classifier(nn.Module):
-    """Many to one, or many to many in step: a stack and a linear readout.
+    """Many to one, or many to many in step: a `Stack` and a linear readout.
 
     Attributes:
-        cell: The recurrent cell of every layer.
+        cell: As in `Stack`, as all but the next and the last.
         num_classes: C, the number of classes.
-        num_layers: Layers on top of each other.
-        bidirectional: Read in both directions.
-        dropout: Share of a layer's inputs dropped, from the second layer on, in training.
-        residual: Add a layer's inputs to its outputs where their sizes agree.
-        regularizer: Noise between the steps, in training.
-        learn_initial_state: Whether states before the first step are parameters.
-        truncate: As in `jaxrnn.unroll`.
+        num_layers: See `Stack`.
+        bidirectional: See `Stack`.
+        dropout: See `Stack`.
+        residual: See `Stack`.
+        regularizer: See `Stack`.
+        learn_initial_state: See `Stack`.
+        truncate: See `Stack`.
+        implementation: See `Stack`.
+        memory: See `Stack`.
+        dtype: See `Stack`; also of the readout's product.
+        param_dtype: See `Stack`; also of the readout.
         every_step: Classify after every step what was read so far, instead of once at the end.
     """
 
@@ -260,44 +359,70 @@ class Classifier(nn.Module):
     regularizer: Regularizer | None = None
     learn_initial_state: bool = False
     truncate: int | None = None
+    implementation: str | None = None
+    memory: str | None = None
+    dtype: Any = None
+    param_dtype: Any = jnp.float32
     every_step: bool = False
 
     @nn.compact
     def __call__(
         self,
-        inputs: Float[Array, "*B T I"],
-        lengths: Int[Array | np.ndarray, "*B"] | None = None,
+        inputs: Num[Array | np.ndarray, "*B T I"],
+        lengths: Any = None,
         *,
         initial_carry: Carry | None = None,
         return_carry: bool = False,
+        resets: Any = None,
+        reset_state: Carry | None = None,
     ) -> Any:
-        """Classifies what was read up to each row's length.
+        """Classifies what was read up to each example's length.
 
         Args:
             inputs: The sequences.
-            lengths: Each row's length.
+            lengths: `[*B]` integers, each example's length.
             initial_carry: As in `Stack`.
             return_carry: Whether to return `(carry, logits)`.
+            resets: As in `Stack`.
+            reset_state: As in `Stack`.
 
         Returns:
-            Logits `[*B, C]`, or with `every_step` `[*B, T, C]`.
+            Logits `[*B, C]`, or with `every_step` `[*B, T, C]`, in the dtype of the parameters.
         """
-        stack = Stack(
-            self.cell,
-            self.num_layers,
-            self.bidirectional,
-            self.dropout,
-            self.residual,
-            self.regularizer,
-            self.learn_initial_state,
-            self.truncate,
-            name="stack",
+        shared = {field: getattr(self, field) for field in _STACK_FIELDS}
+        carry, (outputs, last) = Stack(**shared, name="stack")(
+            inputs,
+            lengths,
+            initial_carry=initial_carry,
+            return_carry=True,
+            resets=resets,
+            reset_state=reset_state,
         )
-        found = stack(inputs, lengths, initial_carry=initial_carry, return_carry=return_carry)
-        carry, (outputs, last) = found if return_carry else (None, found)
-        readout = nn.Dense(self.num_classes, kernel_init=glorot_uniform(), name="readout")
-        logits = readout(outputs if self.every_step else last)
+        readout = nn.Dense(
+            self.num_classes,
+            dtype=self.dtype,
+            param_dtype=self.param_dtype,
+            kernel_init=glorot_uniform(),
+            name="readout",
+        )
+        logits = readout(outputs if self.every_step else last).astype(last.dtype)
         return (carry, logits) if return_carry else logits
+
+
+_STACK_FIELDS = (
+    "cell",
+    "num_layers",
+    "bidirectional",
+    "dropout",
+    "residual",
+    "regularizer",
+    "learn_initial_state",
+    "truncate",
+    "implementation",
+    "memory",
+    "dtype",
+    "param_dtype",
+)
 
 
 class Decoder(nn.Module):
@@ -307,11 +432,13 @@ class Decoder(nn.Module):
         cell: The recurrent cell.
         num_steps: T, the steps drawn.
         num_features: F, the features of each.
+        implementation: As in `jaxrnn.unroll`.
     """
 
     cell: Cell
     num_steps: int
     num_features: int
+    implementation: str | None = None
 
     @nn.compact
     def __call__(self, code: Float[Array, "*B K"]) -> Float[Array, "*B T F"]:
@@ -319,7 +446,8 @@ class Decoder(nn.Module):
         inputs = jnp.broadcast_to(
             code[..., None, :], (*code.shape[:-1], self.num_steps, code.shape[-1])
         )
-        return nn.Dense(self.num_features, name="readout")(RNN(self.cell, name="layer")(inputs))
+        layer = RNN(self.cell, implementation=self.implementation, name="layer")
+        return nn.Dense(self.num_features, name="readout")(layer(inputs))
 
 
 class EncoderDecoder(nn.Module):
@@ -329,19 +457,25 @@ class EncoderDecoder(nn.Module):
         cell: The recurrent cell of both.
         num_steps: T', the steps drawn.
         num_features: F, the features of each.
+        implementation: As in `jaxrnn.unroll`.
     """
 
     cell: Cell
     num_steps: int
     num_features: int
+    implementation: str | None = None
 
     @nn.compact
     def __call__(
         self, inputs: Float[Array, "*B T I"], lengths: Int[Array, "*B"] | None = None
     ) -> Float[Array, "*B S F"]:
-        """Returns logits of the rows that follow what was read up to each row's length."""
-        _, code = Stack(self.cell, name="encoder")(inputs, lengths)
-        return Decoder(self.cell, self.num_steps, self.num_features, name="decoder")(code)
+        """Returns logits of the rows that follow what was read up to each example's length."""
+        encoder = Stack(self.cell, implementation=self.implementation, name="encoder")
+        _, code = encoder(inputs, lengths)
+        decoder = Decoder(
+            self.cell, self.num_steps, self.num_features, self.implementation, name="decoder"
+        )
+        return decoder(code)
 
 
 class Sketcher(nn.Module):
@@ -357,6 +491,7 @@ class Sketcher(nn.Module):
         num_steps: T, the steps drawn.
         num_features: F, the features of each.
         style_size: Numbers in a style.
+        implementation: As in `jaxrnn.unroll`.
     """
 
     cell: Cell
@@ -364,12 +499,13 @@ class Sketcher(nn.Module):
     num_steps: int
     num_features: int
     style_size: int = 16
+    implementation: str | None = None
 
     def setup(self):
         """The parts."""
-        self.encoder = Stack(self.cell)
+        self.encoder = Stack(self.cell, implementation=self.implementation)
         self.posterior = nn.Dense(2 * self.style_size)
-        self.decoder = Decoder(self.cell, self.num_steps, self.num_features)
+        self.decoder = Decoder(self.cell, self.num_steps, self.num_features, self.implementation)
 
     def __call__(
         self, inputs: Float[Array, "*B T F"], labels: Int[Array, "*B"]
@@ -397,13 +533,13 @@ class Sketcher(nn.Module):
         return self.decoder(jnp.concatenate([label, style], axis=-1))
 
 
-def blank(
-    inputs: Float[Array, "*B T I"], lengths: Int[Array | np.ndarray, "*B"] | None
-) -> Float[Array, "*B T I"]:
-    """The inputs with zeros past each row's length."""
+def blank(inputs: Num[Array | np.ndarray, "*B T I"], lengths: Any) -> Num[Array, "*B T I"]:
+    """The inputs with zeros past each example's length."""
+    inputs = jnp.asarray(inputs)
+    *batch_shape, steps, _ = inputs.shape
+    lengths = check_lengths(lengths, tuple(batch_shape), steps)
     if lengths is None:
         return inputs
-    lengths = jnp.asarray(lengths).astype(jnp.int32)
-    time = jnp.arange(inputs.shape[-2], dtype=lengths.dtype)
+    time = jnp.arange(steps, dtype=lengths.dtype)
     read = jnp.expand_dims(time, range(lengths.ndim)) < lengths[..., None]
     return jnp.where(read[..., None], inputs, jnp.zeros_like(inputs))

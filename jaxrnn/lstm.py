@@ -16,6 +16,7 @@ import jax.numpy as jnp
 from jax.nn.initializers import glorot_uniform
 from jaxtyping import Array, Float
 
+from jaxrnn.arguments import size
 from jaxrnn.cell import (
     Cell,
     Initializer,
@@ -26,7 +27,7 @@ from jaxrnn.cell import (
     gated,
     kernels,
     pointwise,
-    positive,
+    product,
     sigmoid,
     zeros,
 )
@@ -112,9 +113,9 @@ def lstm(
     Raises:
         ValueError: If a size or `cell_clip` is not positive, or `chrono` not more than 2.
     """
-    positive("hidden_size", hidden_size)
+    hidden_size = size("hidden_size", hidden_size)
     if projection_size is not None:
-        positive("projection_size", projection_size)
+        projection_size = size("projection_size", projection_size)
     if cell_clip is not None and not cell_clip > 0:
         raise ValueError(f"cell_clip must be positive, got {cell_clip}")
     output_size = projection_size or hidden_size
@@ -146,9 +147,11 @@ def lstm(
 
     def projected_step(params, state, x):
         # The projection is a second product within the step, so this is no gate.
-        total = affine(x, params.kernel, params.bias) + state.hidden @ params.recurrent_kernel
+        total = affine(x, params.kernel, params.bias) + product(
+            state.hidden, params.recurrent_kernel
+        )
         state = gate(params, total, state)
-        state = LSTMState(state.hidden @ params.projection, state.cell)
+        state = LSTMState(product(state.hidden, params.projection), state.cell)
         return state, state.hidden
 
     if projection_size is not None:
@@ -228,7 +231,7 @@ def odyssey(
     Raises:
         ValueError: If `hidden_size` is not a positive integer or the variant unknown.
     """
-    positive("hidden_size", hidden_size)
+    hidden_size = size("hidden_size", hidden_size)
     without = {"NIG": "i", "CIFG": "i", "NFG": "f", "NOG": "o"}
     if variant not in VARIANTS:
         raise ValueError(f"variant must be one of {VARIANTS}, got {variant!r}")
@@ -250,15 +253,18 @@ def odyssey(
         )
 
     def initial_state(params, batch_shape=()):
-        zero = zeros(params, batch_shape, hidden_size)
+        # Each leaf an array of its own, so that a state can be donated.
+        hidden, cell = (zeros(params, batch_shape, hidden_size) for _ in range(2))
         if variant != "FGR":
-            return LSTMState(zero, zero)
-        return FullGateState(zero, zero, zeros(params, batch_shape, 3 * hidden_size))
+            return LSTMState(hidden, cell)
+        return FullGateState(hidden, cell, zeros(params, batch_shape, 3 * hidden_size))
 
     def full_gate_step(params, state, x):
-        total = affine(x, params.kernel, params.bias) + state.hidden @ params.recurrent_kernel
+        total = affine(x, params.kernel, params.bias) + product(
+            state.hidden, params.recurrent_kernel
+        )
         i, f, g, o = jnp.split(total, 4, axis=-1)
-        seen = jnp.split(state.gates @ params.gate_kernel, 3, axis=-1)
+        seen = jnp.split(product(state.gates, params.gate_kernel), 3, axis=-1)
         pi, pf, po = (along(row, i) for row in params.peephole)
         i = sigmoid(i + pi * state.cell + seen[0])
         f = sigmoid(f + pf * state.cell + seen[1])
@@ -315,7 +321,7 @@ def janet(
     Raises:
         ValueError: If `hidden_size` is not a positive integer, or `chrono` not more than 2.
     """
-    positive("hidden_size", hidden_size)
+    hidden_size = size("hidden_size", hidden_size)
 
     def init(key, input_size, dtype=jnp.float32):
         key, bias_key = jax.random.split(key)
@@ -375,7 +381,7 @@ def layer_norm_lstm(
     Raises:
         ValueError: If `hidden_size` is not a positive integer.
     """
-    positive("hidden_size", hidden_size)
+    hidden_size = size("hidden_size", hidden_size)
 
     def init(key, input_size, dtype=jnp.float32):
         bias = jnp.zeros(4 * hidden_size, dtype).at[hidden_size : 2 * hidden_size].set(forget_bias)
@@ -390,15 +396,16 @@ def layer_norm_lstm(
         )
 
     def initial_state(params, batch_shape=()):
-        zero = zeros(params, batch_shape, hidden_size)
-        return LSTMState(zero, zero)
+        return LSTMState(
+            zeros(params, batch_shape, hidden_size), zeros(params, batch_shape, hidden_size)
+        )
 
     def normalise(x, scale):
         return along(scale, x) * jax.nn.standardize(x, epsilon=epsilon)
 
     def step(params, state, x):
-        past = normalise(state.hidden @ params.recurrent_kernel, params.recurrent_scale)
-        total = past + normalise(x @ params.kernel, params.scale) + along(params.bias, past)
+        past = normalise(product(state.hidden, params.recurrent_kernel), params.recurrent_scale)
+        total = past + normalise(product(x, params.kernel), params.scale) + along(params.bias, past)
         i, f, g, o = jnp.split(total, 4, axis=-1)
         cell = sigmoid(f) * state.cell + sigmoid(i) * jnp.tanh(g)
         shown = normalise(cell, params.cell_scale) + along(params.cell_bias, cell)

@@ -11,7 +11,7 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 from flax import nnx
-from jaxtyping import Array, Float, Int, Num
+from jaxtyping import Array, Float, Num
 
 from jaxrnn.cell import Cell, State, broadcast
 from jaxrnn.regularize import Regularizer
@@ -37,26 +37,30 @@ class RNN(nnx.Module):
     """A recurrent layer in place of `flax.nnx.RNN`, over `jaxrnn.unroll`.
 
     A call takes the same arguments, and the layer goes into `flax.nnx.Bidirectional`. Different:
-    outputs past a row's length are zero, a row of length 0 keeps its initial carry, and the carry
-    is the cell's state, as `LSTMState(hidden, cell)`.
+    outputs past an example's length are zero, an example of length 0 keeps its initial carry, and
+    the carry is the cell's state, as `LSTMState(hidden, cell)`.
 
     Each parameter of the cell is an `nnx.Param` of the same name in `layer.weights`. As with
-    `nnx.Dropout`, there is noise between the steps until `layer.eval()`.
+    `nnx.Dropout`, the regularizer is at work unless the layer is deterministic: after
+    `layer.eval()`, or in `nnx.view(model, deterministic=True)`.
 
     Args:
         cell: The recurrent cell.
         in_features: I.
-        rngs: The stream "params" starts the parameters, "dropout" gives the regularizer's noise.
+        rngs: The stream "params" starts the parameters, "dropout" serves the regularizer.
         time_major: Whether time is the first axis.
         return_carry: Whether to return `(carry, outputs)` instead of the outputs.
-        reverse: Read each row from its end to its start.
+        reverse: Read each example from its end to its start.
         keep_order: With `reverse`, let outputs stand where their inputs stand.
         unroll: Steps per iteration of the loop.
         learn_initial_state: Whether the carry before the first step is a parameter.
-        regularizer: Noise between the steps, in training.
+        regularizer: Recurrent regularization, in training.
+        implementation: As in `jaxrnn.unroll`.
         memory: As in `jaxrnn.unroll`.
         truncate: As in `jaxrnn.unroll`.
-        param_dtype: That of the parameters, to which inputs are cast.
+        dtype: The dtype of the operands of the matrix products, as in `jaxrnn.unroll`.
+        param_dtype: The dtype of the parameters, the carry and the outputs.
+        deterministic: Whether to leave the regularizer out, as at evaluation.
     """
 
     def __init__(
@@ -72,16 +76,21 @@ class RNN(nnx.Module):
         unroll: int = 1,
         learn_initial_state: bool = False,
         regularizer: Regularizer | None = None,
+        implementation: str | None = None,
         memory: str | None = None,
         truncate: int | None = None,
+        dtype: Any = None,
         param_dtype: Any = jnp.float32,
+        deterministic: bool = False,
     ):
         params = cell.init(rngs.params(), in_features, param_dtype)
         self.cell = cell
         self.weights = Tree(params)
         self.initial_state = Tree(cell.initial_state(params)) if learn_initial_state else None
         self.rngs = rngs.dropout.fork() if regularizer is not None else None
-        self.deterministic = False
+        self.deterministic = deterministic
+        self.dtype = dtype
+        self.implementation = implementation
         self.param_dtype = param_dtype
         self.time_major = time_major
         self.return_carry = return_carry
@@ -92,12 +101,23 @@ class RNN(nnx.Module):
         self.memory = memory
         self.truncate = truncate
 
+    def set_view(self, deterministic: bool | None = None):
+        """Sets the options that `nnx.view(model, deterministic=…)` gives.
+
+        Args:
+            deterministic: Whether to leave the regularizer out; None leaves it as it is.
+        """
+        if deterministic is not None:
+            self.deterministic = deterministic
+
     def __call__(
         self,
         inputs: Num[Array | np.ndarray, "..."],
         *,
         initial_carry: State | None = None,
-        seq_lengths: Int[Array | np.ndarray, "*B"] | None = None,
+        seq_lengths: Any = None,
+        resets: Any = None,
+        reset_state: State | None = None,
         return_carry: bool | None = None,
         time_major: bool | None = None,
         reverse: bool | None = None,
@@ -109,12 +129,16 @@ class RNN(nnx.Module):
         Args:
             inputs: `[*B, T, I]`, or `[T, *B, I]` with `time_major`.
             initial_carry: The state before the first step.
-            seq_lengths: Each row's length.
+            seq_lengths: `[*B]` integers, each example's length.
+            resets: Booleans shaped as the inputs without their features. Where True, the carry
+                becomes `reset_state` before the step.
+            reset_state: The state that a reset puts in place; None takes the learned initial state,
+                if there is one, else the cell's own.
             return_carry: Overrides the layer's own, as do the others.
             time_major: See above.
             reverse: See above.
             keep_order: See above.
-            rngs: Its stream "dropout" gives the noise of this call, in place of the layer's own.
+            rngs: Its stream "dropout" serves the regularizer in this call, in place of the layer's.
 
         Returns:
             The outputs `[*B, T, P]` (or `[T, *B, P]`), with the last carry if asked for.
@@ -125,10 +149,14 @@ class RNN(nnx.Module):
         time_major = self.time_major if time_major is None else time_major
         reverse = self.reverse if reverse is None else reverse
         keep_order = self.keep_order if keep_order is None else keep_order
-        inputs = jnp.asarray(inputs).astype(self.param_dtype)
-        if self.initial_state is not None and initial_carry is None:
+        inputs = jnp.asarray(inputs)
+        if jnp.issubdtype(inputs.dtype, jnp.integer):
+            inputs = inputs.astype(self.param_dtype)
+        if self.initial_state is not None:
             batch = inputs.shape[1:-1] if time_major else inputs.shape[:-2]
-            initial_carry = broadcast(self.initial_state(), batch)
+            learned = broadcast(self.initial_state(), batch)
+            initial_carry = learned if initial_carry is None else initial_carry
+            reset_state = learned if reset_state is None else reset_state
         key: jax.Array | None = None
         if self.rngs is not None and not self.deterministic:
             # nnx.Bidirectional passes on a stream that is for initial carries.
@@ -139,8 +167,12 @@ class RNN(nnx.Module):
             inputs,
             initial_state=initial_carry,
             lengths=seq_lengths,
+            resets=resets,
+            reset_state=reset_state,
             reverse=reverse,
             time_major=time_major,
+            dtype=self.dtype,
+            implementation=self.implementation,
             memory=self.memory,
             truncate=self.truncate,
             unroll=self.unroll,

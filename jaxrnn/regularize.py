@@ -13,6 +13,7 @@ import jax
 import jax.numpy as jnp
 from jaxtyping import Array, Float
 
+from jaxrnn.arguments import rate
 from jaxrnn.cell import Cell, Params, State
 
 
@@ -38,16 +39,20 @@ class Regularizer(NamedTuple):
 
 
 def check(regularizer: Regularizer, cell: Cell, params: Params) -> None:
-    """Raises ValueError if the regularizer is not for this cell."""
+    """Raises ValueError if the regularizer is none, or not for this cell."""
+    if not isinstance(regularizer, Regularizer):
+        kind = type(regularizer).__name__
+        raise ValueError(f"regularizer must be a jaxrnn.Regularizer or None, got a {kind}")
     if regularizer.recurrent_dropout is not None and not isinstance(regularizer.tied, bool):
         raise ValueError(
             "regularizer.tied must be True (one mask for all steps) or False (one for each) "
             f"with recurrent_dropout, got {regularizer.tied!r}"
         )
     for name, rates in regularizer._asdict().items():
-        for rate in rates if isinstance(rates, tuple) else (rates,):
-            if name != "tied" and isinstance(rate, (int, float)) and not 0 <= rate < 1:
-                raise ValueError(f"regularizer.{name} must lie in 0..1, and not be 1, got {rate}")
+        several = name == "zoneout" and isinstance(rates, tuple)
+        for value in rates if several else (rates,):
+            if name != "tied" and value is not None:
+                rate(f"regularizer.{name}", value)
     recurrent = getattr(params, "recurrent_kernel", None) is not None
     if regularizer.recurrent_dropout is not None and (cell.gate is None or not recurrent):
         raise ValueError(
@@ -63,11 +68,11 @@ def check(regularizer: Regularizer, cell: Cell, params: Params) -> None:
         )
 
 
-def drop_weights(key: Array, params: Params, rate: float | Array) -> Params:
+def drop_weights(key: Array, params: Params, share: float | Array) -> Params:
     """The parameters with entries of the recurrent kernel dropped, the others scaled up."""
     kernel = params.recurrent_kernel
     return params._replace(
-        recurrent_kernel=kernel * dropout_mask(key, kernel.shape, rate, kernel.dtype)
+        recurrent_kernel=kernel * dropout_mask(key, kernel.shape, share, kernel.dtype)
     )
 
 
@@ -96,12 +101,13 @@ def noise(
                 f"regularizer.zoneout must be a number or {len(leaves)} of them, got {rates}"
             )
         mix = []
-        for i, (leaf, rate) in enumerate(zip(leaves, rates, strict=True)):
+        for i, (leaf, value) in enumerate(zip(leaves, rates, strict=True)):
+            renewed = 1.0 - value
             if key is None:
-                mix.append(jnp.full(time, 1 - rate, leaf.dtype))
+                mix.append(jnp.full(time, renewed, leaf.dtype))
             else:
                 keep = jax.random.bernoulli(
-                    jax.random.fold_in(key, i), 1 - rate, (time, *leaf.shape)
+                    jax.random.fold_in(key, i), renewed, (time, *leaf.shape)
                 )
                 mix.append(keep.astype(leaf.dtype))
         mix = treedef.unflatten(mix)
@@ -114,7 +120,8 @@ def noise(
     return drop, mix
 
 
-def dropout_mask(key: Array, shape: tuple[int, ...], rate: float | Array, dtype) -> Array:
-    """Zeros where dropped, else 1 / (1 - rate); unlike Flax's, also for a traced rate."""
-    keep = jax.random.bernoulli(key, 1 - rate, shape)
-    return jnp.where(keep, jnp.asarray(1 / (1 - rate), dtype), jnp.zeros((), dtype))
+def dropout_mask(key: Array, shape: tuple[int, ...], share: float | Array, dtype) -> Array:
+    """Zeros for the share that is dropped, else 1 / (1 - share); the share may be traced."""
+    kept = 1.0 - share
+    keep = jax.random.bernoulli(key, kept, shape)
+    return jnp.where(keep, jnp.asarray(1 / kept, dtype), jnp.zeros((), dtype))

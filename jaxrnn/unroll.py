@@ -1,6 +1,6 @@
 """`unroll`: a cell over time, with lengths, resets and directions.
 
-Shapes: B batch (any number of axes, also none), T time, I input features, P outputs.
+Shapes: B batch (any number of axes, also none), T time, I input features, P output features.
 """
 
 from __future__ import annotations
@@ -8,22 +8,36 @@ from __future__ import annotations
 import math
 from collections.abc import Callable
 from functools import partial
+from typing import Any
 
 import jax
 import jax.numpy as jnp
-import numpy as np
 from jax import lax
 from jax.ad_checkpoint import checkpoint_name
 from jaxtyping import Array, Float
 
-from jaxrnn.cell import Cell, Params, State, elementwise, make_products, positive
+from jaxrnn.arguments import (
+    IMPLEMENTATIONS,
+    MEMORY,
+    check_cell,
+    check_dtype,
+    check_key,
+    check_lengths,
+    check_params,
+    check_resets,
+    check_state,
+    choice,
+    describe,
+    flag,
+    floating,
+    size,
+)
+from jaxrnn.cell import Cell, Params, State, elementwise, make_products, with_kernels_in
 from jaxrnn.cudnn import cudnn, why_not
 from jaxrnn.fused import Steps, fused, mixed, where
 from jaxrnn.linear import parallel
 from jaxrnn.regularize import Regularizer, check, drop_weights, noise
 
-IMPLEMENTATIONS = ("scan", "fused", "parallel", "cudnn")
-MEMORY = ("save", "recompute", "offload")
 # Steps of a block. Longer blocks save more for a moment, shorter ones keep more starts.
 BLOCK = 14
 # On long sequences, once what the steps save outgrows the caches by far, recomputing blocks is
@@ -35,13 +49,15 @@ SAVE_BYTES = 2**26
 def unroll(
     cell: Cell,
     params: Params,
-    inputs: Array | np.ndarray,
+    inputs: Any,
     *,
     initial_state: State | None = None,
-    lengths: Array | np.ndarray | None = None,
-    resets: Array | np.ndarray | None = None,
+    lengths: Any = None,
+    resets: Any = None,
+    reset_state: State | None = None,
     reverse: bool = False,
     time_major: bool = False,
+    dtype: Any = None,
     implementation: str | None = None,
     memory: str | None = None,
     unroll: int = 1,
@@ -51,24 +67,36 @@ def unroll(
 ) -> tuple[Float[Array, "..."], State]:
     """Runs a cell over a sequence with `jax.lax.scan`.
 
+    Everything is computed in the dtype of the parameters, to which the inputs are cast, but for the
+    products where `dtype` says otherwise.
+
     Args:
         cell: The cell.
-        params: Its parameters, as `cell.init` gives them.
-        inputs: `[*B, T, I]`, or `[T, *B, I]` with `time_major`; the dtype of the parameters.
+        params: Its parameters, as `cell.init` gives them, or as nested dicts, as in the `params` of
+            a Flax module.
+        inputs: `[*B, T, I]`, or `[T, *B, I]` with `time_major`; floating-point.
         initial_state: The state before the first step, leaves `[*B, ...]`; None takes
             `cell.initial_state(params, B)`.
-        lengths: `[*B]` integers in 0..T. Past its length a row outputs zeros and its state is
-            copied through; a row of length 0 gives back its initial state.
-        resets: Booleans shaped as `inputs` without the last axis. Where True, the initial state
-            is put back before the step.
-        reverse: Read from the end to the start, each row within its own length. Outputs stand
+        lengths: `[*B]` integers in 0..T. Past its length an example outputs zeros and its state is
+            copied through; an example of length 0 gives back its initial state. Under `jit`, where
+            they cannot be checked, lengths beyond T count as T and negative ones as 0.
+        resets: Booleans shaped as `inputs` without the last axis. Where True, the state becomes
+            `reset_state` before the step.
+        reset_state: The state that a reset puts in place, leaves `[*B, ...]`; None takes
+            `cell.initial_state(params, B)`, also where `initial_state` was carried over from the
+            sequence before.
+        reverse: Read from the end to the start, each example within its own length. Outputs stand
             where their inputs stand.
         time_major: Whether time is the first axis of inputs, resets and outputs.
+        dtype: The dtype of the operands of the matrix products, as bfloat16; sums, gates, state,
+            outputs and gradients keep the dtype of the parameters. None is that of the parameters.
+            A cell with a step of its own obeys it where it calls `jaxrnn.product`.
         implementation: "scan" is `jax.lax.scan` and its autodiff, for every cell and also for
             forward mode; "fused" the deferred gradient of `jaxrnn.fused`, for cells made by
             `jaxrnn.gated`; "parallel" all steps at once, for linear recurrences (on a CPU all
             products at once and the states in turn); "cudnn" NVIDIA's LSTM (not under `vmap`, for
             want of a rule in JAX). None takes "fused" or "parallel" where it can, else "scan".
+            Under `jax.disable_jit` "fused" runs as "scan".
         memory: What the gradient is computed from. "save" keeps what every step saves;
             "recompute" keeps the state at the start of every 14 steps and runs those forward
             again; "offload" does so too, and keeps those states in the host's memory (TF1's
@@ -78,40 +106,69 @@ def unroll(
         truncate: Truncated backpropagation (Williams & Peng, 1990): the state is carried on, but
             no gradient reaches back across every `truncate`-th step. Memory as with blocks of
             that many steps under "recompute".
-        regularizer: Noise between the steps; see `jaxrnn.Regularizer`.
-        key: What that noise is drawn from; None, as at evaluation, draws none. Under
-            `jax.shard_map` fold the device's index into it.
+        regularizer: Recurrent regularization; see `jaxrnn.Regularizer`.
+        key: The random key for it; None, as at evaluation, draws nothing. Under `jax.shard_map`
+            fold the device's index into it.
 
     Returns:
         The outputs, shaped as the inputs with P features, and the state after the last step.
 
     Raises:
-        ValueError: If a shape, dtype, length or option is wrong; names the argument.
+        ValueError: If an argument has a wrong type, shape, dtype or value, or a function of the
+            cell returns what it must not; names the argument or the function.
     """
-    _check_options(implementation, memory, unroll, truncate)
-    inputs, resets, batch_shape = _time_first(params, jnp.asarray(inputs), resets, time_major)
-    lengths = _check_lengths(lengths, batch_shape, len(inputs))
-    initial_state = _check_state(cell, params, initial_state, batch_shape)
+    if not isinstance(cell, Cell):
+        raise ValueError(f"cell must be a jaxrnn.Cell, got {describe(cell)}")
+    choice("implementation", implementation, IMPLEMENTATIONS)
+    choice("memory", memory, MEMORY)
+    unroll = size("unroll", unroll)
+    truncate = None if truncate is None else size("truncate", truncate)
+    reverse, time_major = flag("reverse", reverse), flag("time_major", time_major)
+    dtype = check_dtype(dtype)
+    check_key(key)
+    inputs = _check_inputs(inputs, time_major)
+    params = check_params(cell.init, params, inputs.shape[-1])
+    resets = check_resets(resets, inputs.shape[:-1])
+    if not time_major:
+        inputs = jnp.moveaxis(inputs, -2, 0)
+        resets = None if resets is None else jnp.moveaxis(resets, -1, 0)
+    time, *batch_shape, _ = inputs.shape
+    batch_shape = tuple(batch_shape)
+    lengths = check_lengths(lengths, batch_shape, time)
+    fresh = cell.initial_state(params, batch_shape)
+    if initial_state is None:
+        initial_state = fresh
+    else:
+        initial_state = check_state("initial_state", initial_state, fresh)
+    if resets is None:
+        reset_state = None
+    elif reset_state is None:
+        reset_state = fresh
+    else:
+        reset_state = check_state("reset_state", reset_state, fresh)
+    inputs = inputs.astype(jax.tree.leaves(fresh)[0].dtype)
+    # Not its `init`, which may hold a traced number that must not be kept.
+    cell = cell._replace(init=None)
+    output = check_cell(cell, params, initial_state, inputs)
     drop, mix = None, None
     if regularizer is not None:
         check(regularizer, cell, params)
         if key is not None and regularizer.weight_dropout is not None:
             key, weight_key = jax.random.split(key)
             params = drop_weights(weight_key, params, regularizer.weight_dropout)
-        drop, mix = noise(key, regularizer, initial_state, len(inputs))
-    params, initial_state, inputs, lengths, resets, drop, mix = _alike(
-        (params, initial_state, inputs, lengths, resets, drop, mix)
+        drop, mix = noise(key, regularizer, initial_state, time)
+    params, initial_state, reset_state, inputs, lengths, resets, drop, mix = _alike(
+        (params, initial_state, reset_state, inputs, lengths, resets, drop, mix)
     )
     steps = _steps(inputs, lengths, resets, reverse)._replace(drop=drop, mix=mix)
-    implementation = _choose(cell, steps, implementation)
-    if memory is None:
-        memory = "save" if truncate is None and _is_short(params, inputs) else "recompute"
-        if implementation == "parallel" and truncate is None:
-            memory = "save" if len(inputs) < LONG else "by platform"
-    options = implementation, memory, unroll, truncate
-    # Not its `init`, which may hold a traced number that must not be kept.
-    run = cell._replace(init=None)
-    outputs, state = _call(run, *options)(run, *options, params, initial_state, steps)
+    implementation = _choose(cell, steps, dtype, implementation)
+    memory = _choose_memory(implementation, memory, truncate, params, inputs)
+    if isinstance(time, int) and time == 0:
+        outputs, state = jnp.zeros((0, *output.shape), output.dtype), initial_state
+    else:
+        options = implementation, memory, unroll, truncate, dtype
+        arguments = params, initial_state, reset_state, steps
+        outputs, state = _call(cell, *options)(cell, *options, *arguments)
     if reverse:
         outputs = _reverse(outputs, lengths)
     return outputs if time_major else jnp.moveaxis(outputs, 0, -2), state
@@ -129,16 +186,19 @@ def _call(*static) -> Callable:
     return _jit_run
 
 
-def _run(cell, implementation, memory, unroll, truncate, params, initial_state, steps):
+def _run(
+    cell, implementation, memory, unroll, truncate, dtype, params, initial_state, reset_state, steps
+):
     run: Run
     if implementation == "cudnn":
         run = partial(cudnn, params)
     elif implementation == "parallel":
-        run = partial(parallel, cell.recurrence, params, initial_state)
-    elif implementation == "scan":
-        run = partial(_scan, cell, unroll, params, initial_state)
+        run = partial(parallel, cell.recurrence, dtype, params, reset_state)
+    # Without jit there is no one program of a step whose pullback could be saved.
+    elif implementation == "scan" or jax.config.jax_disable_jit:
+        run = partial(_scan, cell, unroll, dtype, params, reset_state)
     else:
-        run = lambda start, steps: fused(cell, unroll, params, start, initial_state, steps)  # noqa: E731
+        run = lambda start, steps: fused(cell, unroll, dtype, params, start, reset_state, steps)  # noqa: E731
     if memory == "save" and truncate is None:
         return run(initial_state, steps)
     if memory == "by platform":
@@ -149,16 +209,16 @@ def _run(cell, implementation, memory, unroll, truncate, params, initial_state, 
     return _in_blocks(run, initial_state, steps, memory, truncate)
 
 
-_jit_run = jax.jit(_run, static_argnums=range(5), inline=True)
+_jit_run = jax.jit(_run, static_argnums=range(6), inline=True)
 
 
-def _choose(cell: Cell, steps: Steps, implementation: str | None) -> str:
+def _choose(cell: Cell, steps: Steps, dtype: Any, implementation: str | None) -> str:
     """The implementation asked for, if it can compute this, or the fastest that can."""
     if implementation is None:
         if cell.recurrence is not None:
             return "parallel"
         return "scan" if cell.gate is None else "fused"
-    if implementation == "cudnn" and (reason := why_not(cell, steps)):
+    if implementation == "cudnn" and (reason := why_not(cell, steps, dtype)):
         raise ValueError(f"implementation 'cudnn' cannot compute this: {reason}")
     if implementation == "fused" and cell.gate is None:
         raise ValueError(
@@ -173,13 +233,33 @@ def _choose(cell: Cell, steps: Steps, implementation: str | None) -> str:
     return implementation
 
 
-def _scan(cell: Cell, unroll: int, params, initial_state, start, steps: Steps):
+def _choose_memory(implementation, memory, truncate, params, inputs) -> str:
+    """The kind of memory asked for, or the fastest."""
+    time = inputs.shape[0]
+    if not isinstance(time, int):  # a symbolic size, as in jax.export
+        for name, value in (("memory", memory), ("truncate", truncate)):
+            if value not in (None, "save"):
+                raise ValueError(f"{name} needs a fixed number of steps, got inputs {inputs.shape}")
+        return "save"
+    if memory is not None:
+        return memory
+    if truncate is not None:
+        return "recompute"
+    if implementation == "parallel":
+        return "save" if time < LONG else "by platform"
+    return "save" if _is_short(params, inputs) else "recompute"
+
+
+def _scan(cell: Cell, unroll: int, dtype, params, reset_state, start, steps: Steps):
     """The reference: the cell's step under `lax.scan`."""
+    uncast = params
 
     def body(state, now: Steps):
+        # Within the step, so that the gradients of the kernels add up in their own dtype.
+        params = with_kernels_in(dtype, uncast)
         before = state
         if now.resets is not None:
-            before = where(now.resets, initial_state, state)
+            before = where(now.resets, reset_state, state)
         if cell.gate is None or now.drop is None:
             after, output = cell.step(params, before, now.inputs)
         else:
@@ -201,17 +281,17 @@ def _scan(cell: Cell, unroll: int, params, initial_state, start, steps: Steps):
 
 def _is_short(params, inputs) -> bool:
     """Whether what all steps save is better kept than computed again."""
-    if not all(isinstance(size, int) for size in inputs.shape):
-        return True  # a symbolic size, as in jax.export
+    if not all(isinstance(length, int) for length in inputs.shape):
+        return True  # a symbolic size of the batch
     leaves = [leaf for leaf in jax.tree.leaves(params) if leaf.ndim == 2]
     width = sum(leaf.shape[-1] for leaf in leaves)
-    size = math.prod(inputs.shape[:-1]) * width * inputs.dtype.itemsize
-    return len(inputs) < LONG or size <= SAVE_BYTES
+    saved = math.prod(inputs.shape[:-1]) * width * inputs.dtype.itemsize
+    return len(inputs) < LONG or saved <= SAVE_BYTES
 
 
 def _in_blocks(run: Run, start: State, steps: Steps, memory: str, truncate: int | None):
     """Runs blocks of steps one after the other; the gradient recomputes each from its start."""
-    size = truncate or BLOCK
+    length = truncate or BLOCK
     policy = None
     if memory == "offload":
         policy = jax.checkpoint_policies.save_and_offload_only_these_names(
@@ -233,30 +313,32 @@ def _in_blocks(run: Run, start: State, steps: Steps, memory: str, truncate: int 
         state, outputs = block(state, steps)
         if truncate is not None:
             cut = lax.stop_gradient(state)
-            # A row that has ended is only copied from here on: its last state keeps its gradient.
+            # What has ended is only copied from here on: its last state keeps its gradient.
             state = cut if goes_on is None else where(goes_on, cut, state)
         return state, outputs
 
-    blocks, rest = divmod(len(steps.inputs), size)
+    blocks, rest = divmod(len(steps.inputs), length)
     if truncate is not None and blocks and not rest:
-        blocks, rest = blocks - 1, size  # no cut after the last step
-    end = blocks * size
-    whole = jax.tree.map(lambda leaf: leaf[:end].reshape(blocks, size, *leaf.shape[1:]), steps)
+        blocks, rest = blocks - 1, length  # no cut after the last step
+    end = blocks * length
+    whole = jax.tree.map(lambda leaf: leaf[:end].reshape(blocks, length, *leaf.shape[1:]), steps)
     goes_on = None
     if truncate is not None and steps.alive is not None:
-        goes_on = steps.alive[size : end + 1 : size]
-    state, outputs = lax.scan(advance, start, (whole, goes_on))
-    outputs = outputs.reshape(end, *outputs.shape[2:])
+        goes_on = steps.alive[length : end + 1 : length]
+    state, parts = start, []
+    if blocks:  # under jax.disable_jit a scan must not be empty
+        state, outputs = lax.scan(advance, state, (whole, goes_on))
+        parts.append(outputs.reshape(end, *outputs.shape[2:]))
     if rest:
-        state, last = block(state, jax.tree.map(lambda leaf: leaf[end:], steps))
-        outputs = jnp.concatenate([outputs, last])
-    return outputs, state
+        state, outputs = block(state, jax.tree.map(lambda leaf: leaf[end:], steps))
+        parts.append(outputs)
+    return jnp.concatenate(parts), state
 
 
 def _steps(inputs, lengths, resets, reverse: bool) -> Steps:
     alive = None
     if lengths is not None:
-        time = jnp.arange(len(inputs), dtype=lengths.dtype)
+        time = jnp.arange(inputs.shape[0], dtype=lengths.dtype)
         alive = time.reshape((-1,) + (1,) * lengths.ndim) < lengths[None]
     if reverse:
         inputs = _reverse(inputs, lengths)
@@ -269,18 +351,21 @@ def _steps(inputs, lengths, resets, reverse: bool) -> Steps:
 
 
 def _reverse(sequence, lengths):
-    """Reverses the time axis (the first), each row within its own length; an involution."""
+    """Reverses the time axis (the first), each example within its own length; an involution."""
     if lengths is None:
         return jnp.flip(sequence, axis=0)
-    time = jnp.arange(len(sequence), dtype=lengths.dtype).reshape((-1,) + (1,) * lengths.ndim)
+    time = jnp.arange(sequence.shape[0], dtype=lengths.dtype).reshape((-1,) + (1,) * lengths.ndim)
     source = jnp.where(time < lengths[None], lengths[None] - 1 - time, time)
     source = source.reshape(source.shape + (1,) * (sequence.ndim - source.ndim))
     return jnp.take_along_axis(sequence, source, axis=0)
 
 
 def reverse_time(outputs: Array, lengths: Array | None, *, time_major: bool) -> Array:
-    """Puts each row in the opposite order within its own length; what lies past it stays there."""
-    lengths = None if lengths is None else jnp.asarray(lengths).astype(jnp.int32)
+    """Reverses each example in time within its own length; what lies past it stays there."""
+    if lengths is not None:
+        axis = 0 if time_major else -2
+        batch_shape = outputs.shape[1:-1] if time_major else outputs.shape[:-2]
+        lengths = check_lengths(lengths, batch_shape, outputs.shape[axis])
     if time_major:
         return _reverse(outputs, lengths)
     return jnp.moveaxis(_reverse(jnp.moveaxis(outputs, -2, 0), lengths), 0, -2)
@@ -305,66 +390,9 @@ def _alike(tree):
     return jax.tree.map(cast, tree)
 
 
-def _check_options(implementation, memory, unroll, truncate):
-    if implementation is not None and implementation not in IMPLEMENTATIONS:
-        raise ValueError(
-            f"implementation must be None or one of {IMPLEMENTATIONS}, got {implementation!r}"
-        )
-    if memory is not None and memory not in MEMORY:
-        raise ValueError(f"memory must be None or one of {MEMORY}, got {memory!r}")
-    positive("unroll", unroll)
-    if truncate is not None:
-        positive("truncate", truncate)
-
-
-def _time_first(params, inputs, resets, time_major: bool):
+def _check_inputs(inputs, time_major: bool) -> Array:
+    inputs = floating("inputs", inputs)
     if inputs.ndim < 2:
         layout = "[T, ..., I]" if time_major else "[..., T, I]"
         raise ValueError(f"inputs must be {layout}, at least 2 axes, got shape {inputs.shape}")
-    dtype = jax.tree.leaves(params)[0].dtype
-    if inputs.dtype != dtype:
-        raise ValueError(f"inputs must have the parameters' dtype {dtype}, got {inputs.dtype}")
-    kernel = getattr(params, "kernel", None)
-    if kernel is not None and inputs.shape[-1] != kernel.shape[0]:
-        raise ValueError(
-            f"inputs must have {kernel.shape[0]} features, as the parameters' kernel, "
-            f"got shape {inputs.shape}"
-        )
-    if resets is not None:
-        if resets.dtype != jnp.bool_:
-            raise ValueError(f"resets must be boolean, got {resets.dtype}")
-        if resets.shape != inputs.shape[:-1]:
-            raise ValueError(f"resets must have shape {inputs.shape[:-1]}, got {resets.shape}")
-    if not time_major:
-        inputs = jnp.moveaxis(inputs, -2, 0)
-        resets = None if resets is None else jnp.moveaxis(resets, -1, 0)
-    return inputs, resets, inputs.shape[1:-1]
-
-
-def _check_lengths(lengths, batch_shape, time: int):
-    if lengths is None:
-        return None
-    lengths = jnp.asarray(lengths)
-    if not jnp.issubdtype(lengths.dtype, jnp.integer):
-        raise ValueError(f"lengths must be integers, got {lengths.dtype}")
-    if lengths.shape != batch_shape:
-        raise ValueError(f"lengths must have the batch's shape {batch_shape}, got {lengths.shape}")
-    if not isinstance(lengths, jax.core.Tracer) and lengths.size:
-        values = np.asarray(lengths)
-        if values.min() < 0 or values.max() > time:
-            raise ValueError(
-                f"lengths must lie in 0..{time}, got values from {values.min()} to {values.max()}"
-            )
-    return lengths.astype(jnp.int32)  # a narrow type could not count the steps
-
-
-def _check_state(cell: Cell, params, state, batch_shape):
-    default = cell.initial_state(params, batch_shape)
-    if state is None:
-        return default
-    expected = jax.tree.map(lambda leaf: f"{leaf.dtype}{list(leaf.shape)}", default)
-    got = jax.tree.map(lambda leaf: f"{leaf.dtype}{list(leaf.shape)}", state)
-    # As tuples a TF1 or Flax carry (c, h) would pass for an LSTMState.
-    if got != expected or jax.tree.structure(got) != jax.tree.structure(expected):
-        raise ValueError(f"initial_state must be {expected}, got {got}")
-    return state
+    return inputs

@@ -1,8 +1,28 @@
 """Checks that hold for every test: shapes as annotated, no silent promotion of dtype or rank."""
 
+import importlib.metadata
 import os
+import tempfile
 
 from jaxtyping import install_import_hook
+
+# Most of a test's time is compiling what runs once. Nothing is optimised, therefore, and a program
+# that another test or process of this run has compiled is taken from a folder of this run. Through
+# the environment both hold for the workers of xdist and for the processes that tests start.
+if "PYTEST_XDIST_WORKER" not in os.environ:
+    CACHE = tempfile.TemporaryDirectory(prefix="jaxrnn-compiled-", ignore_cleanup_errors=True)
+    os.environ |= {
+        "JAX_COMPILATION_CACHE_DIR": CACHE.name,
+        "JAX_PERSISTENT_CACHE_MIN_COMPILE_TIME_SECS": "0",
+        "JAX_PERSISTENT_CACHE_MIN_ENTRY_SIZE_BYTES": "-1",
+        "JAX_DISABLE_MOST_OPTIMIZATIONS": "1",
+    }
+    if tuple(map(int, importlib.metadata.version("jaxlib").split(".")[:2])) < (0, 12):
+        # These compile half as fast; newer versions have no other way, and no such flag.
+        flags = f"{os.environ.get('XLA_FLAGS', '')} --xla_cpu_use_fusion_emitters=false"
+        os.environ["XLA_FLAGS"] = flags.strip()
+if not os.environ.get("JAXRNN_DATA_DIR"):  # empty is as good as unset
+    os.environ.pop("JAXRNN_DATA_DIR", None)
 
 # Before anything imports jaxrnn, so that its annotations are checked wherever it is called.
 hook = install_import_hook("jaxrnn", "beartype.beartype")

@@ -53,7 +53,8 @@ def slow_cell(size):
         return SlowParams(*kernels, zeros(2 * size), rates)
 
     def initial_state(params, batch_shape=()):
-        return SlowState(*[jnp.zeros((*batch_shape, size), params.bias.dtype)] * 3)
+        zero = lambda: jnp.zeros((*batch_shape, size), params.bias.dtype)  # noqa: E731
+        return SlowState(zero(), zero(), zero())
 
     def gate(weights, drive, product, state):
         rates = jax.tree.map(lambda rate: jnp.broadcast_to(rate, state.hidden.shape), weights.rates)
@@ -565,12 +566,12 @@ def test_a_plain_cell_is_its_loop(reverse):
     whole, step = jit(run(PLAIN, reverse=reverse)), jit(PLAIN.step)
     outputs, final = whole(*given[:2], start, given.masks)
     for row in range(4):
-        first = state = jax.tree.map(lambda leaf, row=row: leaf[row], start)
+        state = jax.tree.map(lambda leaf, row=row: leaf[row], start)
         expected = np.zeros((6, 2))
         order = range(int(given.masks["lengths"][row]))
         for t in reversed(order) if reverse else order:
             if given.masks["resets"][row, t]:
-                state = first
+                state = PLAIN.initial_state(given.params)
             state, expected[t] = step(given.params, state, given.inputs[row, t])
         assert_close(outputs[row], jnp.asarray(expected))
         assert_close(jax.tree.map(lambda leaf, row=row: leaf[row], final), state)

@@ -4,6 +4,7 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 import pytest
+from quick_jit import jit
 
 import jaxrnn
 from jaxrnn import linear
@@ -24,11 +25,14 @@ def test_rounds_and_turns_give_the_same_states_and_gradients(dtype):
         def total(states):
             return lambda a, b: (states(a, b) * weights).sum().real
 
-        found = [jax.grad(total(way), (0, 1))(a, b) for way in (linear._at_once, linear._in_turn)]
-        for way in (linear._at_once, linear._in_turn):
+        ways = [lambda a, b, way=way: way(a, b, None) for way in (linear._at_once, linear._in_turn)]
+        ways.append(linear.states_of)
+        found = [jit(jax.grad(total(way), (0, 1)))(a, b) for way in ways]
+        for way in ways:
             np.testing.assert_allclose(way(a, b), np.array(expected), rtol=1e-10)
-        for one, other in zip(*found, strict=True):
-            np.testing.assert_allclose(one, other, rtol=1e-10, atol=1e-10)
+        for one, *others in zip(*found, strict=True):
+            for other in others:
+                np.testing.assert_allclose(other, one, rtol=1e-10, atol=1e-10)
 
 
 @pytest.mark.parametrize("time", [T, 600])
