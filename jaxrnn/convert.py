@@ -46,6 +46,7 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 
+from jaxrnn.arguments import as_dict
 from jaxrnn.cell import Cell
 from jaxrnn.cells import GRUParams, RNNParams, gru, rnn
 from jaxrnn.lstm import LSTMParams, lstm, odyssey
@@ -432,14 +433,13 @@ def _weights(cell, params, library, has, name="params"):
         shapes["projection"] = "H P"
     if "reset_after=True" in options:
         shapes["recurrent_bias"] = "H"
-    if hasattr(params, "_asdict"):
-        params = params._asdict()
-    if not isinstance(params, Mapping):
+    given = as_dict(params)
+    if not isinstance(given, Mapping):
         raise ValueError(
             f"{name} must be the cell's named tuple or a dict of its arrays, "
             f"got {type(params).__name__}"
         )
-    take = _Taker({f"{name}.{key}": each for key, each in params.items() if each is not None})
+    take = _Taker({f"{name}.{key}": each for key, each in given.items()})
     take.sizes |= {"H": options["hidden_size"], "P": options.get("projection_size")}
     arrays = {key: take(f"{name}.{key}", shape) for key, shape in shapes.items()}
     take.done()
