@@ -312,7 +312,7 @@ def dropout(module: nn.Module, hidden: Array, share: float | Array | None) -> Ar
     return hidden * dropout_mask(key, hidden.shape, share, hidden.dtype)
 
 
-def check_rate(name: str, value: float | Array | None) -> None:
+def check_rate(name: str, value: Any) -> None:
     """Raises ValueError if the value is neither None nor in [0, 1)."""
     if value is not None:
         rate(name, value)

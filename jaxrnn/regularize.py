@@ -39,10 +39,7 @@ class Regularizer(NamedTuple):
 
 
 def check(regularizer: Regularizer, cell: Cell, params: Params) -> None:
-    """Raises ValueError if the regularizer is none, or not for this cell."""
-    if not isinstance(regularizer, Regularizer):
-        kind = type(regularizer).__name__
-        raise ValueError(f"regularizer must be a jaxrnn.Regularizer or None, got a {kind}")
+    """Raises ValueError if a rate is wrong or the regularizer not for this cell."""
     if regularizer.recurrent_dropout is not None and not isinstance(regularizer.tied, bool):
         raise ValueError(
             "regularizer.tied must be True (one mask for all steps) or False (one for each) "

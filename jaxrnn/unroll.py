@@ -126,6 +126,9 @@ def unroll(
     reverse, time_major = flag("reverse", reverse), flag("time_major", time_major)
     dtype = check_dtype(dtype)
     check_key(key)
+    if not isinstance(regularizer, Regularizer | None):
+        kind = type(regularizer).__name__
+        raise ValueError(f"regularizer must be a jaxrnn.Regularizer or None, got a {kind}")
     inputs = _check_inputs(inputs, time_major)
     params = check_params(cell.init, params, inputs.shape[-1])
     resets = check_resets(resets, inputs.shape[:-1])
