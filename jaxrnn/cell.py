@@ -11,7 +11,9 @@ Shapes: B batch (any number of axes, also none), I input features, H hidden unit
 
 from __future__ import annotations
 
+import dataclasses
 import functools
+import inspect
 from collections.abc import Callable
 from typing import Any, NamedTuple
 
@@ -37,6 +39,7 @@ class Cell(NamedTuple):
         summed: Whether the gate takes the sum of drive and product instead of both.
         recurrence: The coefficients of a cell made by `jaxrnn.linear.linear`, or None.
         is_cudnn_lstm: Whether this is the LSTM that cuDNN computes.
+        origin: How one of the library's constructors made this cell, or None.
     """
 
     init: Callable[..., Params]
@@ -46,6 +49,34 @@ class Cell(NamedTuple):
     summed: bool = False
     recurrence: Any = None
     is_cudnn_lstm: bool = False
+    origin: Origin | None = None
+
+
+@dataclasses.dataclass(frozen=True, eq=False)
+class Origin:
+    """The constructor that made a cell and the options it was given.
+
+    Attributes:
+        constructor: Such as `jaxrnn.lstm`.
+        options: Its arguments by name, defaults included, without those that only say how the
+            parameters start.
+        computation: What the constructor made of a `Cell`, apart from `init`.
+    """
+
+    constructor: Callable[..., Cell]
+    options: dict[str, Any]
+    computation: tuple
+
+    def describes(self, cell: Cell) -> bool:
+        """Whether the cell still computes what its constructor made it compute.
+
+        It does if only `init` was replaced, as `scaled` does.
+        """
+        return self.computation == _computation(cell)
+
+
+def _computation(cell: Cell) -> tuple:
+    return cell.initial_state, cell.step, cell.gate, cell.summed, cell.recurrence
 
 
 def gated(gate: Callable, init: Callable, initial_state: Callable, *, summed: bool = False) -> Cell:
@@ -158,6 +189,10 @@ def zeros(params: Params, batch_shape: tuple, size: int) -> Float[Array, "*batch
     return jnp.zeros((*batch_shape, size), jax.tree.leaves(params)[0].dtype)
 
 
+# Options that only say how parameters start. They may be traced numbers, which must not be kept.
+_STARTS = {"forget_bias", "chrono", "kernel_init", "recurrent_init", "radius", "max_phase"}
+
+
 def cached(constructor: Callable[..., Cell]) -> Callable[..., Cell]:
     """Makes a constructor give the same cell for the same options.
 
@@ -166,9 +201,18 @@ def cached(constructor: Callable[..., Cell]) -> Callable[..., Cell]:
     programs compile anew (about a second and 2 MB each). Define it once, outside of the call.
 
     An option may also be a traced number, as a forget bias that differs from run to run of one
-    program; such a cell is made anew.
+    program; such a cell is made anew. The cell's `origin` names the constructor and its options.
     """
-    remember = functools.lru_cache(maxsize=None, typed=True)(constructor)
+    signature = inspect.signature(constructor)
+
+    def construct(*args, **kwargs):
+        cell = constructor(*args, **kwargs)
+        bound = signature.bind(*args, **kwargs)
+        bound.apply_defaults()
+        options = {name: value for name, value in bound.arguments.items() if name not in _STARTS}
+        return cell._replace(origin=Origin(make, options, _computation(cell)))
+
+    remember = functools.lru_cache(maxsize=None, typed=True)(construct)
 
     def plain(option):
         """NumPy's integers and concrete arrays of one number as numbers, which can be hashed."""
@@ -184,7 +228,7 @@ def cached(constructor: Callable[..., Cell]) -> Callable[..., Cell]:
         try:
             hash((args, tuple(kwargs.values())))
         except TypeError:
-            return constructor(*args, **kwargs)
+            return construct(*args, **kwargs)
         return remember(*args, **kwargs)
 
     return make

@@ -2,13 +2,35 @@
 
 Pure functions of arrays: none of these libraries is imported. Each `from_…` takes the kind of cell,
 "rnn", "lstm" or "gru", and the arrays under the library's own names, and gives the parameters of
-`jaxrnn.rnn`, `jaxrnn.lstm` or `jaxrnn.gru`; each `to_…` does the reverse. They differ in this:
+`jaxrnn.rnn`, `jaxrnn.lstm` or `jaxrnn.gru`. Each `to_…` takes a cell and its parameters and does
+the reverse. The libraries differ in this:
 
     TF1         one kernel [I+H, ·] for both products; gates i, j, f, o, the forget bias added at
                 run time; the GRU resets before its product, gates r, u
     PyTorch     output-first kernels, two biases; gates i, f, g, o and r, z, n
     Keras 3     gates i, f, c, o and z, r, h; the GRU of either kind
     Linen, NNX  a dense layer a gate, or one for all
+
+Weights do not hold everything that a cell computes. A `to_…` raises ValueError for an option that
+the library cannot compute (–), and the library's own cell must be made with the others:
+
+    option of the cell        TF1                 PyTorch            Keras 3       Linen, NNX
+    rnn(activation=…)         activation=         nonlinearity=,     activation=   activation_fn=
+                                                  "tanh" or "relu"
+    lstm(activation=…)        activation=         –                  activation=   activation_fn=
+    lstm(peephole=True)       use_peepholes=True  –                  –             –
+    lstm(projection_size=P)   num_proj=P          proj_size=P < H    –             –
+    lstm(cell_clip=…)         cell_clip=          –                  –             –
+    gru(reset_after=True)     –                   the only one       reset_after=  the only one
+    gru(reset_after=False)    the only one        –                  reset_after=  –
+
+`jaxrnn.odyssey`'s variants "V" and "NP" are LSTMs with and without peepholes. No library has the
+other cells.
+
+All arrays are copies. Those of a `to_…` are NumPy's, contiguous and writable, so that
+`safetensors.numpy.save_file` and the like can write them. Weights may be anything that NumPy makes
+an array of floating-point numbers of, in any byte order; lists of numbers are as well. A dtype is
+kept where JAX has it: float64 becomes float32 unless `jax_enable_x64` is set.
 
 Shapes: I input features, H hidden units, P the size of an LSTM's output, G gates, R = I + P.
 """
@@ -20,15 +42,18 @@ from collections.abc import Mapping, Sequence
 from string import ascii_uppercase, digits
 from typing import Any
 
+import jax
 import jax.numpy as jnp
 import numpy as np
 
-from jaxrnn.cells import GRUParams, RNNParams
-from jaxrnn.lstm import LSTMParams
+from jaxrnn.arguments import as_dict
+from jaxrnn.cell import Cell
+from jaxrnn.cells import GRUParams, RNNParams, gru, rnn
+from jaxrnn.lstm import LSTMParams, lstm, odyssey
 
 Kind = str  # "rnn", "lstm" or "gru"
-Params = RNNParams | LSTMParams | GRUParams
 Arrays = Mapping[str, Any]
+Params = RNNParams | LSTMParams | GRUParams
 # The size of a cell's gates side by side, in our order i, f, g, o or r, z, n.
 WIDTHS = {"rnn": "H", "lstm": "4H", "gru": "3H"}
 
@@ -78,38 +103,51 @@ def from_tf1(kind: Kind, variables: Arrays, *, forget_bias: float = 1.0) -> Para
     return (RNNParams if kind == "rnn" else GRUParams)(*arrays)
 
 
-def to_tf1(params: Params, *, forget_bias: float = 1.0) -> dict[str, np.ndarray]:
-    """The reverse of `from_tf1`; the cell must be built with the same `forget_bias`.
+def to_tf1(
+    cell: Cell, params: Params | Arrays, *, forget_bias: float = 1.0
+) -> dict[str, np.ndarray]:
+    """The reverse of `from_tf1`; the table at the head of this module names the options to set.
 
     The forget gate's bias less `forget_bias` is rounded; everything else is exact.
 
+    Args:
+        cell: The cell.
+        params: Its parameters: its named tuple, or a dict of that tuple's arrays.
+        forget_bias: That of TF1's LSTM, which adds it at run time.
+
+    Returns:
+        The variables by their names within TF1's cell's scope.
+
     Raises:
-        ValueError: If TF1 has no cell with such parameters; names what is wrong.
+        ValueError: If TF1 cannot compute this cell, or the parameters do not fit it; names what is
+            wrong.
     """
-    kind = _check(params, "TF1", reset_after=False, peephole="3 H", projection="H P")
-    both = np.concatenate([params.kernel, params.recurrent_kernel])
-    bias = np.asarray(params.bias)
+    has = ["activation", "peephole", "projection_size", "cell_clip", "reset_after=False"]
+    kind, arrays = _weights(cell, params, "TF1", has)
+    both, bias = np.concatenate([arrays["kernel"], arrays["recurrent_kernel"]]), arrays["bias"]
     if kind == "rnn":
-        return {"kernel": both, "bias": bias}
+        return _copies({"kernel": both, "bias": bias})
     if kind == "gru":
         hidden = len(bias) // 3
         gates, candidate = np.split(both, [2 * hidden], axis=-1)
-        return {
-            "gates/kernel": gates,
-            "gates/bias": bias[: 2 * hidden],
-            "candidate/kernel": candidate,
-            "candidate/bias": bias[2 * hidden :],
-        }
+        return _copies(
+            {
+                "gates/kernel": gates,
+                "gates/bias": bias[: 2 * hidden],
+                "candidate/kernel": candidate,
+                "candidate/bias": bias[2 * hidden :],
+            }
+        )
     variables = {
         "kernel": _reorder(both, "ifgo", "igfo"),
         "bias": _reorder(bias - _on_forget_gate(forget_bias, bias), "ifgo", "igfo"),
     }
-    if params.peephole is not None:
-        rows = zip("ifo", np.asarray(params.peephole), strict=True)
-        variables |= {f"w_{gate}_diag": row for gate, row in rows}
-    if params.projection is not None:
-        variables["projection/kernel"] = np.asarray(params.projection)
-    return variables
+    if "peephole" in arrays:
+        diagonals = zip("ifo", arrays["peephole"], strict=True)
+        variables |= {f"w_{gate}_diag": diagonal for gate, diagonal in diagonals}
+    if "projection" in arrays:
+        variables["projection/kernel"] = arrays["projection"]
+    return _copies(variables)
 
 
 def from_torch(kind: Kind, state_dict: Arrays) -> tuple[tuple[Params, ...], ...]:
@@ -163,32 +201,50 @@ def _from_torch_layer(kind, take, suffix):
     return LSTMParams(*kernels, bias, None, *_arrays(projection))
 
 
-def to_torch(layers: Sequence[Sequence[Params]]) -> dict[str, np.ndarray]:
-    """The reverse of `from_torch`; all of the bias goes into `bias_ih` where that is the same.
+def to_torch(
+    cell: Cell, params: Params | Arrays | Sequence[Sequence[Params | Arrays]]
+) -> dict[str, np.ndarray]:
+    """The reverse of `from_torch`; the table at the head of this module names the options to set.
 
-    The arrays are NumPy's; `torch.from_numpy` makes tensors of them for `load_state_dict`.
+    All of the bias goes into `bias_ih` where that is the same. `torch.from_numpy` makes tensors of
+    the arrays for `load_state_dict`.
+
+    Args:
+        cell: The cell, that of all layers.
+        params: The parameters of one layer, its named tuple or a dict of that tuple's arrays; or
+            for each layer those of its directions, as `from_torch` gives them.
+
+    Returns:
+        The state dict of an `nn.RNN`, `nn.LSTM` or `nn.GRU`.
 
     Raises:
-        ValueError: If Torch has no module with such layers; names what is wrong.
+        ValueError: If PyTorch cannot compute this cell, or the parameters do not fit it or each
+            other; names what is wrong.
     """
-    counts = [len(directions) for directions in layers]
+    layers: Any = params if _is_sequence(params) else [[params]]
+    counts = [len(each) if _is_sequence(each) else type(each).__name__ for each in layers]
     if set(counts) not in ({1}, {2}):
-        raise ValueError(f"layers must have one direction each, or two each, got {counts}")
-    state_dict = {}
+        raise ValueError(f"params must have one direction a layer, or two each, got {counts}")
+    has, suffixes, state_dict = ["projection_size", "reset_after=True"], ["", "_reverse"], {}
     for number, directions in enumerate(layers):
-        for params, direction in zip(directions, ["", "_reverse"][: counts[0]], strict=True):
-            kind, suffix = _check(params, "torch.nn", projection="H P"), f"_l{number}{direction}"
-            biases = _split_bias(params)
+        for which, each in enumerate(directions):
+            name = f"params[{number}][{which}]" if layers is params else "params"
+            kind, arrays = _weights(cell, each, "PyTorch", has, name)
+            suffix, biases = f"_l{number}{suffixes[which]}", _split_bias(arrays)
             state_dict |= {
-                f"weight_ih{suffix}": np.asarray(params.kernel).T,
-                f"weight_hh{suffix}": np.asarray(params.recurrent_kernel).T,
+                f"weight_ih{suffix}": arrays["kernel"].T,
+                f"weight_hh{suffix}": arrays["recurrent_kernel"].T,
                 f"bias_ih{suffix}": biases[0],
                 f"bias_hh{suffix}": biases[1],
             }
-            if kind == "lstm" and params.projection is not None:
-                state_dict[f"weight_hr{suffix}"] = np.asarray(params.projection).T
+            if "projection" in arrays:
+                state_dict[f"weight_hr{suffix}"] = arrays["projection"].T
     from_torch(kind, state_dict)  # refuses layers that do not fit each other
-    return {name: np.array(array) for name, array in state_dict.items()}  # writable
+    return _copies(state_dict)
+
+
+def _is_sequence(params):
+    return isinstance(params, Sequence) and not hasattr(params, "_fields")
 
 
 def from_keras(kind: Kind, weights: Arrays) -> Params:
@@ -221,21 +277,28 @@ def from_keras(kind: Kind, weights: Arrays) -> Params:
     return GRUParams(*_arrays(kernel, recurrent), *biases)
 
 
-def to_keras(params: Params) -> dict[str, np.ndarray]:
-    """The reverse of `from_keras`, in the order that a layer's `set_weights` takes.
+def to_keras(cell: Cell, params: Params | Arrays) -> dict[str, np.ndarray]:
+    """The reverse of `from_keras`; the table at the head of this module names the options to set.
+
+    Args:
+        cell: The cell.
+        params: Its parameters: its named tuple, or a dict of that tuple's arrays.
+
+    Returns:
+        The weights of a `SimpleRNN`, `LSTM` or `GRU`, in the order that `set_weights` takes.
 
     Raises:
-        ValueError: If Keras has no layer with such parameters; names what is wrong.
+        ValueError: If Keras cannot compute this cell, or the parameters do not fit it; names what
+            is wrong.
     """
-    kind = _check(params, "keras.layers", reset_after=None)
-    kernel, recurrent, bias = map(np.asarray, params[:3])
+    has = ["activation", "reset_after=True", "reset_after=False"]
+    kind, arrays = _weights(cell, params, "Keras", has)
+    if "recurrent_bias" in arrays:
+        arrays["bias"] = _split_bias(arrays)
+    weights = {name: arrays[name] for name in ("kernel", "recurrent_kernel", "bias")}
     if kind == "gru":
-        if params.recurrent_bias is not None:
-            bias = _split_bias(params)
-        kernel, recurrent, bias = (
-            _reorder(each, "rzn", "zrn") for each in (kernel, recurrent, bias)
-        )
-    return {"kernel": kernel, "recurrent_kernel": recurrent, "bias": bias}
+        weights = {name: _reorder(array, "rzn", "zrn") for name, array in weights.items()}
+    return _copies(weights)
 
 
 # Flax's pairs of dense layers, of the input and of the past: one a gate, or one for all gates.
@@ -261,17 +324,25 @@ def from_linen(kind: Kind, params: Mapping[str, Arrays]) -> Params:
     Raises:
         ValueError: If a name is missing or too many, or a shape is wrong; names it.
     """
-    return _from_layers(kind, params, _LINEN)
+    return _from_layers(kind, _flat(params), _LINEN)
 
 
-def to_linen(params: Params) -> dict[str, dict[str, np.ndarray]]:
-    """The reverse of `from_linen`.
+def to_linen(cell: Cell, params: Params | Arrays) -> dict[str, dict[str, np.ndarray]]:
+    """The reverse of `from_linen`; the table at the head of this module names the options to set.
+
+    Args:
+        cell: The cell.
+        params: Its parameters: its named tuple, or a dict of that tuple's arrays.
+
+    Returns:
+        The parameters of Flax' cell, layer by layer.
 
     Raises:
-        ValueError: If Flax has no cell with such parameters; names what is wrong.
+        ValueError: If Linen cannot compute this cell, or the parameters do not fit it; names what
+            is wrong.
     """
-    kind = _check(params, "flax.linen")
-    return _to_layers(kind, params, _LINEN)
+    kind, arrays = _weights(cell, params, "flax.linen", ["activation", "reset_after=True"])
+    return _to_layers(kind, arrays, _LINEN)
 
 
 def from_nnx(kind: Kind, params: Mapping[str, Arrays]) -> Params:
@@ -287,27 +358,32 @@ def from_nnx(kind: Kind, params: Mapping[str, Arrays]) -> Params:
     Raises:
         ValueError: If a name is missing or too many, or a shape is wrong; names it.
     """
-    together = any(name in params for name in ("dense_i", "dense_h"))
-    return _from_layers(kind, params, _NNX if together else _NNX_BY_GATE)
+    flat = _flat(params)
+    together = any(name.startswith("dense_") for name in flat)
+    return _from_layers(kind, flat, _NNX if together else _NNX_BY_GATE)
 
 
-def to_nnx(params: Params, *, optimized: bool = True) -> dict[str, dict[str, np.ndarray]]:
-    """The reverse of `from_nnx`.
+def to_nnx(
+    cell: Cell, params: Params | Arrays, *, optimized: bool = True
+) -> dict[str, dict[str, np.ndarray]]:
+    """The reverse of `from_nnx`; the table at the head of this module names the options to set.
 
     Args:
-        params: The parameters.
+        cell: The cell.
+        params: Its parameters: its named tuple, or a dict of that tuple's arrays.
         optimized: Whether an LSTM's are for `OptimizedLSTMCell`, otherwise for `LSTMCell`.
 
     Returns:
-        The parameters of the cell, layer by layer.
+        The parameters of Flax' cell, layer by layer.
 
     Raises:
-        ValueError: If NNX has no cell with such parameters; names what is wrong.
+        ValueError: If NNX cannot compute this cell, or the parameters do not fit it; names what is
+            wrong.
     """
-    kind = _check(params, "flax.nnx")
-    if kind == "gru" and np.any(params.recurrent_bias):
+    kind, arrays = _weights(cell, params, "flax.nnx", ["activation", "reset_after=True"])
+    if np.any(arrays.get("recurrent_bias")):
         raise ValueError("params.recurrent_bias must be zero for flax.nnx, whose GRU has none")
-    return _to_layers(kind, params, _NNX if optimized else _NNX_BY_GATE)
+    return _to_layers(kind, arrays, _NNX if optimized else _NNX_BY_GATE)
 
 
 def _biased(kind, pair):
@@ -315,9 +391,9 @@ def _biased(kind, pair):
     return pair[1 if kind == "lstm" else 0]
 
 
-def _from_layers(kind, params, library):
+def _from_layers(kind, flat, library):
     """Gates side by side, from Flax's dense layers."""
-    take, width, pairs = _Taker(_flat(params)), _width(kind), library[kind]
+    take, width, pairs = _Taker(flat), _width(kind), library[kind]
     each = "H" if len(pairs) > 1 else width
     recurrent = [take(f"{h}/kernel", f"H {each}") for _, h in pairs]
     kernel = [take(f"{i}/kernel", f"I {each}") for i, _ in pairs]
@@ -330,42 +406,93 @@ def _from_layers(kind, params, library):
     return {"rnn": RNNParams, "lstm": LSTMParams, "gru": GRUParams}[kind](*arrays)
 
 
-def _to_layers(kind, params, library):
+def _to_layers(kind, arrays, library):
     layers, pairs = {}, library[kind]
-    parts = (np.split(np.asarray(each), len(pairs), axis=-1) for each in params[:3])
+    names = ["kernel", "recurrent_kernel", "bias"]
+    parts = (np.split(arrays[name], len(pairs), axis=-1) for name in names)
     for (i, h), kernel, recurrent, bias in zip(pairs, *parts, strict=True):
         layers |= {i: {"kernel": kernel}, h: {"kernel": recurrent}}
         layers[_biased(kind, (i, h))]["bias"] = bias
     if kind == "gru" and len(pairs) > 1:
-        layers["hn"]["bias"] = np.asarray(params.recurrent_bias)
-    return layers
+        layers["hn"]["bias"] = arrays["recurrent_bias"]
+    return {name: _copies(layer) for name, layer in layers.items()}
 
 
-def _check(params, library, *, reset_after=True, **options):
-    """The kind of cell, if the library has it with these parameters; its options by their shapes.
-
-    Other cells share the types: janet, mgu, min_gru and min_lstm are RNNParams, odyssey LSTMParams.
-    """
-    kinds = {RNNParams: "rnn", LSTMParams: "lstm", GRUParams: "gru"}
-    if type(params) not in kinds:
-        raise ValueError(f"params must not be {type(params).__name__} for {library}")
-    kind = kinds[type(params)]
-    width, optional = _width(kind), {"recurrent_bias": "H", **options}
-    given = {name: value for name, value in params._asdict().items() if value is not None}
-    if kind == "gru" and reset_after not in (None, "recurrent_bias" in given):
-        raise ValueError(f"params must be those of gru(reset_after={reset_after}) for {library}")
+def _weights(cell, params, library, has, name="params"):
+    """The kind of cell and its parameters in NumPy, if a library with these options computes it."""
+    kind, options = _options(cell, library)
+    _check_options(kind, options, library, has)
     shapes = {
-        "recurrent_kernel": f"{'P' if 'projection' in given else 'H'} {width}",
-        "kernel": f"I {width}",
-        "bias": width,
-        **{name: shape for name, shape in optional.items() if name in given},
+        "recurrent_kernel": f"{'P' if 'projection_size' in options else 'H'} {WIDTHS[kind]}",
+        "kernel": f"I {WIDTHS[kind]}",
+        "bias": WIDTHS[kind],
     }
-    if refused := sorted(given.keys() - shapes.keys()):
-        raise ValueError(f"params must have no {' and no '.join(refused)} for {library}")
-    take = _Taker({f"params.{name}": value for name, value in given.items()})
-    for name, shape in shapes.items():
-        take(f"params.{name}", shape)
-    return kind
+    if "peephole" in options:
+        shapes["peephole"] = "3 H"
+    if "projection_size" in options:
+        shapes["projection"] = "H P"
+    if "reset_after=True" in options:
+        shapes["recurrent_bias"] = "H"
+    given = as_dict(params)
+    if not isinstance(given, Mapping):
+        raise ValueError(
+            f"{name} must be the cell's named tuple or a dict of its arrays, "
+            f"got {type(params).__name__}"
+        )
+    take = _Taker({f"{name}.{key}": each for key, each in given.items()})
+    take.sizes |= {"H": options["hidden_size"], "P": options.get("projection_size")}
+    arrays = {key: take(f"{name}.{key}", shape) for key, shape in shapes.items()}
+    take.done()
+    return kind, arrays
+
+
+def _options(cell, library):
+    """The kind of cell, and those of its constructor's options that change what it computes."""
+    if not isinstance(cell, Cell):
+        raise ValueError(f"cell must be a jaxrnn.Cell, got {type(cell).__name__}")
+    if cell.origin is None or not cell.origin.describes(cell):
+        function = cell.gate or cell.step
+        raise ValueError(
+            f"{library} has no {getattr(function, '__qualname__', repr(function))}: cell must be "
+            "made by a constructor of jaxrnn, with nothing replaced but init"
+        )
+    constructor, options = cell.origin.constructor, cell.origin.options
+    if constructor is odyssey and options["variant"] in ("V", "NP"):
+        same = lstm(options["hidden_size"], peephole=options["variant"] == "V")
+        return _options(same, library)
+    kinds = {rnn: "rnn", lstm: "lstm", gru: "gru"}
+    if constructor not in kinds:
+        variant = f"(variant={options['variant']!r})" if constructor is odyssey else ""
+        raise ValueError(f"{library} has no {constructor.__name__}{variant}")
+    used = {name: value for name, value in options.items() if value is not None}
+    if constructor is lstm and not used["peephole"]:
+        del used["peephole"]
+    if constructor is gru:  # has one of two equations, which a library has or not
+        used[f"reset_after={bool(used.pop('reset_after'))}"] = True
+    return kinds[constructor], used
+
+
+# What PyTorch calls tanh and relu, under each name that JAX has for them.
+_TANH = [jnp.tanh, jax.nn.tanh, jax.lax.tanh]
+_TORCH_ACTIVATIONS = {"rnn": [*_TANH, jax.nn.relu], "lstm": _TANH}
+
+
+def _check_options(kind, options, library, has):
+    name = f"{library}'s {kind.upper()}"
+    if refused := sorted(options.keys() - {*has, "hidden_size", "activation"}):
+        raise ValueError(f"{name} has no {' and no '.join(refused)}")
+    if "activation" in options and "activation" not in has:  # PyTorch
+        activation, allowed = options["activation"], _TORCH_ACTIVATIONS[kind]
+        if not any(activation is each for each in allowed):
+            names = " or ".join(dict.fromkeys(each.__name__ for each in allowed))
+            got = getattr(activation, "__name__", repr(activation))
+            raise ValueError(f"{name} has no activation but {names}, got {got}")
+    projected, hidden = options.get("projection_size", 0), options["hidden_size"]
+    if library == "PyTorch" and projected >= hidden:
+        raise ValueError(
+            f"{name} has no projection_size that is not below hidden_size, "
+            f"got {projected} and {hidden}"
+        )
 
 
 def _join_gru_bias(biases):
@@ -375,13 +502,12 @@ def _join_gru_bias(biases):
     return _arrays(outside, biases[1, 2 * hidden :])
 
 
-def _split_bias(params):
+def _split_bias(arrays):
     """One bias as the two [2, G·H] that add up to it."""
-    bias = np.asarray(params.bias)
-    second = np.zeros_like(bias)
-    if isinstance(params, GRUParams):
-        second[-len(params.recurrent_bias) :] = params.recurrent_bias
-    return np.stack([bias, second])
+    second = np.zeros_like(arrays["bias"])
+    if "recurrent_bias" in arrays:
+        second[-len(arrays["recurrent_bias"]) :] = arrays["recurrent_bias"]
+    return np.stack([arrays["bias"], second])
 
 
 def _on_forget_gate(value, bias):
@@ -396,7 +522,24 @@ def _reorder(array, source: str, target: str):
 
 
 def _arrays(*values):
-    return tuple(None if value is None else jnp.asarray(value) for value in values)
+    return tuple(None if value is None else jnp.array(value) for value in values)
+
+
+def _copies(arrays):
+    return {name: np.array(array, order="C") for name, array in arrays.items()}
+
+
+def _numbers(name, values):
+    """The values as an array of floating-point numbers in the machine's byte order."""
+    try:
+        array = np.asarray(values)
+    except Exception as error:  # of NumPy, or of the library whose array it is
+        raise ValueError(f"{name} must be an array: {error}") from error
+    if not hasattr(values, "dtype") and np.issubdtype(array.dtype, np.integer):
+        array = array.astype(float)  # a list may hold Python's integers
+    if not jnp.issubdtype(array.dtype, jnp.floating):
+        raise ValueError(f"{name} must be of floating-point numbers, got {array.dtype}")
+    return array.astype(array.dtype.newbyteorder("="), copy=False)
 
 
 def _width(kind):
@@ -405,7 +548,13 @@ def _width(kind):
     return WIDTHS[kind]
 
 
+def _check_named(arrays):
+    if not isinstance(arrays, Mapping):
+        raise ValueError(f"weights must be arrays by name, got {type(arrays).__name__}")
+
+
 def _flat(layers):
+    _check_named(layers)
     flat = {}
     for name, each in layers.items():
         inner = each.items() if isinstance(each, Mapping) else ()
@@ -416,7 +565,8 @@ def _flat(layers):
 class _Taker:
     """Takes arrays out of a mapping; complains by name of what is missing, wrong or left over."""
 
-    def __init__(self, arrays: Arrays):
+    def __init__(self, arrays):
+        _check_named(arrays)
         self.arrays, self.taken = arrays, set()
         self.sizes = {"": 1}  # what the letters of the shapes stand for, as far as known
 
@@ -428,7 +578,7 @@ class _Taker:
         if name not in self.arrays:
             raise ValueError(f"{name} is missing; there are {sorted(self.arrays)}")
         self.taken.add(name)
-        array, sizes = np.asarray(self.arrays[name]), dict(self.sizes)
+        array, sizes = _numbers(name, self.arrays[name]), dict(self.sizes)
         axes = [
             (axis, int(axis.rstrip(ascii_uppercase) or 1), axis.lstrip(digits))
             for axis in shape.split()

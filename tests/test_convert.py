@@ -17,10 +17,19 @@ import jaxrnn
 from jaxrnn import convert
 
 GOLDEN = Path(__file__).parent / "golden"
-I, H = 3, 4  # noqa: E741
+I, H, P = 3, 4, 2  # noqa: E741
 KEY = jax.random.key(0)
+CELLS = {
+    **ALL_CELLS,
+    "lstm-peephole-projection": jaxrnn.lstm(H, peephole=True, projection_size=P),
+}
 
 
+def kind_of(name):
+    return {"odyssey": "lstm"}.get(family := name.split("-")[0], family)
+
+
+@functools.cache
 def golden(name):
     """The arrays of one file, as a tree."""
     tree = {}
@@ -34,12 +43,20 @@ def golden(name):
     return tree
 
 
+@functools.cache
+def random(name):
+    """Parameters that are random all over: none is zero or a round number."""
+    rng = np.random.default_rng(0)
+    shapes = jax.eval_shape(lambda: CELLS[name].init(KEY, I))
+    return jax.tree.map(lambda leaf: rng.normal(size=leaf.shape).astype(leaf.dtype), shapes)
+
+
 def cosines(shape):
     return np.cos(np.arange(np.prod(shape))).reshape(shape).astype(np.float32)
 
 
-def everything(run, params, inputs):
-    """Outputs, last states and the gradients of the loss of golden/make.py."""
+def everything(run):
+    """Outputs, last states and the gradients of the loss of golden/make.py, as one program."""
 
     def loss(params, inputs):
         outputs, states = run(params, inputs)
@@ -47,8 +64,23 @@ def everything(run, params, inputs):
         return sum(jnp.sum(x * cosines(x.shape)) for x in each), (outputs, states)
 
     gradient = jax.value_and_grad(loss, (0, 1), has_aux=True)
-    (_, made), gradients = jit(gradient)(params, inputs)
-    return made, gradients
+
+    def compute(params, inputs):
+        (_, made), gradients = gradient(params, inputs)
+        return made, gradients
+
+    return jit(compute)
+
+
+@functools.cache
+def one_layer(name):
+    """The same program for every library that has this cell."""
+
+    def run(params, inputs):
+        outputs, state = jaxrnn.unroll(CELLS[name], params, inputs)
+        return outputs, state._asdict()
+
+    return everything(run)
 
 
 def assert_close(actual, expected):
@@ -56,75 +88,83 @@ def assert_close(actual, expected):
     jax.tree.map(compare, actual, expected)
 
 
-def one_layer(cell):
-    def run(params, inputs):
-        outputs, state = jaxrnn.unroll(cell, params, inputs)
-        return outputs, state._asdict()
-
-    return run
-
-
-def check_one_layer(name, cell, params, back):
-    given = golden(name)
-    made, (d_params, d_inputs) = everything(one_layer(cell), params, given["inputs"])
+def check_one_layer(file, name, params, back):
+    given = golden(file)
+    made, (d_params, d_inputs) = one_layer(name)(params, given["inputs"])
     assert_close(made, (given["outputs"], given["states"]))
     assert_close(d_inputs, given["d_inputs"])
-    assert_close(back(d_params), given["d_weights"])
+    assert_close(back(CELLS[name], d_params), given["d_weights"])
 
+
+# What each library computes: our cells, with the files made by the library's own.
 
 TF1 = {
-    "rnn": ("rnn", jaxrnn.rnn(H), 0.0),
-    "basic_lstm": ("lstm", jaxrnn.lstm(H), 1.0),
-    "lstm": ("lstm", jaxrnn.lstm(H, peephole=True, projection_size=2), 0.5),
-    "gru": ("gru", jaxrnn.gru(H, reset_after=False), 0.0),
+    "rnn": "rnn",
+    "rnn-relu": "rnn_relu",
+    "rnn-sigmoid": "rnn_sigmoid",
+    "lstm": "basic_lstm",
+    "lstm-softsign": "basic_lstm_softsign",
+    "lstm-peephole": "lstm_peephole",
+    "lstm-projection": "lstm_projection",
+    "lstm-peephole-projection": "lstm",
+    "lstm-clip": "lstm_clip",
+    "lstm-everything": "lstm_everything",
+    "gru-before": "gru",
 }
+FORGET_BIAS = dict.fromkeys(TF1, 1.0) | {"lstm-peephole-projection": 0.5}
+KERAS = {
+    "rnn": "rnn",
+    "rnn-relu": "rnn_relu",
+    "rnn-sigmoid": "rnn_sigmoid",
+    "lstm": "lstm",
+    "lstm-softsign": "lstm_softsign",
+    "gru": "gru",
+    "gru-before": "gru_before",
+}
+TORCH = {
+    "rnn": "rnn",
+    "rnn-relu": "rnn_relu",
+    "lstm": "lstm",
+    "lstm-projection": "lstm_projection",
+    "gru": "gru",
+}
+FLAX = {
+    "rnn": ["SimpleCell"],
+    "rnn-relu": ["SimpleCell"],
+    "rnn-sigmoid": ["SimpleCell"],
+    "lstm": ["LSTMCell", "OptimizedLSTMCell"],
+    "lstm-softsign": ["OptimizedLSTMCell"],
+    "gru": ["GRUCell"],
+}
+LIBRARIES = {"tf1": TF1, "keras": KERAS, "torch": TORCH, "linen": FLAX, "nnx": FLAX}
+# The same cell under another name: what is written and computed for the one is for the other.
+SAME = {"odyssey-V": "lstm-peephole", "odyssey-NP": "lstm"}
 
 
 @pytest.mark.parametrize("name", TF1)
 def test_tf1_computes_the_same(name):
-    kind, cell, forget_bias = TF1[name]
-    params = convert.from_tf1(kind, golden(f"tf1_{name}")["weights"], forget_bias=forget_bias)
+    file, forget_bias = f"tf1_{TF1[name]}", FORGET_BIAS[name]
+    params = convert.from_tf1(kind_of(name), golden(file)["weights"], forget_bias=forget_bias)
     # Gradients go the way of the weights, but nothing is added to them.
-    check_one_layer(f"tf1_{name}", cell, params, lambda d: convert.to_tf1(d, forget_bias=0.0))
-
-
-KERAS = {
-    "rnn": ("rnn", jaxrnn.rnn(H)),
-    "lstm": ("lstm", jaxrnn.lstm(H)),
-    "gru_before": ("gru", jaxrnn.gru(H, reset_after=False)),
-}
+    check_one_layer(file, name, params, functools.partial(convert.to_tf1, forget_bias=0.0))
 
 
 @pytest.mark.parametrize("name", KERAS)
 def test_keras_computes_the_same(name):
-    kind, cell = KERAS[name]
-    params = convert.from_keras(kind, golden(f"keras_{name}")["weights"])
-    check_one_layer(f"keras_{name}", cell, params, convert.to_keras)
-
-
-def test_keras_gru_with_two_biases_computes_the_same():
-    def back(d_params):
-        weights = convert.to_keras(d_params)
-        # Outside the reset its two biases only add up, so both have the gradient of the sum.
-        weights["bias"][1, : 2 * H] = weights["bias"][0, : 2 * H]
+    def back(cell, d_params):
+        weights = convert.to_keras(cell, d_params)
+        if name == "gru":
+            # Outside the reset its two biases only add up, so both have the gradient of the sum.
+            weights["bias"][1, : 2 * H] = weights["bias"][0, : 2 * H]
         return weights
 
-    params = convert.from_keras("gru", golden("keras_gru")["weights"])
-    check_one_layer("keras_gru", jaxrnn.gru(H), params, back)
-
-
-TORCH = {
-    "rnn": ("rnn", jaxrnn.rnn(H)),
-    "lstm": ("lstm", jaxrnn.lstm(H)),
-    "lstm_projection": ("lstm", jaxrnn.lstm(H, projection_size=2)),
-    "gru": ("gru", jaxrnn.gru(H)),
-}
+    file = f"keras_{KERAS[name]}"
+    check_one_layer(file, name, convert.from_keras(kind_of(name), golden(file)["weights"]), back)
 
 
 @pytest.mark.parametrize("name", TORCH)
 def test_torch_computes_the_same(name):
-    kind, cell = TORCH[name]
-    given = golden(f"torch_{name}")
+    kind, cell, given = kind_of(name), CELLS[name], golden(f"torch_{TORCH[name]}")
 
     def run(layers, inputs):
         hidden, states = inputs, []
@@ -139,126 +179,180 @@ def test_torch_computes_the_same(name):
         return hidden, stacked
 
     layers = convert.from_torch(kind, given["weights"])
-    made, (d_layers, d_inputs) = everything(run, layers, given["inputs"])
+    made, (d_layers, d_inputs) = everything(run)(layers, given["inputs"])
     assert_close(made, (given["outputs"], given["states"]))
     assert_close(d_inputs, given["d_inputs"])
-    for key, value in convert.to_torch(d_layers).items():
+    for key, value in convert.to_torch(cell, d_layers).items():
         expected = given["d_weights"][key]
         if "bias_hh" in key:  # of which only what stands inside the GRU's reset is ours
             value, expected = value[2 * H :], expected[2 * H :] * (kind == "gru")
         assert_close(value, expected)
 
 
-FLAX = {"SimpleCell": "rnn", "LSTMCell": "lstm", "OptimizedLSTMCell": "lstm", "GRUCell": "gru"}
-
-
-@pytest.mark.parametrize("name", FLAX)
+@pytest.mark.parametrize(
+    ("name", "make"), [(name, make) for name, makes in FLAX.items() for make in makes]
+)
 @pytest.mark.parametrize("library", ["linen", "nnx"])
-def test_flax_computes_the_same(library, name):
-    inputs = jax.random.normal(KEY, (2, 5, I))
-    kind = FLAX[name]
+def test_flax_computes_the_same(library, name, make):
+    cell, params, inputs = CELLS[name], random(name), golden("keras_rnn")["inputs"]
+    options = {"activation_fn": activation} if (activation := ACTIVATIONS.get(name)) else {}
     if library == "linen":
-        layer = nn.RNN(getattr(nn, name)(H))
-        variables = layer.init(KEY, inputs)
-        theirs = lambda weights: layer.apply({"params": {"cell": weights}}, inputs)  # noqa: E731
-        weights = jax.tree.map(lambda leaf: leaf + 0.1, variables["params"]["cell"])
-        read, write = convert.from_linen, convert.to_linen
+        theirs = getattr(nn, make)(H, **options)
+        layer = nn.RNN(theirs, return_carry=True)
+        write, weights = convert.to_linen, convert.to_linen(cell, params)
+        carry, x = theirs.initialize_carry(KEY, (2, I)), inputs[:, 0]
+        shapes = jax.eval_shape(theirs.init, KEY, carry, x)["params"]
+        theirs = lambda weights, inputs: layer.apply({"params": {"cell": weights}}, inputs)  # noqa: E731
     else:
-        theirs, weights = nnx_layer(getattr(nnx, name), inputs)
-        read = convert.from_nnx
-        write = functools.partial(convert.to_nnx, optimized=name != "LSTMCell")
-    cell = {"rnn": jaxrnn.rnn, "lstm": jaxrnn.lstm, "gru": jaxrnn.gru}[kind](H)
-    params = read(kind, weights)
-    jax.tree.map(np.testing.assert_array_equal, write(params), dict(weights))
+        if name == "gru":
+            params = params._replace(recurrent_bias=np.zeros(H, np.float32))
+        write = functools.partial(convert.to_nnx, optimized=make != "LSTMCell")
+        weights = write(cell, params)
+        theirs, shapes = nnx_layer(getattr(nnx, make), options)
+    assert jax.tree.map(jnp.shape, weights) == jax.tree.map(jnp.shape, dict(shapes))
 
-    def loss(outputs):
-        return jnp.sum(outputs * cosines(outputs.shape)), outputs
+    def run(weights, inputs):
+        carry, outputs = theirs(weights, inputs)
+        fields = ["cell", "hidden"] if isinstance(carry, tuple) else ["hidden"]
+        return outputs, dict(zip(fields, jax.tree.leaves(carry), strict=True))
 
-    ours = lambda params: loss(jaxrnn.unroll(cell, params, inputs)[0])  # noqa: E731
-    (_, outputs), d_params = jax.value_and_grad(ours, has_aux=True)(params)
-    (_, expected), d_weights = jax.value_and_grad(lambda w: loss(theirs(w)), has_aux=True)(weights)
-    assert_close(outputs, expected)
-    if library == "nnx" and kind == "gru":
+    made, (d_params, d_inputs) = one_layer(name)(params, inputs)
+    expected, (d_weights, d_expected) = everything(run)(weights, inputs)
+    assert_close(made, expected)
+    assert_close(d_inputs, d_expected)
+    if library == "nnx" and name == "gru":
         d_params = d_params._replace(recurrent_bias=jnp.zeros(H))
-    assert_close(write(d_params), dict(d_weights))
+    assert_close(write(cell, d_params), d_weights)
 
 
-def nnx_layer(make, inputs):
+ACTIVATIONS = {
+    "rnn-relu": jax.nn.relu,
+    "rnn-sigmoid": jax.nn.sigmoid,
+    "lstm-softsign": jax.nn.soft_sign,
+}
+
+
+def nnx_layer(make, options):
     """An NNX layer as a function of its cell's weights, and these."""
-    cell = make(I, H, rngs=nnx.Rngs(0))
+    zeros = jax.nn.initializers.zeros
+    if "LSTM" in make.__name__ or "GRU" in make.__name__:
+        options = options | {"recurrent_kernel_init": zeros}
+    cell = make(I, H, kernel_init=zeros, rngs=nnx.Rngs(0), **options)
     graph, params, rest = nnx.split(cell, nnx.Param, ...)
     zero = jnp.zeros((2, H))
     carry = (zero, zero) if "LSTM" in make.__name__ else zero
 
-    def run(weights):
+    def run(weights, inputs):
         state = jax.tree.map(lambda leaf: leaf, params)
         nnx.replace_by_pure_dict(state, weights)
         cell = nnx.merge(graph, state, rest)
-        return nnx.RNN(cell)(inputs, initial_carry=carry)
+        return nnx.RNN(cell, return_carry=True)(inputs, initial_carry=carry)
 
-    return run, jax.tree.map(lambda leaf: leaf + 0.1, nnx.to_pure_dict(params))
+    return run, nnx.to_pure_dict(params)
+
+
+@pytest.mark.parametrize("name", SAME)
+def test_a_cell_of_another_name_is_written_as_what_it_computes(name):
+    params = random(name)
+    rng = np.random.default_rng(1)
+    x, *state = (rng.normal(size=size).astype(np.float32) for size in (I, H, H))
+    state = jaxrnn.LSTMState(*state)
+    one, other = (jit(CELLS[each].step)(params, state, x) for each in (name, SAME[name]))
+    assert_close(one, other)
+    for library, has in LIBRARIES.items():
+        if SAME[name] in has:
+            write = getattr(convert, f"to_{library}")
+            one, other = (write(CELLS[each], params) for each in (name, SAME[name]))
+            jax.tree.map(np.testing.assert_array_equal, one, other)
 
 
 # Round trips
 
 
-CELLS = {
-    "rnn": jaxrnn.rnn(H),
-    "lstm": jaxrnn.lstm(H),
-    "lstm-peephole-projection": jaxrnn.lstm(H, peephole=True, projection_size=2),
-    "lstm-projection": jaxrnn.lstm(H, projection_size=2),
-    "gru": jaxrnn.gru(H),
-    "gru-before": jaxrnn.gru(H, reset_after=False),
-}
 TRIPS = {
     "tf1": (
         # Without a forget bias: adding one rounds.
         functools.partial(convert.to_tf1, forget_bias=0.0),
         functools.partial(convert.from_tf1, forget_bias=0.0),
-        ["rnn", "lstm", "lstm-peephole-projection", "gru-before"],
+        TF1,
     ),
     "torch": (
-        lambda params: convert.to_torch([[params]]),
+        convert.to_torch,
         lambda kind, weights: convert.from_torch(kind, weights)[0][0],
-        ["rnn", "lstm", "lstm-projection", "gru"],
+        TORCH,
     ),
-    "keras": (convert.to_keras, convert.from_keras, ["rnn", "lstm", "gru", "gru-before"]),
-    "linen": (convert.to_linen, convert.from_linen, ["rnn", "lstm", "gru"]),
-    "nnx": (convert.to_nnx, convert.from_nnx, ["rnn", "lstm", "gru"]),
-    "nnx-by-gate": (
-        functools.partial(convert.to_nnx, optimized=False),
-        convert.from_nnx,
-        ["rnn", "lstm", "gru"],
-    ),
+    "keras": (convert.to_keras, convert.from_keras, KERAS),
+    "linen": (convert.to_linen, convert.from_linen, FLAX),
+    "nnx": (convert.to_nnx, convert.from_nnx, FLAX),
+    "nnx-by-gate": (functools.partial(convert.to_nnx, optimized=False), convert.from_nnx, FLAX),
 }
 
 
-def random(name):
-    """Parameters that are random all over: none is zero or a round number."""
-    rng = np.random.default_rng(0)
-    params = CELLS[name].init(KEY, I)
-    return jax.tree.map(lambda leaf: jnp.asarray(rng.normal(size=leaf.shape), leaf.dtype), params)
-
-
-@pytest.mark.parametrize(
-    ("library", "name"), [(library, name) for library, trip in TRIPS.items() for name in trip[2]]
-)
-def test_ours_come_back_exactly(library, name):
-    there, back, _ = TRIPS[library]
+def fitting(library, name):
+    """Random parameters that the library can hold."""
     params = random(name)
     if library.startswith("nnx") and name == "gru":
-        params = params._replace(recurrent_bias=jnp.zeros(H))
-    returned = back(name.split("-")[0], there(params))
+        return params._replace(recurrent_bias=np.zeros(H, np.float32))
+    return params
+
+
+EVERY_TRIP = [(library, name) for library, trip in TRIPS.items() for name in trip[2]]
+
+
+@pytest.mark.parametrize(("library", "name"), EVERY_TRIP)
+def test_ours_come_back_exactly(library, name):
+    there, back, _ = TRIPS[library]
+    params = fitting(library, name)
+    returned = back(kind_of(name), there(CELLS[name], params))
     assert jax.tree.structure(returned) == jax.tree.structure(params)
     jax.tree.map(np.testing.assert_array_equal, returned, params)
 
 
+@pytest.mark.parametrize(("library", "name"), EVERY_TRIP)
+def test_arrays_written_are_contiguous_copies(library, name):
+    there, _, _ = TRIPS[library]
+    params = fitting(library, name)
+    written = traverse_util.flatten_dict(there(CELLS[name], params))
+    for key, array in written.items():
+        assert type(array) is np.ndarray, key
+        assert array.flags.c_contiguous, key
+        assert array.flags.writeable, key
+        assert array.flags.owndata, key
+        assert not any(np.shares_memory(array, given) for given in jax.tree.leaves(params)), key
+
+
+@pytest.mark.parametrize(("library", "name"), EVERY_TRIP)
+def test_written_by_safetensors_they_come_back_exactly(library, name):
+    import safetensors.numpy  # an extra of the tests
+
+    there, back, _ = TRIPS[library]
+    params = fitting(library, name)
+    flat = traverse_util.flatten_dict(there(CELLS[name], params), sep="/")
+    read = safetensors.numpy.load(safetensors.numpy.save(flat))
+    weights = traverse_util.unflatten_dict(read, sep="/") if library in NESTED else read
+    returned = back(kind_of(name), weights)
+    jax.tree.map(np.testing.assert_array_equal, returned, params)
+
+
+NESTED = ["linen", "nnx", "nnx-by-gate"]
+
+
+@pytest.mark.parametrize(("library", "name"), EVERY_TRIP)
+def test_params_may_be_a_dict(library, name):
+    there, _, _ = TRIPS[library]
+    params = fitting(library, name)
+    arrays = {key: value for key, value in params._asdict().items() if value is not None}
+    one, other = there(CELLS[name], arrays), there(CELLS[name], params)
+    jax.tree.map(np.testing.assert_array_equal, one, other)
+    assert jax.tree.structure(one) == jax.tree.structure(other)
+
+
 @pytest.mark.parametrize("name", TF1)
 def test_tf1s_come_back_exactly_but_for_a_rounding_of_the_forget_gates_bias(name):
-    kind, _, forget_bias = TF1[name]
-    weights = golden(f"tf1_{name}")["weights"]
+    kind, forget_bias = kind_of(name), FORGET_BIAS[name]
+    weights = golden(f"tf1_{TF1[name]}")["weights"]
     params = convert.from_tf1(kind, weights, forget_bias=forget_bias)
-    returned = convert.to_tf1(params, forget_bias=forget_bias)
+    returned = convert.to_tf1(CELLS[name], params, forget_bias=forget_bias)
     assert returned.keys() == weights.keys()
     allowed = {key: np.zeros_like(array) for key, array in weights.items()}
     if kind == "lstm":
@@ -270,9 +364,8 @@ def test_tf1s_come_back_exactly_but_for_a_rounding_of_the_forget_gates_bias(name
 
 @pytest.mark.parametrize("name", TORCH)
 def test_torchs_come_back_exactly_with_the_sum_of_the_biases(name):
-    kind, _ = TORCH[name]
-    weights = golden(f"torch_{name}")["weights"]
-    returned = convert.to_torch(convert.from_torch(kind, weights))
+    kind, weights = kind_of(name), golden(f"torch_{TORCH[name]}")["weights"]
+    returned = convert.to_torch(CELLS[name], convert.from_torch(kind, weights))
     assert returned.keys() == weights.keys()
     for key in weights:
         if key.startswith("weight"):
@@ -284,11 +377,10 @@ def test_torchs_come_back_exactly_with_the_sum_of_the_biases(name):
             assert_same_biases(one, other, kind)
 
 
-@pytest.mark.parametrize("name", [*KERAS, "gru"])
+@pytest.mark.parametrize("name", KERAS)
 def test_keras_come_back_exactly_with_the_sum_of_the_biases(name):
-    kind = name.split("_")[0]
-    weights = golden(f"keras_{name}")["weights"]
-    returned = convert.to_keras(convert.from_keras(kind, weights))
+    kind, weights = kind_of(name), dict(golden(f"keras_{KERAS[name]}")["weights"])
+    returned = convert.to_keras(CELLS[name], convert.from_keras(kind, weights))
     assert list(returned) == ["kernel", "recurrent_kernel", "bias"]
     if name == "gru":
         assert_same_biases(returned.pop("bias"), weights.pop("bias"), kind)
@@ -302,14 +394,13 @@ def assert_same_biases(one, other, kind):
         np.testing.assert_array_equal(one[1][2 * H :], other[1][2 * H :])
 
 
-# Complaints
+# Forms of arrays
 
 
 FOREIGN = {
-    **{f"tf1_{name}": kind for name, (kind, *_) in TF1.items()},
-    **{f"torch_{name}": kind for name, (kind, *_) in TORCH.items()},
-    **{f"keras_{name}": kind for name, (kind, *_) in KERAS.items()},
-    "keras_gru": "gru",
+    **{f"tf1_{file}": kind_of(name) for name, file in TF1.items()},
+    **{f"torch_{file}": kind_of(name) for name, file in TORCH.items()},
+    **{f"keras_{file}": kind_of(name) for name, file in KERAS.items()},
     **{f"{flax}_{kind}": kind for flax in ("linen", "nnx") for kind in ("rnn", "lstm", "gru")},
     "nnx-by-gate_lstm": "lstm",
 }
@@ -321,18 +412,106 @@ def foreign(name):
     if library in ("tf1", "torch", "keras"):
         return functools.partial(getattr(convert, f"from_{library}"), kind), golden(name)["weights"]
     there, back, _ = TRIPS[library]
-    weights = traverse_util.flatten_dict(there(CELLS[kind].init(KEY, I)), sep="/")
+    weights = traverse_util.flatten_dict(there(CELLS[kind], fitting(library, kind)), sep="/")
     return lambda flat: back(kind, traverse_util.unflatten_dict(flat, sep="/")), weights
 
 
-def complaint(read, weights):
+@pytest.mark.parametrize(
+    "form",
+    [
+        lambda array: array.astype(np.float64),
+        lambda array: array.astype(">f4"),
+        lambda array: array.astype(">f8"),
+        lambda array: array[..., ::-1].copy()[..., ::-1],
+        lambda array: array.tolist(),
+        lambda array: list(array),
+    ],
+    ids=["float64", "big-endian", "big-endian-float64", "strided", "list", "list-of-arrays"],
+)
+def test_arrays_are_read_in_any_form(form):
+    for name in FOREIGN:
+        read, weights = foreign(name)
+        returned = read({key: form(array) for key, array in weights.items()})
+        assert all(leaf.dtype == jnp.float32 for leaf in jax.tree.leaves(returned))
+        # Sums are rounded once only, if they are made in float64.
+        jax.tree.map(
+            functools.partial(np.testing.assert_allclose, rtol=1e-6, atol=1e-7),
+            returned,
+            read(weights),
+        )
+
+
+def test_big_endian_parameters_are_written_in_the_machines_order():
+    params = random("lstm")
+    swapped = jax.tree.map(lambda array: array.astype(">f4"), params)
+    written = convert.to_torch(CELLS["lstm"], swapped)
+    for key, expected in convert.to_torch(CELLS["lstm"], params).items():
+        assert written[key].dtype.isnative, key
+        np.testing.assert_array_equal(written[key], expected)
+
+
+def test_pythons_integers_are_read_as_floats():
+    weights = {"kernel": [[1, 0]], "recurrent_kernel": [[0, 1], [1, 0]], "bias": [0, 0]}
+    params = convert.from_keras("rnn", weights)
+    assert all(leaf.dtype == jnp.float32 for leaf in params)
+    np.testing.assert_array_equal(params.recurrent_kernel, [[0, 1], [1, 0]])
+
+
+def test_what_was_read_does_not_change_with_its_source():
+    weights = {key: array.copy() for key, array in golden("keras_rnn")["weights"].items()}
+    params = convert.from_keras("rnn", weights)
+    for array in weights.values():
+        array[...] = 7
+    jax.tree.map(
+        np.testing.assert_array_equal,
+        params._asdict(),
+        golden("keras_rnn")["weights"],
+    )
+
+
+# Complaints
+
+
+def complaint(read, *args):
     with pytest.raises(ValueError) as raised:  # noqa: PT011 (the tests look at what it says)
-        read(weights)
+        read(*args)
     return str(raised.value)
 
 
 def without(weights, part):
     return {key: array for key, array in weights.items() if part not in key}
+
+
+class Attached:
+    """As a PyTorch tensor that requires grad."""
+
+    dtype = "torch.float32"
+
+    def __array__(self, dtype=None, copy=None):
+        raise RuntimeError("Use tensor.detach().numpy() instead.")
+
+
+@pytest.mark.parametrize(
+    ("array", "words"),
+    [
+        (np.zeros((3, 4), np.int8), "kernel must be of floating-point numbers, got int8"),
+        (np.zeros((3, 4), bool), "kernel must be of floating-point numbers, got bool"),
+        (np.zeros((3, 4), complex), "kernel must be of floating-point numbers, got complex128"),
+        (None, "kernel must be of floating-point numbers, got object"),
+        ([[1.0], [2.0, 3.0]], "kernel must be an array: "),
+        (Attached(), "kernel must be an array: Use tensor.detach().numpy() instead."),
+    ],
+)
+def test_what_is_no_array_of_numbers_is_named(array, words):
+    weights = golden("keras_rnn")["weights"] | {"kernel": array}
+    assert complaint(convert.from_keras, "rnn", weights).startswith(words)
+
+
+@pytest.mark.parametrize("library", TRIPS)
+def test_weights_without_names_are_refused(library):
+    read = getattr(convert, f"from_{library.split('-')[0]}")
+    read = functools.partial(inspect.unwrap(read), "rnn")
+    assert complaint(read, [np.zeros((3, 4))]) == "weights must be arrays by name, got list"
 
 
 @pytest.mark.parametrize("name", FOREIGN)
@@ -406,56 +585,171 @@ def test_unknown_kinds_are_refused(library):
         TRIPS[library][1]("lstn", {})
 
 
+# What a library has not: of all cells, those that it does not compute above.
+NAMES = {
+    "tf1": "TF1",
+    "torch": "PyTorch",
+    "keras": "Keras",
+    "linen": "flax.linen",
+    "nnx": "flax.nnx",
+}
+LSTM = {
+    "lstm-peephole": "{}'s LSTM has no peephole",
+    "odyssey-V": "{}'s LSTM has no peephole",
+    "lstm-projection": "{}'s LSTM has no projection_size",
+    "lstm-clip": "{}'s LSTM has no cell_clip",
+    "lstm-everything": "{}'s LSTM has no cell_clip and no peephole and no projection_size",
+}
+OTHERS = {
+    **{
+        f"odyssey-{variant}": f"{{}} has no odyssey(variant={variant!r})"
+        for variant in ("NIG", "NFG", "NOG", "NIAF", "NOAF", "CIFG", "FGR")
+    },
+    "lstm-layer-norm": "{} has no layer_norm_lstm",
+    "indrnn": "{} has no indrnn",
+    "janet": "{} has no janet",
+    "mgu": "{} has no mgu",
+    "min-gru": "{} has no min_gru",
+    "min-lstm": "{} has no min_lstm",
+    "lru": "{} has no lru",
+}
+REFUSED = {
+    "tf1": OTHERS | {"gru": "{}'s GRU has no reset_after=True"},
+    "torch": {
+        **OTHERS,
+        **LSTM,
+        "lstm-everything": "{}'s LSTM has no cell_clip and no peephole",
+        "rnn-sigmoid": "{}'s RNN has no activation but tanh or relu, got sigmoid",
+        "lstm-softsign": "{}'s LSTM has no activation but tanh, got soft_sign",
+        "gru-before": "{}'s GRU has no reset_after=False",
+    },
+    "keras": OTHERS | LSTM,
+    "linen": OTHERS | LSTM | {"gru-before": "{}'s GRU has no reset_after=False"},
+    "nnx": OTHERS | LSTM | {"gru-before": "{}'s GRU has no reset_after=False"},
+}
+del REFUSED["torch"]["lstm-projection"]
+
+
+@pytest.mark.parametrize("library", LIBRARIES)
+def test_every_cell_is_computed_or_refused_by_name(library):
+    write, has = getattr(convert, f"to_{library}"), LIBRARIES[library]
+    for name, cell in ALL_CELLS.items():
+        if SAME.get(name, name) in has:
+            write(cell, fitting(library, name))
+            assert name not in REFUSED[library]
+        else:
+            words = complaint(inspect.unwrap(write), cell, random(name))
+            assert words == REFUSED[library][name].format(NAMES[library])
+
+
+def own_gate(weights, total, state):
+    return jaxrnn.RNNState(jnp.sin(total))
+
+
+OWN = jaxrnn.gated(own_gate, jaxrnn.rnn(H).init, jaxrnn.rnn(H).initial_state, summed=True)
+
+
+@pytest.mark.parametrize("library", LIBRARIES)
 @pytest.mark.parametrize(
-    ("library", "name", "words"),
+    ("cell", "words"),
     [
-        ("tf1", "gru", "gru\\(reset_after=False\\) for TF1"),
-        ("torch", "gru-before", "gru\\(reset_after=True\\) for torch"),
-        ("torch", "lstm-peephole-projection", "no peephole for torch"),
-        ("keras", "lstm-peephole-projection", "no peephole and no projection for keras"),
-        ("linen", "gru-before", "gru\\(reset_after=True\\) for flax.linen"),
-        ("nnx", "lstm-projection", "no projection for flax.nnx"),
-        ("nnx", "gru", "params.recurrent_bias must be zero"),
+        (OWN, "own_gate"),
+        (CELLS["rnn"]._replace(gate=own_gate), "own_gate"),
+        (CELLS["gru"]._replace(step=OWN.step), "gru.<locals>.gate"),
+        (CELLS["rnn"]._replace(initial_state=OWN.initial_state, summed=False), "rnn.<locals>.gate"),
+    ],
+    ids=["own", "gate replaced", "step replaced", "rest replaced"],
+)
+def test_a_cell_of_ones_own_is_refused_by_name(library, cell, words):
+    message = complaint(getattr(convert, f"to_{library}"), cell, random("rnn"))
+    assert message.startswith(f"{NAMES[library]} has no {words}: cell must be made by")
+
+
+@pytest.mark.parametrize("library", LIBRARIES)
+def test_a_cell_that_only_starts_otherwise_is_written(library):
+    name = next(iter(LIBRARIES[library]))
+    write, params = getattr(convert, f"to_{library}"), random(name)
+    for cell in (
+        jaxrnn.scaled(CELLS[name], 0.5),
+        jaxrnn.rnn(H, recurrent_init=jaxrnn.identity()),
+        CELLS[name]._replace(init=None),
+    ):
+        jax.tree.map(np.testing.assert_array_equal, write(cell, params), write(CELLS[name], params))
+
+
+def test_a_traced_start_is_not_kept():
+    made = []
+
+    @jax.jit
+    def run(forget_bias):
+        made.append(jaxrnn.lstm(H, forget_bias=forget_bias))
+        return forget_bias
+
+    run(0.5)
+    (cell,) = made
+    assert "forget_bias" not in cell.origin.options
+    assert not any(isinstance(each, jax.core.Tracer) for each in cell.origin.options.values())
+    convert.to_torch(cell, random("lstm"))
+
+
+@pytest.mark.parametrize(
+    ("library", "cell", "params", "words"),
+    [
+        ("keras", "lstm", "gru", "params.recurrent_kernel must have shape [4, 16], got [4, 12]"),
+        ("keras", "lstm", "janet", "params.recurrent_kernel must have shape [4, 16], got [4, 8]"),
+        ("keras", "rnn", "min-gru", "params.recurrent_kernel is missing"),
+        ("tf1", "lstm", "lstm-peephole", "params.peephole: not expected here"),
+        ("tf1", "lstm-peephole", "lstm", "params.peephole is missing"),
+        ("torch", "lstm-projection", "lstm", "params.recurrent_kernel must have shape [2, 16]"),
+        ("torch", "lstm", "lstm-projection", "params.recurrent_kernel must have shape [4, 16]"),
+        ("linen", "gru", "gru-before", "params.recurrent_bias is missing"),
+        ("nnx", "gru", "gru", "params.recurrent_bias must be zero for flax.nnx"),
     ],
 )
-def test_what_a_library_cannot_hold_is_refused(library, name, words):
-    with pytest.raises(ValueError, match=words):
-        TRIPS[library][0](random(name))
+def test_parameters_of_another_cell_are_named(library, cell, params, words):
+    write = getattr(convert, f"to_{library}")
+    assert complaint(write, CELLS[cell], random(params)).startswith(words)
 
 
-# Cells that share their parameters' types with rnn and lstm, and some that do not.
-OTHERS = {
-    **dict.fromkeys(["janet", "mgu"], "params.recurrent_kernel must have shape \\[H, H\\]"),
-    **dict.fromkeys(["min-gru", "min-lstm"], "params.recurrent_kernel is missing"),
-    **dict.fromkeys(
-        ["odyssey-NIG", "odyssey-NFG", "odyssey-NOG", "odyssey-CIFG"],
-        "params.recurrent_kernel must have shape \\[H, 4H\\]|no peephole",
-    ),
-    "odyssey-FGR": "no gate_kernel",
-    **dict.fromkeys(["indrnn", "lru", "lstm-layer-norm"], "params must not be .*Params for"),
-}
+def test_parameters_of_another_size_are_named():
+    words = complaint(convert.to_keras, jaxrnn.lstm(H + 1), random("lstm"))
+    assert words == "params.recurrent_kernel must have shape [5, 20], got [4, 16]"
 
 
-@pytest.mark.parametrize("name", OTHERS)
-@pytest.mark.parametrize("library", ["tf1", "torch", "keras", "linen", "nnx"])
-def test_parameters_of_other_cells_are_refused(library, name):
-    params = ALL_CELLS[name].init(KEY, I)
-    # Without the annotations, which the tests check, and which know only three types.
+@pytest.mark.parametrize("library", LIBRARIES)
+def test_arguments_of_other_types_are_named(library):
     write = inspect.unwrap(getattr(convert, f"to_{library}"))
-    with pytest.raises(ValueError, match=OTHERS[name]):
-        write([[params]] if library == "torch" else params)
+    params = random("rnn")
+    assert complaint(write, params, CELLS["rnn"]) == "cell must be a jaxrnn.Cell, got RNNParams"
+    words = "params must be the cell's named tuple or a dict of its arrays, got int"
+    assert complaint(write, CELLS["rnn"], 7) == words
+    assert complaint(write, CELLS["rnn"], {}).startswith("params.recurrent_kernel is missing")
+
+
+@pytest.mark.parametrize("size", [H, H + 1])
+def test_torch_projects_to_fewer_only(size):
+    cell = jaxrnn.lstm(H, projection_size=size)
+    params = jax.eval_shape(lambda: cell.init(KEY, I))
+    params = jax.tree.map(lambda leaf: np.ones(leaf.shape, leaf.dtype), params)
+    words = complaint(convert.to_torch, cell, params)
+    assert words.endswith(f"no projection_size that is not below hidden_size, got {size} and 4")
 
 
 @pytest.mark.parametrize(
     ("layers", "words"),
     [
-        ([], "one direction each"),
-        ([["lstm"] * 3], "one direction each, or two each, got \\[3\\]"),
-        ([["lstm"] * 2, ["lstm"]], "one direction each, or two each, got \\[2, 1\\]"),
+        ([], "one direction a layer"),
+        ([["lstm"] * 3], "one direction a layer, or two each, got \\[3\\]"),
+        ([["lstm"] * 2, ["lstm"]], "one direction a layer, or two each, got \\[2, 1\\]"),
+        (["lstm", "lstm"], "or two each, got \\['LSTMParams', 'LSTMParams'\\]"),
         ([["lstm"], ["lstm"]], "weight_ih_l1 must have shape \\[16, 4\\], got \\[16, 3\\]"),
-        ([["lstm", "gru"]], "weight_ih_l0 must have shape"),
+        ([["lstm", "gru"]], "params\\[0\\]\\[1\\].recurrent_kernel must have shape"),
     ],
 )
 def test_layers_that_make_no_torch_module_are_refused(layers, words):
+    layers = [
+        random(each) if isinstance(each, str) else [random(name) for name in each]
+        for each in layers
+    ]
     with pytest.raises(ValueError, match=words):
-        convert.to_torch([[random(name) for name in directions] for directions in layers])
+        inspect.unwrap(convert.to_torch)(CELLS["lstm"], layers)

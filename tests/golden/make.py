@@ -44,13 +44,25 @@ def tf1():
 
     tf.disable_v2_behavior()
     cell = tf.nn.rnn_cell
+    both = ["cell", "hidden"]
     cells = {
         "rnn": (cell.BasicRNNCell, {}, ["hidden"]),
-        "basic_lstm": (cell.BasicLSTMCell, {"forget_bias": 1.0}, ["cell", "hidden"]),
+        "rnn_relu": (cell.BasicRNNCell, {"activation": tf.nn.relu}, ["hidden"]),
+        "rnn_sigmoid": (cell.BasicRNNCell, {"activation": tf.nn.sigmoid}, ["hidden"]),
+        "basic_lstm": (cell.BasicLSTMCell, {"forget_bias": 1.0}, both),
+        "basic_lstm_softsign": (cell.BasicLSTMCell, {"activation": tf.nn.softsign}, both),
         "lstm": (
             cell.LSTMCell,
             {"use_peepholes": True, "num_proj": P, "forget_bias": 0.5},
-            ["cell", "hidden"],
+            both,
+        ),
+        "lstm_peephole": (cell.LSTMCell, {"use_peepholes": True}, both),
+        "lstm_projection": (cell.LSTMCell, {"num_proj": P}, both),
+        "lstm_clip": (cell.LSTMCell, {"cell_clip": 0.3}, both),
+        "lstm_everything": (
+            cell.LSTMCell,
+            {"use_peepholes": True, "num_proj": P, "cell_clip": 0.5},
+            both,
         ),
         "gru": (cell.GRUCell, {}, ["hidden"]),
     }
@@ -88,6 +100,7 @@ def torch():
 
     modules = {
         "rnn": (torch.nn.RNN, {}, ["hidden"]),
+        "rnn_relu": (torch.nn.RNN, {"nonlinearity": "relu"}, ["hidden"]),
         "lstm": (torch.nn.LSTM, {}, ["hidden", "cell"]),
         "lstm_projection": (torch.nn.LSTM, {"proj_size": P}, ["hidden", "cell"]),
         "gru": (torch.nn.GRU, {}, ["hidden"]),
@@ -126,7 +139,10 @@ def keras():
 
     layers = {
         "rnn": (keras.layers.SimpleRNN, {}, ["hidden"]),
+        "rnn_relu": (keras.layers.SimpleRNN, {"activation": "relu"}, ["hidden"]),
+        "rnn_sigmoid": (keras.layers.SimpleRNN, {"activation": "sigmoid"}, ["hidden"]),
         "lstm": (keras.layers.LSTM, {}, ["hidden", "cell"]),
+        "lstm_softsign": (keras.layers.LSTM, {"activation": "softsign"}, ["hidden", "cell"]),
         "gru": (keras.layers.GRU, {"reset_after": True}, ["hidden"]),
         "gru_before": (keras.layers.GRU, {"reset_after": False}, ["hidden"]),
     }
