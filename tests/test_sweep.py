@@ -11,7 +11,8 @@ from jaxrnn import data, sweep, train
 from jaxrnn.idx import Split
 from jaxrnn.linen import Classifier
 
-OPTIONS = {"steps": 30, "batch_size": 10, "eval_every": 20, "chunk": 8}
+# All chunks are as long, so that they are one program.
+OPTIONS = {"steps": 24, "batch_size": 10, "eval_every": 16, "chunk": 8}
 
 
 pytestmark = pytest.mark.usefixtures("standard_promotion")
@@ -51,7 +52,7 @@ def test_a_run_does_not_see_those_beside_it(splits, seeds):
     look = last(splits, seeds, learning_rate=rates)
     alone = last(splits, (7,), learning_rate=[1e-2])
     place = seeds.index(7)
-    assert look.step == 30
+    assert look.step == 24
     np.testing.assert_allclose(look.loss[place], alone.loss[0], rtol=1e-4)
     assert abs(look.test_accuracy[place] - alone.test_accuracy[0]) <= 1 / 30
     assert len(set(look.loss.tolist())) == len(seeds)
@@ -64,16 +65,16 @@ def test_runs_use_all_devices_that_they_can(runs):
 
 @pytest.mark.parametrize("make", [build, noisy])
 def test_one_run_is_what_the_experiment_trains(splits, make):
-    numbers = {"learning_rate": np.array([1e-2])}
-    *_, look = sweep.train_runs(make, np.array([5]), numbers, splits, **OPTIONS)
+    numbers, cut = {"learning_rate": np.array([1e-2])}, {"eval_every": 6, "chunk": 4, "steps": 10}
+    *_, look = sweep.train_runs(make, np.array([5]), numbers, splits, **OPTIONS | cut)
     model, optimizer = make({"learning_rate": 1e-2})
     key, mesh = jax.random.key(5), train.make_mesh(1)
     state = train.create_state(model, optimizer, key, np.zeros((1, 6, 5), np.float32))
-    indices = data.batch_indices(5, 0, 30, 10, 30)
+    indices = data.batch_indices(5, 0, 10, 10, 30)
     state, losses = train.train_chunk(
         model, optimizer, mesh, state, tuple(splits[0]), indices, train.noise_key(key)
     )
-    np.testing.assert_allclose(look.loss[0], losses[20:].mean(), rtol=1e-4)
+    np.testing.assert_allclose(look.loss[0], losses[6:].mean(), rtol=1e-4)
     accuracy = train.evaluate(model, mesh, state.params, *splits[2])
     assert look.test_accuracy[0] == pytest.approx(accuracy, abs=1 / 30)
 
@@ -105,6 +106,7 @@ def test_every_number_of_an_ablation_may_differ_within_a_program(splits):
     for place, name in enumerate(names):
         numbers[name][place] = 0.2
     seeds = np.zeros(count, int)
-    *_, look = sweep.train_runs(ablate.Build(config), seeds, numbers, splits, **OPTIONS)
+    brief = OPTIONS | {"steps": 8}
+    (look,) = sweep.train_runs(ablate.Build(config), seeds, numbers, splits, **brief)
     assert np.isfinite(look.loss).all()
     assert len(set(look.loss.tolist())) == count
