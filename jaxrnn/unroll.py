@@ -67,7 +67,7 @@ def unroll(
 ) -> tuple[Float[Array, "..."], State]:
     """Runs a cell over a sequence with `jax.lax.scan`.
 
-    Everything is computed in the dtype of the parameters, to which the inputs are cast, but for the
+    Everything is computed in the dtype of the parameters, to which the inputs are cast, except the
     products where `dtype` says otherwise.
 
     Args:
@@ -149,7 +149,7 @@ def unroll(
         reset_state = fresh
     else:
         reset_state = check_state("reset_state", reset_state, fresh)
-    inputs = inputs.astype(jax.tree.leaves(fresh)[0].dtype)
+    inputs = inputs.astype(_dtype_of(fresh, params))
     # Not its `init`, which may hold a traced number that must not be kept.
     cell = cell._replace(init=None)
     output = check_cell(cell, params, initial_state, inputs)
@@ -391,6 +391,12 @@ def _alike(tree):
         return lax.pcast(leaf, missing, to="varying") if missing else leaf
 
     return jax.tree.map(cast, tree)
+
+
+def _dtype_of(state, params):
+    """The dtype of the computation: that of the state, or of the parameters if it has no floats."""
+    dtypes = [leaf.dtype for leaf in jax.tree.leaves((state, params))]
+    return next(dtype for dtype in dtypes if jnp.issubdtype(dtype, jnp.floating))
 
 
 def _check_inputs(inputs, time_major: bool) -> Array:
