@@ -104,20 +104,20 @@ def flip_bit(path, position):
 
 
 def test_flipped_bits_are_found_and_the_step_before_is_taken(tmp_path):
-    write(tmp_path / "original", {1: None, 2: None})
-    rng = np.random.default_rng(0)
-    for trial in range(12):
-        directory = tmp_path / str(trial)
-        shutil.copytree(tmp_path / "original", directory)
-        largest = array_files(directory, 2)[0]
+    write(tmp_path, {1: None, 2: None})
+    rng, last = np.random.default_rng(0), 2
+    for _ in range(12):
+        largest = array_files(tmp_path, last)[0]
         flip_bit(largest, int(rng.integers(8 * largest.stat().st_size)))
         warnings = []
-        # `restored` checks the values: step 2 if the bit belonged to nothing, else step 1.
-        found = restored(directory, warnings)
-        assert found == 2 - len(warnings)
-        assert all("2 is damaged" in warning for warning in warnings)
-        write(directory, {3: None} if found == 2 else {2: None})  # the step can be made again
-        assert restored(directory) == (3 if found == 2 else 2)
+        # `restored` checks the values: the last step if the bit belonged to nothing, else the one
+        # before.
+        found = restored(tmp_path, warnings)
+        assert found == last - len(warnings)
+        assert all(f"{last} is damaged" in warning for warning in warnings)
+        last = found + 1
+        write(tmp_path, {last: None})  # the step can be made again
+        assert restored(tmp_path) == last
 
 
 def test_half_deleted_and_foreign_entries_are_walked_past(tmp_path):
@@ -241,20 +241,20 @@ def restored_pair(directory, **options):
     ],
 )
 def test_another_state_is_refused_by_its_leaves_and_nothing_is_lost(
-    pair, like, differences, read_only
+    pairs, like, differences, read_only
 ):
-    before = listing(pair)
+    before = listing(pairs)
     options = {"read_only": read_only, "warn": pytest.fail}
-    with Checkpoints(pair, **options) as checkpoints, pytest.raises(CheckpointError) as error:
+    with Checkpoints(pairs, **options) as checkpoints, pytest.raises(CheckpointError) as error:
         checkpoints.restore(like)
     assert f"7 holds another state than the one to restore ({'; '.join(differences)})" in str(
         error.value
     )
-    assert listing(pair) == before
+    assert listing(pairs) == before
 
 
-def test_leaves_are_found_by_their_names(pair):
-    with Checkpoints(pair, read_only=True) as checkpoints:
+def test_leaves_are_found_by_their_names(pairs):
+    with Checkpoints(pairs, read_only=True) as checkpoints:
         step, found = checkpoints.restore(Pair(w=W, b=jax.ShapeDtypeStruct((2,), np.float32)))
     assert step == 7
     np.testing.assert_array_equal(found.w, W)
@@ -381,16 +381,16 @@ TENSORSTORE = (
         (MemoryError(), MemoryError),
     ],
 )
-def test_what_the_system_refuses_is_not_damage(pair, error, expected, monkeypatch):
+def test_what_the_system_refuses_is_not_damage(pairs, error, expected, monkeypatch):
     def refuse(*_, **__):
         raise error
 
     monkeypatch.setattr(ocp.CheckpointManager, "restore", refuse)
-    before = listing(pair)
-    with Checkpoints(pair, warn=pytest.fail) as checkpoints, pytest.raises(expected) as raised:
+    before = listing(pairs)
+    with Checkpoints(pairs, warn=pytest.fail) as checkpoints, pytest.raises(expected) as raised:
         checkpoints.restore({"w": W, "b": B})
     assert getattr(raised.value, "errno", None) in (None, errno.EACCES, errno.EMFILE)
-    assert listing(pair) == before
+    assert listing(pairs) == before
 
 
 @pytest.mark.parametrize("part", ["digest", "state"])
