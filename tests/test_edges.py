@@ -1,4 +1,4 @@
-"""Chunks with resets, debugging without jit, donation, empty axes, symbolic sizes, NaN, bfloat16."""
+"""Resets, debugging without jit, donation, empty axes, symbolic sizes, NaN and bfloat16."""
 
 import functools
 
