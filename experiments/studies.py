@@ -3,10 +3,12 @@
 from __future__ import annotations
 
 import bisect
+import functools
 from typing import Any, NamedTuple
 
 import jax
 import jax.numpy as jnp
+import numpy as np
 from mnist import NUM_CLASSES
 from models import BASELINES, CELLS
 from options import PIXELS, RECIPES
@@ -41,21 +43,25 @@ def _rows(option: str, values: Any) -> dict[str, dict[str, Any]]:
 
 def equal_size(name: str, hidden_size: int = 128) -> int:
     """The units that give a classifier of rows nearest to as many parameters as an LSTM's."""
+    wanted, sizes = _count("lstm", hidden_size), range(8, 32 * hidden_size, 4)
+    # The count is a square of the units, which three points tell; every count traces the cell.
+    points = (8, 64, 256)
+    square = np.polyfit(points, [_count(name, size) for size in points], 2)
+    larger = bisect.bisect(sizes, wanted, key=lambda size: np.polyval(square, size))
+    return min(sizes[larger - 1 : larger + 1], key=lambda size: abs(_count(name, size) - wanted))
 
-    def count(name, hidden_size):
-        cell = CELLS[name](hidden_size)
-        # Nothing is computed here, so that no device is taken before the host joins the others.
-        params = jax.eval_shape(lambda: cell.init(jax.random.key(0), data.SIDE))
-        _, output = jax.eval_shape(
-            lambda params: cell.step(params, cell.initial_state(params), jnp.zeros(data.SIDE)),
-            params,
-        )
-        readout = (output.shape[-1] + 1) * NUM_CLASSES
-        return sum(leaf.size for leaf in jax.tree.leaves(params)) + readout
 
-    wanted, sizes = count("lstm", hidden_size), range(8, 32 * hidden_size, 4)
-    larger = bisect.bisect(sizes, wanted, key=lambda size: count(name, size))
-    return min(sizes[larger - 1 : larger + 1], key=lambda size: abs(count(name, size) - wanted))
+@functools.cache
+def _count(name: str, hidden_size: int) -> int:
+    cell = CELLS[name](hidden_size)
+    # Nothing is computed here, so that no device is taken before the host joins the others.
+    params = jax.eval_shape(lambda: cell.init(jax.random.key(0), data.SIDE))
+    _, output = jax.eval_shape(
+        lambda params: cell.step(params, cell.initial_state(params), jnp.zeros(data.SIDE)),
+        params,
+    )
+    readout = (output.shape[-1] + 1) * NUM_CLASSES
+    return sum(leaf.size for leaf in jax.tree.leaves(params)) + readout
 
 
 # Units that see nothing of each other within a layer need a second one.

@@ -89,7 +89,7 @@ def test_results_md_is_made_of_what_was_kept(tmp_path):
     words = ("hidden_size=8", "steps=10", "batch_size=20", "schedule=constant")
     other = {"study": "order", "rows": ("order=columns",), "seeds": 1}
     assert ablate.main(ablation(kept, **other)) == 0
-    assert ablate.main(ablation(kept / "again", **other, first_seed=7, set=words)) == 0
+    assert ablate.main(ablation(kept / "again", **other, looks=1, first_seed=7, set=words)) == 0
     assert ablate.main(ablation(kept / "again", study="odyssey", rows=("nfg",), seeds=1)) == 0
     assert results.main(tmp_path) == 0
     again = (tmp_path / "RESULTS.md").read_text()
@@ -134,7 +134,7 @@ def test_a_row_run_later_leaves_the_others_of_its_study(tmp_path, monkeypatch):
     assert len(Records(tmp_path / "odyssey").of_rows()) == 3
     # Other options under the same name are other runs, which do not stand beside these.
     words = ("hidden_size=8", "steps=10", "batch_size=20", "schedule=constant")
-    again = ablation(tmp_path, study="odyssey", rows=("nfg",), seeds=1, set=words)
+    again = ablation(tmp_path, study="odyssey", rows=("nfg",), seeds=1, looks=1, set=words)
     with pytest.raises(mnist.RunError, match="holds 'peephole' with another --set"):
         ablate.main(again)
     assert ablate.main(dataclasses.replace(again, rows=("peephole", "nfg"))) == 0
@@ -273,15 +273,15 @@ def test_hosts_share_a_study(tmp_path):
         coordinator = f"localhost:{free.getsockname()[1]}"
     script = ablate.__file__
     words = [sys.executable, script, "mine", "--vary", "forget_bias=0,1", "--seeds", "2"]
-    words += ["--dataset", "digits", "--out", str(tmp_path), "--hosts", "2"]
-    for option in ("hidden_size=8", "steps=20", "batch_size=20"):
+    words += ["--dataset", "digits", "--out", str(tmp_path), "--hosts", "2", "--looks", "1"]
+    for option in ("hidden_size=8", "steps=4", "batch_size=20"):
         words += ["--set", option]
     words += ["--coordinator", coordinator]
     hosts = [
         subprocess.Popen([*words, "--host", str(host)], stdout=subprocess.PIPE, text=True)
         for host in range(2)
     ]
-    shown = [host.communicate(timeout=240)[0] for host in hosts]
+    shown = [host.communicate(timeout=600)[0] for host in hosts]
     assert [host.returncode for host in hosts] == [0, 0], shown
     shares = [(tmp_path / "mine" / name) for name in ("results.jsonl", "results-1.jsonl")]
     runs = [[json.loads(line) for line in share.read_text().splitlines()] for share in shares]

@@ -22,11 +22,11 @@ def test_each_form_learns_something_and_pictures_it(form, measure, least, pictur
     config = forms.Config(
         form,
         dataset="digits",
-        hidden_size=32,
+        hidden_size=24,
         learning_rate=1e-2,
-        steps=1000 if picture == "drawings" else 300,
+        steps=700 if picture == "drawings" else 400,
         judge_steps=300,
-        batch_size=50,
+        batch_size=20,
         out=tmp_path,
     )
     assert forms.main(config) == 0

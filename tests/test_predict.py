@@ -203,7 +203,8 @@ def run(tmp_path_factory):
     """A real run, trained for a moment, that waits before it names a digit."""
     out = tmp_path_factory.mktemp("runs") / "digits"
     config = mnist.Config(dataset="digits", hidden_size=16, steps=20, delay=4, out=out)
-    with jax.numpy_dtype_promotion("standard"):
+    with jax.numpy_dtype_promotion("standard"), pytest.MonkeyPatch.context() as patch:
+        patch.setattr(mnist, "draw", lambda *_: None)
         assert mnist.main(config) == 0
     return out
 
