@@ -45,11 +45,13 @@ def check(regularizer: Regularizer, cell: Cell, params: Params) -> None:
             "regularizer.tied must be True (one mask for all steps) or False (one for each) "
             f"with recurrent_dropout, got {regularizer.tied!r}"
         )
-    for name, rates in regularizer._asdict().items():
-        several = name == "zoneout" and isinstance(rates, tuple)
-        for value in rates if several else (rates,):
-            if name != "tied" and value is not None:
-                rate(f"regularizer.{name}", value)
+    rates = regularizer._replace(tied=None)._asdict()
+    if isinstance(regularizer.zoneout, tuple):
+        for value in rates.pop("zoneout"):
+            rate("regularizer.zoneout", value)
+    for name, value in rates.items():
+        if value is not None:
+            rate(f"regularizer.{name}", value)
     recurrent = getattr(params, "recurrent_kernel", None) is not None
     if regularizer.recurrent_dropout is not None and (cell.gate is None or not recurrent):
         raise ValueError(

@@ -1,5 +1,6 @@
 """Checks that hold for every test: shapes as annotated, no silent promotion of dtype or rank."""
 
+import gc
 import importlib.metadata
 import os
 import tempfile
@@ -23,6 +24,10 @@ if "PYTEST_XDIST_WORKER" not in os.environ:
         os.environ["XLA_FLAGS"] = flags.strip()
 if not os.environ.get("JAXRNN_DATA_DIR"):  # empty is as good as unset
     os.environ.pop("JAXRNN_DATA_DIR", None)
+
+# Tracing makes a great many objects that all are needed: looking for cycles among them less often
+# saves a twentieth of the time.
+gc.set_threshold(200_000, 50, 100)
 
 # Before anything imports jaxrnn, so that its annotations are checked wherever it is called.
 hook = install_import_hook("jaxrnn", "beartype.beartype")
