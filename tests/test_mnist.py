@@ -18,8 +18,8 @@ import pytest
 from conftest import MNIST_DIR
 
 SCRIPT = Path(__file__).parents[1] / "experiments" / "mnist.py"
-# The script, which sends itself a signal once it has printed a line of training.
-INTERRUPTED = """
+# The script without pictures, which sends itself a signal, or none if that is 0, after every line.
+WITH_SIGNAL = """
 import os, sys
 number = int(sys.argv.pop(1))
 sys.path.insert(0, os.path.dirname(sys.argv[1]))
@@ -27,6 +27,7 @@ del sys.argv[0]
 import mnist
 append = mnist.Run.append_metrics
 mnist.Run.append_metrics = lambda run, row: (append(run, row), os.kill(os.getpid(), number))
+mnist.draw = lambda *_: None
 sys.exit(mnist.entry())
 """
 SMALL = mnist.Config(
@@ -58,10 +59,10 @@ def environment():
 
 
 def launch(out, config=SMALL, signal=None, **options):
-    """The script in a process; with a signal, one that interrupts itself."""
+    """The script in a process, whole or `WITH_SIGNAL`."""
     python, *words = arguments(out, config)
     if signal is not None:
-        words = ["-c", INTERRUPTED, str(int(signal)), *words]
+        words = ["-c", WITH_SIGNAL, str(int(signal)), *words]
     return subprocess.Popen(
         [python, *words],
         stdout=subprocess.PIPE,
@@ -197,7 +198,7 @@ def test_interrupted_and_started_again_it_ends_the_same(whole, tmp_path):
         assert "\nstep " in output
         assert "the same command goes on from there" in output
         assert not (tmp_path / "run" / "result.json").exists()
-    output, errors = launch(tmp_path / "run").communicate()
+    output, errors = launch(tmp_path / "run", signal=0).communicate()
     assert "going on from step" in output, errors
     assert "\nstep    20 " not in output
     assert_same(contents(tmp_path / "run"), contents(whole[0]))

@@ -1,5 +1,7 @@
 """The training functions: one step by hand, chunks, evaluation, beliefs."""
 
+from functools import partial
+
 import jax
 import jax.numpy as jnp
 import numpy as np
@@ -42,7 +44,7 @@ def test_a_step_is_adam_on_the_mean_cross_entropy(examples):
         logits = MODEL.apply({"params": params}, sequences / 255)
         return -jnp.mean(jax.nn.log_softmax(logits)[jnp.arange(10), labels])
 
-    value, grads = jax.value_and_grad(loss)(state.params)
+    value, grads = jax.jit(jax.value_and_grad(loss))(state.params)
     # Adam's first step from zero moments is learning_rate * g / (|g| + eps).
     expected = jax.tree.map(lambda p, g: p - 1e-2 * g / (jnp.abs(g) + 1e-8), state.params, grads)
     after, actual = jax.jit(train.train_step, static_argnums=(0, 1))(
@@ -79,7 +81,8 @@ def test_slices_draw_their_own_noise():
 
     state = train.create_state(model, OPTIMIZER, jax.random.key(0), jnp.zeros((1, 6, 5)))
     key = jax.random.key(1)
-    train.train_step(model, OPTIMIZER, state, batch, loss_fn=loss_fn, key=key, slices=2)
+    step = partial(train.train_step, model, OPTIMIZER, loss_fn=loss_fn, slices=2)
+    jax.jit(step)(state, batch, key=key)
     jax.effects_barrier()
     assert len(set(seen)) == 2
 
