@@ -110,11 +110,15 @@ def check_dtype(dtype: Any) -> Any:
 
 def check_key(key: Any) -> None:
     """Checks that `key` is a random key of JAX, typed or raw, or None."""
-    dtype = getattr(key, "dtype", None)
-    if key is None or (dtype is not None and jnp.issubdtype(dtype, jax.dtypes.prng_key)):
+    if key is None:
         return
-    if dtype != jnp.uint32:
-        raise ValueError(f"key must be a key as jax.random.key makes it, got {key!r}")
+    typed = isinstance(key, jax.Array) and jnp.issubdtype(key.dtype, jax.dtypes.prng_key)
+    try:
+        one = (key if typed else jax.random.wrap_key_data(key)).shape == ()
+    except (TypeError, ValueError, AttributeError):
+        one = False
+    if not one:
+        raise ValueError(f"key must be one key as jax.random.key makes it, got {describe(key)}")
 
 
 def check_lengths(lengths: Any, batch_shape: tuple, time: Any, name: str = "lengths"):
@@ -124,8 +128,13 @@ def check_lengths(lengths: Any, batch_shape: tuple, time: Any, name: str = "leng
     """
     if lengths is None:
         return None
-    # Before JAX narrows the integers: 2**32 + 3 would pass for 3.
-    found = lengths if isinstance(lengths, jax.Array) else np.asarray(lengths)
+    try:
+        # Before JAX narrows the integers: 2**32 + 3 would pass for 3.
+        found = lengths if isinstance(lengths, jax.Array) else np.asarray(lengths)
+    except ValueError:
+        raise ValueError(f"{name} must be an array, got {lengths!r}") from None
+    if isinstance(lengths, (list, tuple)) and not found.size:
+        found = found.astype(np.int32)  # an empty list has no integers to tell by
     if not jnp.issubdtype(found.dtype, jnp.integer):
         raise ValueError(f"{name} must be integers, got {found.dtype}")
     if found.shape != batch_shape:
@@ -157,7 +166,7 @@ def check_resets(resets: Any, shape: tuple) -> jax.Array | None:
 
 
 def check_state(name: str, state: Any, expected: Any) -> Any:
-    """The state as arrays of the expected structure, shapes and dtypes; floats may be wider."""
+    """The state as arrays of the expected structure, shapes and dtypes."""
     structure = jax.tree.structure(expected)
 
     def wrong():
@@ -220,7 +229,8 @@ def check_params(init: Any, params: Any, input_size: Any) -> Any:
     except (TypeError, ValueError):
         raise wrong() from None
     for leaf, like in zip(leaves, structure.flatten_up_to(expected), strict=True):
-        if leaf.shape != like.shape or not jnp.issubdtype(leaf.dtype, jnp.inexact):
+        same = jnp.complexfloating if jnp.iscomplexobj(like) else jnp.floating
+        if leaf.shape != like.shape or not jnp.issubdtype(leaf.dtype, same):
             raise wrong()
     return structure.unflatten(leaves)
 

@@ -67,6 +67,10 @@ class Origin:
     options: dict[str, Any]
     computation: tuple
 
+    def __deepcopy__(self, memo: dict) -> Origin:
+        """The same object, so that a copied cell is equal to its original."""
+        return self
+
     def describes(self, cell: Cell) -> bool:
         """Whether the cell still computes what its constructor made it compute.
 
@@ -85,6 +89,8 @@ def gated(gate: Callable, init: Callable, initial_state: Callable, *, summed: bo
     Args:
         gate: `(weights, drive [..., G·H], product [..., G·H], state) -> state`, elementwise over
             the batch and the units; `weights` are the parameters without the kernels and the bias.
+            A number that a gradient is to reach must be among them: the deferred gradient does not
+            reach what the gate closes over (only implementation="scan" does).
         init: As in `Cell`; returns a named tuple with `kernel [I, G·H]`, `recurrent_kernel
             [H, G·H]`, `bias [G·H]`, and whatever elementwise parameters the gate uses. Where the
             recurrent kernel is None there is no product, and the gate takes the drive alone.

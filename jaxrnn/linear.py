@@ -42,7 +42,8 @@ class Recurrence(NamedTuple):
     """What makes up a cell of this kind.
 
     Attributes:
-        coefficients: `(params, x [..., I]) -> (a, b)`, each `[..., H]`, real or complex.
+        coefficients: `(params, x [..., I]) -> (a, b)`, each `[..., H]` or of a shape that is
+            broadcast to it, real or complex, in the dtype of the packed state.
         pack: The state as one array `[..., H]` of the coefficients' dtype.
         unpack: Its inverse, `(packed, dtype) -> state`.
         readout: `(params, packed [..., H], x) -> y`.
@@ -86,15 +87,18 @@ def parallel(
     Returns:
         The outputs, zero past an example's length, and the state after the last step.
     """
-    params = with_kernels_in(dtype, params)
+    params, packed_start = with_kernels_in(dtype, params), recurrence.pack(start)
     a, b = recurrence.coefficients(params, steps.inputs)
+    # A coefficient may lack axes, as a decay [H] that is the same for all examples and steps.
+    shape = jnp.broadcast_shapes(a.shape, b.shape, steps.inputs.shape[:1] + packed_start.shape)
+    a, b = jnp.broadcast_to(a, shape), jnp.broadcast_to(b, shape)
     if steps.resets is not None:
         b = where(steps.resets, b + a * recurrence.pack(reset_state)[None], b)
         a = where(steps.resets, jnp.zeros_like(a), a)
     if steps.alive is not None:
         a = where(steps.alive, a, jnp.ones_like(a))
         b = where(steps.alive, b, jnp.zeros_like(b))
-    first = a[0] * recurrence.pack(start)
+    first = a[0] * packed_start
     if steps.resets is not None:  # 0 · NaN would carry on what a reset ends
         first = where(steps.resets[0], jnp.zeros_like(first), first)
     packed = states_of(a, b.at[0].add(first), steps.resets)

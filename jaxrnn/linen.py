@@ -52,7 +52,8 @@ class RNN(nn.Module):
         memory: As in `jaxrnn.unroll`.
         truncate: As in `jaxrnn.unroll`.
         dtype: The dtype of the operands of the matrix products, as in `jaxrnn.unroll`.
-        param_dtype: The dtype of the parameters, the carry and the outputs.
+        param_dtype: The dtype of the parameters, and so of the carry and the outputs, unless the
+            cell keeps its state wider, as the LRU does.
     """
 
     cell: Cell

@@ -25,6 +25,8 @@ class Tree(nnx.Module):
         leaves, self._treedef = jax.tree_util.tree_flatten_with_path(tree)
         names = (jax.tree_util.keystr(path, simple=True, separator="_") for path, _ in leaves)
         self._names = tuple(names)
+        if len(set(self._names)) < len(self._names):
+            raise ValueError(f"parameters must have different names, got {self._names}")
         for name, (_, leaf) in zip(self._names, leaves, strict=True):
             setattr(self, name, nnx.Param(leaf))
 
@@ -59,7 +61,8 @@ class RNN(nnx.Module):
         memory: As in `jaxrnn.unroll`.
         truncate: As in `jaxrnn.unroll`.
         dtype: The dtype of the operands of the matrix products, as in `jaxrnn.unroll`.
-        param_dtype: The dtype of the parameters, the carry and the outputs.
+        param_dtype: The dtype of the parameters, and so of the carry and the outputs, unless the
+            cell keeps its state wider, as the LRU does.
         deterministic: Whether to leave the regularizer out, as at evaluation.
     """
 

@@ -11,6 +11,7 @@ from typing import NamedTuple
 
 import jax
 import jax.numpy as jnp
+from jax import lax
 from jaxtyping import Array, Float
 
 from jaxrnn.arguments import rate
@@ -18,7 +19,7 @@ from jaxrnn.cell import Cell, Params, State
 
 
 class Regularizer(NamedTuple):
-    """Which noise, as probabilities in 0..1, less than 1; None is none.
+    """Which noise, as probabilities in [0, 1); None is none. No gradient reaches a probability.
 
     Attributes:
         zoneout: How likely a unit keeps its old value (Krueger et al., 2017); one number for
@@ -101,7 +102,7 @@ def noise(
             )
         mix = []
         for i, (leaf, value) in enumerate(zip(leaves, rates, strict=True)):
-            renewed = 1.0 - value
+            renewed = 1.0 - lax.stop_gradient(value)
             if key is None:
                 mix.append(jnp.full(time, renewed, leaf.dtype))
             else:
@@ -121,6 +122,6 @@ def noise(
 
 def dropout_mask(key: Array, shape: tuple[int, ...], share: float | Array, dtype) -> Array:
     """Zeros for the share that is dropped, else 1 / (1 - share); the share may be traced."""
-    kept = 1.0 - share
+    kept = 1.0 - lax.stop_gradient(share)
     keep = jax.random.bernoulli(key, kept, shape)
     return jnp.where(keep, jnp.asarray(1 / kept, dtype), jnp.zeros((), dtype))

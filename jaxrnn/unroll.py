@@ -143,12 +143,12 @@ def unroll(
         initial_state = fresh
     else:
         initial_state = check_state("initial_state", initial_state, fresh)
+    if reset_state is not None:
+        reset_state = check_state("reset_state", reset_state, fresh)
     if resets is None:
         reset_state = None
     elif reset_state is None:
         reset_state = fresh
-    else:
-        reset_state = check_state("reset_state", reset_state, fresh)
     inputs = inputs.astype(_dtype_of(fresh, params))
     # Not its `init`, which may hold a traced number that must not be kept.
     cell = cell._replace(init=None)
@@ -164,7 +164,7 @@ def unroll(
         (params, initial_state, reset_state, inputs, lengths, resets, drop, mix)
     )
     steps = _steps(inputs, lengths, resets, reverse)._replace(drop=drop, mix=mix)
-    implementation = _choose(cell, steps, dtype, implementation)
+    implementation = _choose(cell, initial_state, steps, dtype, implementation)
     memory = _choose_memory(implementation, memory, truncate, params, inputs)
     if isinstance(time, int) and time == 0:
         outputs, state = jnp.zeros((0, *output.shape), output.dtype), initial_state
@@ -215,12 +215,12 @@ def _run(
 _jit_run = jax.jit(_run, static_argnums=range(6), inline=True)
 
 
-def _choose(cell: Cell, steps: Steps, dtype: Any, implementation: str | None) -> str:
+def _choose(cell: Cell, state: State, steps: Steps, dtype: Any, implementation: str | None) -> str:
     """The implementation asked for, if it can compute this, or the fastest that can."""
     if implementation is None:
         if cell.recurrence is not None:
             return "parallel"
-        return "scan" if cell.gate is None else "fused"
+        return "fused" if cell.gate is not None and _has_floats_only(state) else "scan"
     if implementation == "cudnn" and (reason := why_not(cell, steps, dtype)):
         raise ValueError(f"implementation 'cudnn' cannot compute this: {reason}")
     if implementation == "fused" and cell.gate is None:
@@ -228,12 +228,22 @@ def _choose(cell: Cell, steps: Steps, dtype: Any, implementation: str | None) ->
             "implementation 'fused' needs a cell made by jaxrnn.gated, "
             "got one with a step of its own; 'scan' runs every cell"
         )
+    if implementation == "fused" and not _has_floats_only(state):
+        raise ValueError(
+            f"implementation 'fused' needs a state of floats, got {describe(state)}; "
+            "'scan' runs every cell"
+        )
     if implementation == "parallel" and cell.recurrence is None:
         raise ValueError(
             "implementation 'parallel' needs a linear recurrence, such as jaxrnn.lru, "
             "got a cell whose steps depend on the state"
         )
     return implementation
+
+
+def _has_floats_only(state) -> bool:
+    """Whether every leaf has a gradient, as the deferred one takes for granted."""
+    return all(jnp.issubdtype(leaf.dtype, jnp.inexact) for leaf in jax.tree.leaves(state))
 
 
 def _choose_memory(implementation, memory, truncate, params, inputs) -> str:
@@ -404,4 +414,6 @@ def _check_inputs(inputs, time_major: bool) -> Array:
     if inputs.ndim < 2:
         layout = "[T, ..., I]" if time_major else "[..., T, I]"
         raise ValueError(f"inputs must be {layout}, at least 2 axes, got shape {inputs.shape}")
+    if isinstance(inputs.shape[-1], int) and not inputs.shape[-1]:
+        raise ValueError(f"inputs must have at least one feature, got shape {inputs.shape}")
     return inputs

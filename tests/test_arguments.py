@@ -110,7 +110,17 @@ WRONG = [
     ],
     ("dtype must be None or a floating-point dtype", {"dtype": jnp.int8}),
     ("dtype must be None or a floating-point dtype", {"dtype": "half a byte"}),
-    ("key must be a key", {"key": 3}),
+    *[
+        ("key must be one key", {"key": key})
+        for key in (3, "seed", jnp.zeros(7, jnp.uint32), jax.random.split(KEY, 2))
+    ],
+    ("inputs must have at least one feature", {"inputs": INPUTS[..., :0]}),
+    ("lengths must be an array", {"lengths": [[1], [1, 2]]}),
+    ("reset_state must be LSTMState", {"reset_state": "junk"}),
+    (
+        "params must be LSTMParams",
+        {"params": jax.tree.map(lambda leaf: leaf.astype(jnp.complex64), PARAMS)},
+    ),
 ]
 
 

@@ -1,6 +1,8 @@
 """Resets, debugging without jit, donation, empty axes, symbolic sizes, NaN and bfloat16."""
 
+import copy
 import functools
+from typing import Any, NamedTuple
 
 import jax
 import jax.numpy as jnp
@@ -340,6 +342,80 @@ def test_layers_keep_parameters_in_float32_whatever_is_read():
         exact = jax.tree.leaves(jit(model.clone(dtype=None).apply)(variables, inputs))
         for a, b in zip(jax.tree.leaves(outputs), exact, strict=True):
             assert 0 < np.abs(a - b).max() < 0.05
+
+
+# Cells of one's own
+
+
+def test_coefficients_of_a_linear_recurrence_may_lack_axes():
+    recurrence = jaxrnn.linear.Recurrence(
+        lambda params, x: (params["decay"], jaxrnn.product(x, params["kernel"]))
+    )
+
+    def init(key, input_size, dtype=jnp.float32):
+        kernel = jax.random.normal(key, (input_size, 3), dtype)
+        return {"kernel": kernel, "decay": jnp.linspace(0.1, 0.9, 3, dtype=dtype)}
+
+    cell = jaxrnn.linear.linear(
+        recurrence, init, lambda params, batch=(): jaxrnn.RNNState(jnp.zeros((*batch, 3)))
+    )
+    params, inputs = cell.init(KEY, 3), jax.random.normal(KEY, (3, 3, 3))
+    start = jaxrnn.RNNState(jnp.ones((3, 3)))
+    resets = np.eye(3, dtype=bool)
+    with jax.numpy_rank_promotion("allow"):
+        for options in ({}, {"resets": resets}, {"lengths": [3, 1, 0]}):
+            read = functools.partial(
+                jaxrnn.unroll, cell, params, inputs, initial_state=start, **options
+            )
+            close(read(), read(implementation="scan"))
+
+
+class Counting(NamedTuple):
+    hidden: Any
+    count: Any
+
+
+def test_a_gated_cell_may_count_in_integers():
+    plain = jaxrnn.rnn(H)
+    cell = jaxrnn.gated(
+        lambda weights, total, state: Counting(jnp.tanh(total), state.count + 1),
+        plain.init,
+        lambda params, batch=(): Counting(
+            jnp.zeros((*batch, H)), jnp.zeros((*batch, 1), jnp.int32)
+        ),
+        summed=True,
+    )
+    params, inputs = plain.init(KEY, I), jax.random.normal(KEY, (B, 3, I))
+    options = {"lengths": [3, 2], "resets": np.zeros((B, 3), bool)}
+
+    def gradient(cell):
+        return jax.grad(lambda params: jaxrnn.unroll(cell, params, inputs, **options)[0].sum())
+
+    close(gradient(cell)(params), gradient(plain)(params))
+    _, state = jaxrnn.unroll(cell, params, inputs, **options)
+    np.testing.assert_array_equal(state.count[:, 0], [3, 2])
+    with pytest.raises(ValueError, match="'fused' needs a state of floats"):
+        jaxrnn.unroll(cell, params, inputs, implementation="fused")
+
+
+def test_a_copied_cell_is_the_same():
+    cell = jaxrnn.lstm(H, peephole=True)
+    assert copy.deepcopy(cell) == cell
+    assert hash(copy.deepcopy(cell)) == hash(cell)
+
+
+@pytest.mark.parametrize("implementation", ["fused", "scan"])
+def test_no_gradient_reaches_a_probability(implementation):
+    cell, params, inputs = make("gru", B, 3)
+
+    def loss(rate, key):
+        regularizer = jaxrnn.Regularizer(rate, rate, True, rate)
+        return jaxrnn.unroll(
+            cell, params, inputs, regularizer=regularizer, key=key, implementation=implementation
+        )[0].sum()
+
+    for key in (None, KEY):
+        assert jit(jax.grad(loss))(0.3, key) == 0
 
 
 # Forward mode through the layers
