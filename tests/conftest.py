@@ -19,7 +19,7 @@ if "PYTEST_XDIST_WORKER" not in os.environ:
         "JAX_DISABLE_MOST_OPTIMIZATIONS": "1",
     }
     if tuple(map(int, importlib.metadata.version("jaxlib").split(".")[:2])) < (0, 12):
-        # Without these it compiles twice as fast; newer versions know no such flags, or gain nothing.
+        # Twice as fast to compile. Newer versions know no such flags, or gain nothing by them.
         own = "--xla_cpu_use_fusion_emitters=false --xla_cpu_parallel_codegen_split_count=1"
         os.environ["XLA_FLAGS"] = f"{os.environ.get('XLA_FLAGS', '')} {own}".strip()
 if not os.environ.get("JAXRNN_DATA_DIR"):  # empty is as good as unset
