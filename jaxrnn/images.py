@@ -13,11 +13,10 @@ from typing import Any
 import flax.linen as nn
 import jax.numpy as jnp
 import numpy as np
-from jax.nn.initializers import glorot_uniform
 from jaxtyping import Array, Float, Num
 
 from jaxrnn.cell import Cell
-from jaxrnn.linen import RNN, blank, check_rate, dropout
+from jaxrnn.linen import RNN, blank, check_rate, dropout, readout
 
 
 class MLP(nn.Module):
@@ -204,12 +203,4 @@ class ReNet(nn.Module):
                 name=f"layer_{number}",
             )
             hidden = dropout(self, layer(hidden), self.dropout)
-        readout = nn.Dense(
-            self.num_classes,
-            dtype=self.dtype,
-            param_dtype=self.param_dtype,
-            kernel_init=glorot_uniform(),
-            name="readout",
-        )
-        logits = readout(hidden.reshape(*inputs.shape[:-2], -1))
-        return logits.astype(hidden.dtype)
+        return readout(self, hidden.reshape(*inputs.shape[:-2], -1))

@@ -319,6 +319,18 @@ def check_rate(name: str, value: Any) -> None:
         rate(name, value)
 
 
+def readout(model: Any, hidden: Array) -> Array:
+    """The logits of a classifier: a linear layer `readout` with its `num_classes` and dtypes."""
+    dense = nn.Dense(
+        model.num_classes,
+        dtype=model.dtype,
+        param_dtype=model.param_dtype,
+        kernel_init=glorot_uniform(),
+        name="readout",
+    )
+    return dense(hidden).astype(hidden.dtype)
+
+
 def last_output(
     outputs: Float[Array, "*B T P"], lengths: Int[Array, "*B"] | None
 ) -> Float[Array, "*B P"]:
@@ -399,14 +411,7 @@ class Classifier(nn.Module):
             resets=resets,
             reset_state=reset_state,
         )
-        readout = nn.Dense(
-            self.num_classes,
-            dtype=self.dtype,
-            param_dtype=self.param_dtype,
-            kernel_init=glorot_uniform(),
-            name="readout",
-        )
-        logits = readout(outputs if self.every_step else last).astype(last.dtype)
+        logits = readout(self, outputs if self.every_step else last)
         return (carry, logits) if return_carry else logits
 
 
