@@ -457,20 +457,22 @@ import jax.numpy as jnp
 import numpy as np
 from jaxrnn.checkpoint import Checkpoints
 {inspect.getsource(state)}
+def say(word):  # in one write, which a signal cannot cut in two; print may make two of it
+    os.write(1, f"{{word}}\\n".encode())
 for _ in sys.stdin:
     if child := os.fork():  # JAX has started no thread yet
         os.waitpid(child, 0)
-        print("gone", flush=True)
+        say("gone")
         continue
     signal.alarm(300)
-    print(os.getpid(), flush=True)
+    say(os.getpid())
     with Checkpoints(Path(sys.argv[1])) as checkpoints:
         found = checkpoints.restore(state(0))
         step = found[0] if found else 0
         while True:
             step += 1
             checkpoints.save(step, state(step), 1 / step)
-            print(step, flush=True)  # so the one before is on disk
+            say(step)  # so the one before is on disk
 """
 
 
