@@ -36,8 +36,8 @@ from records import Records
 from rich.progress import BarColumn, Progress, TextColumn, TimeElapsedColumn, TimeRemainingColumn
 from studies import STUDIES, Study
 
-from jaxrnn import compare, data, report, sweep
-from jaxrnn.run import RunError, cores, git_revision, machine
+from jaxrnn.training import compare, data, report, sweep
+from jaxrnn.training.run import RunError, cores, git_revision, machine
 
 # Options that may differ between the runs of one program.
 NUMBERS = (

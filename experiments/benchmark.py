@@ -128,7 +128,7 @@ def seconds(run: Callable[[], Any]) -> float:
 
 def most_memory() -> int:
     """Bytes this process used at most, of the GPU's memory if it used one."""
-    from jaxrnn.run import peak_memory
+    from jaxrnn.training.run import peak_memory
 
     if "torch" in sys.modules and sys.modules["torch"].cuda.is_available():
         return sys.modules["torch"].cuda.max_memory_allocated()
@@ -155,7 +155,7 @@ def work(config: Config) -> None:
     if config.worker in ALL_CORES:
         import mnist
 
-        from jaxrnn.run import cores
+        from jaxrnn.training.run import cores
 
         mnist.divide_cpu(mnist.largest_share(BATCH, cores()))
     print(json.dumps(measure(config.worker, config.tasks[0], config.dtype)))
@@ -227,7 +227,7 @@ def main() -> int:
     console = Console(highlight=False, soft_wrap=True, width=200)
     found = compare(config, console)
     config.out.parent.mkdir(parents=True, exist_ok=True)
-    from jaxrnn.run import environment
+    from jaxrnn.training.run import environment
 
     kept = {"command": sys.argv[1:], "environment": environment(), "found": found}
     config.out.write_text(json.dumps(kept, indent=1))

@@ -25,9 +25,9 @@ import numpy as np
 import tyro
 from mnist import initial_example, load_run
 
-from jaxrnn import train
-from jaxrnn.checkpoint import CheckpointError
-from jaxrnn.run import RunError
+from jaxrnn.training import train
+from jaxrnn.training.checkpoint import CheckpointError
+from jaxrnn.training.run import RunError
 
 PLATFORMS = ("cpu", "cuda", "rocm", "tpu")
 BATCHES = (1, 3, 8)

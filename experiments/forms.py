@@ -26,13 +26,14 @@ import jax.numpy as jnp
 import numpy as np
 import optax
 import tyro
+from drawing import ConditionalVAE, EncoderDecoder
 from jax.sharding import Mesh
 from mnist import NUM_CLASSES, announce, build_mesh, console, load_dataset
 
 import jaxrnn
-from jaxrnn import data, report, train
-from jaxrnn.linen import Classifier, EncoderDecoder, Sketcher
-from jaxrnn.run import RunError, write_json
+from jaxrnn.linen import Classifier
+from jaxrnn.training import data, report, train
+from jaxrnn.training.run import RunError, write_json
 
 SIDE = data.SIDE
 HALF = SIDE // 2
@@ -86,7 +87,9 @@ class Trainer:
         )
         key, noise_key = jax.random.split(jax.random.key(config.seed))
         inputs = train.scale(jnp.asarray(examples[0][:1]))
-        arguments = (inputs, jnp.zeros(1, jnp.int32)) if isinstance(model, Sketcher) else (inputs,)
+        arguments = (
+            (inputs, jnp.zeros(1, jnp.int32)) if isinstance(model, ConditionalVAE) else (inputs,)
+        )
         state = train.create_state(model, optimizer, key, *arguments)
         state, examples = train.replicate((state, examples), self.mesh)
         chunk, started = min(100, steps), time.perf_counter()
@@ -172,7 +175,7 @@ def sketch_loss(model, params, batch, key=None):
 
 def one_to_many(trainer: Trainer, dataset: data.Dataset, out: Path) -> Result:
     """A label and a random style in, 28 rows out."""
-    model = Sketcher(jaxrnn.lstm(2 * trainer.config.hidden_size), NUM_CLASSES, SIDE, SIDE)
+    model = ConditionalVAE(jaxrnn.lstm(2 * trainer.config.hidden_size), NUM_CLASSES, SIDE, SIDE)
     params = trainer(model, tuple(dataset.train), sketch_loss)
     labels = np.repeat(np.arange(NUM_CLASSES), STYLES)
     key = jax.random.key(trainer.config.seed)

@@ -30,11 +30,11 @@ from rich.console import Console
 from rich.panel import Panel
 from rich.progress import BarColumn, Progress, TextColumn, TimeRemainingColumn
 
-from jaxrnn import data, report, train
-from jaxrnn.augment import Distortion
-from jaxrnn.checkpoint import CheckpointError, Checkpoints
 from jaxrnn.regularize import Regularizer
-from jaxrnn.run import Clock, Run, RunError, Stop, cores, peak_memory
+from jaxrnn.training import data, report, train
+from jaxrnn.training.augment import Distortion
+from jaxrnn.training.checkpoint import CheckpointError, Checkpoints
+from jaxrnn.training.run import Clock, Run, RunError, Stop, cores, peak_memory
 
 NUM_CLASSES = 10
 # A program on the device cannot be interrupted, so a chunk of steps is kept to about a second.

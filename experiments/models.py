@@ -9,10 +9,11 @@ from typing import Any
 import flax.linen as nn
 import jax
 from jax.nn.initializers import glorot_uniform, orthogonal
+from networks import CNN, MLP
 
 import jaxrnn
-from jaxrnn.images import CNN, MLP, ReNet
 from jaxrnn.linen import Classifier
+from jaxrnn.renet import ReNet
 
 CELLS = {
     "rnn": jaxrnn.rnn,

@@ -10,7 +10,7 @@ from typing import Any, Literal
 import optax
 from models import BASELINES, CELLS, INITIALIZERS
 
-from jaxrnn.run import RunError
+from jaxrnn.training.run import RunError
 
 # Options that may differ when a run is taken up again. No number depends on them, but for rounding,
 # and noise, which the devices draw each for its own share of a batch.

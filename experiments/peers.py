@@ -120,8 +120,8 @@ def jaxrnn_all(task: Task) -> Callable[[], None]:
     import jax
 
     import jaxrnn
-    from jaxrnn import train
     from jaxrnn.linen import Classifier
+    from jaxrnn.training import train
 
     model, adam = Classifier(getattr(jaxrnn, task.cell)(HIDDEN), CLASSES), train.optimizer(1e-3)
     mesh = train.make_mesh()
@@ -151,8 +151,8 @@ def jaxrnn_seeds(task: Task) -> Callable[[], None]:
     import jax
 
     import jaxrnn
-    from jaxrnn import sweep, train
     from jaxrnn.linen import Classifier
+    from jaxrnn.training import sweep, train
 
     if not task.train:
         raise NotImplementedError

@@ -193,7 +193,7 @@ def main(arguments: Sequence[str] | None = None) -> int:
     # Imported only now, so that --help and a mistyped command answer at once.
     from mnist import CheckpointError, load_run
 
-    from jaxrnn import data, train
+    from jaxrnn.training import data, train
 
     logging.getLogger("absl").setLevel(logging.ERROR)  # orbax is talkative
     try:
@@ -225,7 +225,7 @@ def main(arguments: Sequence[str] | None = None) -> int:
 
 def draw(images: np.ndarray, moments: np.ndarray, path: Path, order: str) -> int:
     """Writes the belief picture; returns an exit code."""
-    from jaxrnn import report
+    from jaxrnn.training import report
 
     try:
         report.beliefs(images, moments, path, order=order)

@@ -13,7 +13,7 @@ from collections.abc import Collection, Iterator, Mapping
 from pathlib import Path
 from typing import IO, Any
 
-from jaxrnn.run import RunError, environment, write_json
+from jaxrnn.training.run import RunError, environment, write_json
 
 
 class Records:

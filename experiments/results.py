@@ -22,7 +22,7 @@ import numpy as np
 from records import Records
 from studies import STUDIES
 
-from jaxrnn import compare, report
+from jaxrnn.training import compare, report
 
 HERE = Path(__file__).parent
 HEAD = """# Results

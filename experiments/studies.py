@@ -13,8 +13,8 @@ from mnist import NUM_CLASSES
 from models import BASELINES, CELLS
 from options import PIXELS, RECIPES
 
-from jaxrnn import data
-from jaxrnn.compare import Claim
+from jaxrnn.training import data
+from jaxrnn.training.compare import Claim
 
 # Options of experiments/mnist.py that the studies share: long enough for the LSTM to converge.
 FAST = RECIPES["fast"]

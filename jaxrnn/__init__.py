@@ -1,19 +1,10 @@
 """jaxrnn: recurrent networks for JAX as pure functions."""
 
-from jaxrnn.cell import Cell, gated, identity, product, scaled
-from jaxrnn.cells import (
-    GRUParams,
-    GRUState,
-    IndRNNParams,
-    RNNParams,
-    RNNState,
-    gru,
-    indrnn,
-    mgu,
-    rnn,
-)
-from jaxrnn.linear import LRUParams, LRUState, lru, min_gru, min_lstm
-from jaxrnn.lstm import (
+from jaxrnn.cell import Cell, Recurrence, gated, linear, product
+from jaxrnn.cells.gru import GRUParams, GRUState, gru, mgu
+from jaxrnn.cells.linear import LRUParams, LRUState, lru, min_gru, min_lstm
+from jaxrnn.cells.lstm import (
+    FullGateState,
     LayerNormLSTMParams,
     LSTMParams,
     LSTMState,
@@ -22,6 +13,8 @@ from jaxrnn.lstm import (
     lstm,
     odyssey,
 )
+from jaxrnn.cells.rnn import IndRNNParams, RNNParams, RNNState, indrnn, rnn
+from jaxrnn.initializers import identity, scaled
 from jaxrnn.regularize import Regularizer
 from jaxrnn.unroll import unroll
 
@@ -29,6 +22,7 @@ __version__ = "0.1.0"
 
 __all__ = [
     "Cell",
+    "FullGateState",
     "GRUParams",
     "GRUState",
     "IndRNNParams",
@@ -39,6 +33,7 @@ __all__ = [
     "LayerNormLSTMParams",
     "RNNParams",
     "RNNState",
+    "Recurrence",
     "Regularizer",
     "gated",
     "gru",
@@ -46,6 +41,7 @@ __all__ = [
     "indrnn",
     "janet",
     "layer_norm_lstm",
+    "linear",
     "lru",
     "lstm",
     "mgu",

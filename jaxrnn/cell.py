@@ -20,7 +20,6 @@ from typing import Any, NamedTuple
 import jax
 import jax.numpy as jnp
 import numpy as np
-from jax.nn.initializers import glorot_uniform
 from jaxtyping import Array, Float, Inexact
 
 Params = Any
@@ -37,7 +36,7 @@ class Cell(NamedTuple):
             `functools.partial(cell.step, params)` is the body of a `jax.lax.scan`.
         gate: The elementwise part of a cell made by `gated`, or None.
         summed: Whether the gate takes the sum of drive and product instead of both.
-        recurrence: The coefficients of a cell made by `jaxrnn.linear.linear`, or None.
+        recurrence: The coefficients of a cell made by `jaxrnn.cell.linear`, or None.
         is_cudnn_lstm: Whether this is the LSTM that cuDNN computes.
         origin: How one of the library's constructors made this cell, or None.
     """
@@ -245,78 +244,29 @@ def sigmoid(x: Array) -> Array:
     return 0.5 * jnp.tanh(0.5 * x) + 0.5
 
 
-# How parameters start. An initializer is `(key, shape, dtype) -> array`, as in
-# `jax.nn.initializers`, which has glorot_uniform, orthogonal(scale) and many more.
+class Recurrence(NamedTuple):
+    """What makes up a cell of this kind.
 
-Initializer = Callable[..., Array]
-
-
-def kernels(
-    key,
-    input_size: int,
-    output_size: int,
-    hidden_size: int,
-    gates: int,
-    dtype,
-    kernel_init: Initializer | None = None,
-    recurrent_init: Initializer | None = None,
-) -> tuple[Float[Array, "I G"], Float[Array, "P G"]]:
-    """The two kernels, gates side by side.
-
-    An initializer makes each gate's square or oblong by itself, as its theory wants it. None is
-    glorot-uniform over all gates at once, as TF1 and Keras count its fans.
+    Attributes:
+        coefficients: `(params, x [..., I]) -> (a, b)`, each `[..., H]` or of a shape that is
+            broadcast to it, real or complex, in the dtype of the packed state.
+        unpack: `(packed, dtype) -> state`, of the packed state `[..., H]` with all its leaves.
+        pack: Its inverse, `state -> packed`, in the coefficients' dtype; by default the first leaf.
+        readout: `(params, packed [..., H], x) -> y`.
     """
 
-    def make(key, rows, init):
-        if init is None:
-            return glorot_uniform()(key, (rows, gates * hidden_size), dtype)
-        each = [init(key, (rows, hidden_size), dtype) for key in jax.random.split(key, gates)]
-        return jnp.concatenate(each, axis=-1)
-
-    input_key, recurrent_key = jax.random.split(key)
-    return make(input_key, input_size, kernel_init), make(
-        recurrent_key, output_size, recurrent_init
-    )
+    coefficients: Callable[[Params, Array], tuple[Array, Array]]
+    unpack: Callable[[Array, Any], State]
+    pack: Callable[[State], Array] = lambda state: state[0]
+    readout: Callable[[Params, Array, Array], Array] = lambda params, packed, x: packed
 
 
-@functools.cache
-def identity(scale: float = 1.0) -> Initializer:
-    """The identity matrix times `scale`: the start of the IRNN (Le et al., 2015)."""
+def linear(recurrence: Recurrence, init: Callable, initial_state: Callable) -> Cell:
+    """Makes a cell of a linear recurrence; `init` and `initial_state` as in `Cell`."""
 
-    def init(key, shape, dtype=jnp.float32):
-        return scale * jnp.eye(*shape, dtype=dtype)
+    def step(params, state, x):
+        a, b = recurrence.coefficients(params, x)
+        packed = a * recurrence.pack(state) + b
+        return recurrence.unpack(packed, x.dtype), recurrence.readout(params, packed, x)
 
-    return init
-
-
-def scaled(cell: Cell, scale: float | Array) -> Cell:
-    """The cell with kernels that start `scale` times as large.
-
-    Its `init` raises ValueError if the cell has no kernel of that name to scale.
-    """
-
-    def init(key, input_size, dtype=jnp.float32):
-        params = cell.init(key, input_size, dtype)
-        names = [name for name in ("kernel", "recurrent_kernel") if hasattr(params, name)]
-        if not names:
-            raise ValueError(f"scale needs params with a kernel, got {type(params).__name__}")
-        found = {name: getattr(params, name) for name in names}
-        return params._replace(
-            **jax.tree.map(lambda kernel: jnp.asarray(scale, dtype) * kernel, found)
-        )
-
-    return cell._replace(init=init)
-
-
-def chrono_bias(key, hidden_size: int, longest: float, dtype) -> Float[Array, " H"]:
-    """log(u), u uniform in 1..longest - 1: gates that forget over all those numbers of steps.
-
-    Tallec & Ollivier, "Can recurrent neural networks warp time?", 2018.
-
-    Raises:
-        ValueError: If `longest` is not more than 2 steps.
-    """
-    if not longest > 2:
-        raise ValueError(f"chrono must be more than 2 steps, got {longest}")
-    spans = jax.random.uniform(key, (hidden_size,), jnp.float32, 1, longest - 1)
-    return jnp.log(spans).astype(dtype)
+    return Cell(init, initial_state, step, recurrence=recurrence)

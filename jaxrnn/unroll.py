@@ -32,10 +32,10 @@ from jaxrnn.arguments import (
     floating,
     size,
 )
+from jaxrnn.backends.cudnn import cudnn, why_not
+from jaxrnn.backends.fused import Steps, fused, mixed, where
+from jaxrnn.backends.parallel import parallel
 from jaxrnn.cell import Cell, Params, State, elementwise, make_products, with_kernels_in
-from jaxrnn.cudnn import cudnn, why_not
-from jaxrnn.fused import Steps, fused, mixed, where
-from jaxrnn.linear import parallel
 from jaxrnn.regularize import Regularizer, check, drop_weights, noise
 
 # Steps of a block. Longer blocks save more for a moment, shorter ones keep more starts.
@@ -92,8 +92,8 @@ def unroll(
             outputs and gradients keep the dtype of the parameters. None is that of the parameters.
             A cell with a step of its own obeys it where it calls `jaxrnn.product`.
         implementation: "scan" is `jax.lax.scan` and its autodiff, for every cell and also for
-            forward mode; "fused" the deferred gradient of `jaxrnn.fused`, for cells made by
-            `jaxrnn.gated`; "parallel" all steps at once, for linear recurrences (on a CPU all
+            forward mode; "fused" the deferred gradient of `jaxrnn.backends.fused`, for cells made
+            by `jaxrnn.gated`; "parallel" all steps at once, for linear recurrences (on a CPU all
             products at once and the states in turn); "cudnn" NVIDIA's LSTM (not under `vmap`, for
             want of a rule in JAX). None takes "fused" or "parallel" where it can, else "scan".
             Under `jax.disable_jit` "fused" runs as "scan".

@@ -3,7 +3,7 @@
 import jax
 
 import jaxrnn
-from jaxrnn.lstm import VARIANTS
+from jaxrnn.cells.lstm import VARIANTS
 
 I, H, P = 3, 4, 2  # noqa: E741
 

@@ -72,7 +72,7 @@ def no_network(monkeypatch):
 
 @pytest.fixture
 def load(home, tmp_path):
-    """`jaxrnn.data.load` with a cache of its own."""
-    from jaxrnn import data
+    """`jaxrnn.training.data.load` with a cache of its own."""
+    from jaxrnn.training import data
 
     return functools.partial(data.load, validation_size=5, cache_dir=tmp_path / "cache")

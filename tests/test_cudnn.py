@@ -11,7 +11,7 @@ from jax.experimental import rnn
 from quick_jit import jit
 
 import jaxrnn
-from jaxrnn.cudnn import cudnn, pack
+from jaxrnn.backends.cudnn import cudnn, pack
 
 T, I, H = 7, 3, 4  # noqa: E741
 CELL = jaxrnn.lstm(H)

@@ -9,12 +9,14 @@ import jax.numpy as jnp
 import numpy as np
 import pytest
 from all_cells import CELLS, H, I
+from networks import MLP
 from quick_jit import jit
 
 import jaxrnn
 from jaxrnn.arguments import as_dict
-from jaxrnn.images import MLP, ReNet
+from jaxrnn.backends import parallel
 from jaxrnn.linen import RNN, Classifier, Stack
+from jaxrnn.renet import ReNet
 
 KEY = jax.random.key(0)
 B, T = 2, 8
@@ -270,7 +272,7 @@ def test_a_nan_before_a_reset_does_not_outlive_it(name):
     # In rounds, as on an accelerator, too.
     a, b = (jnp.full((T, B, H), value) for value in (0.5, 1.0))
     a, b = a.at[5].set(0.0), b.at[2].set(jnp.nan)
-    for way in (jaxrnn.linear._at_once, jaxrnn.linear._in_turn):
+    for way in (parallel._at_once, parallel._in_turn):
         states = way(a, b, jnp.asarray(resets.T))
         assert np.isnan(states[2:5]).all()
         assert np.isfinite(states[5:]).all()
@@ -348,7 +350,7 @@ def test_layers_keep_parameters_in_float32_whatever_is_read():
 
 
 def test_coefficients_of_a_linear_recurrence_may_lack_axes():
-    recurrence = jaxrnn.linear.Recurrence(
+    recurrence = jaxrnn.Recurrence(
         lambda params, x: (params["decay"], jaxrnn.product(x, params["kernel"]))
     )
 
@@ -356,7 +358,7 @@ def test_coefficients_of_a_linear_recurrence_may_lack_axes():
         kernel = jax.random.normal(key, (input_size, 3), dtype)
         return {"kernel": kernel, "decay": jnp.linspace(0.1, 0.9, 3, dtype=dtype)}
 
-    cell = jaxrnn.linear.linear(
+    cell = jaxrnn.cell.linear(
         recurrence, init, lambda params, batch=(): jaxrnn.RNNState(jnp.zeros((*batch, 3)))
     )
     params, inputs = cell.init(KEY, 3), jax.random.normal(KEY, (3, 3, 3))

@@ -1,0 +1,1 @@
+"""The library's cells, one family a file, each beside its equations."""

@@ -1,0 +1,156 @@
+"""Gated recurrent units.
+
+Kernels and initialization as in `rnn.py`.
+
+Shapes: B batch (any number of axes), I input features, H hidden units.
+"""
+
+from __future__ import annotations
+
+from typing import NamedTuple
+
+import jax
+import jax.numpy as jnp
+from jaxtyping import Array, Float
+
+from jaxrnn.arguments import size
+from jaxrnn.cell import Cell, affine, along, cached, gated, pointwise, product, sigmoid, zeros
+from jaxrnn.cells.rnn import RNNParams, RNNState
+from jaxrnn.initializers import Initializer, chrono_bias, kernels
+
+
+class GRUParams(NamedTuple):
+    """Parameters of `gru`; gates in the order r, z, n."""
+
+    kernel: Float[Array, "I 3H"] | None
+    recurrent_kernel: Float[Array, "H 3H"] | None
+    bias: Float[Array, " 3H"] | None
+    recurrent_bias: Float[Array, " H"] | None = None
+
+
+class GRUState(NamedTuple):
+    """State of `gru`."""
+
+    hidden: Float[Array, "*B H"]
+
+
+@cached
+def gru(
+    hidden_size: int,
+    *,
+    reset_after: bool = True,
+    chrono: float | None = None,
+    kernel_init: Initializer | None = None,
+    recurrent_init: Initializer | None = None,
+) -> Cell:
+    """Gated recurrent unit (Cho et al., 2014).
+
+        r = σ(x·Ur + h·Wr + br)               how much of the past the candidate sees
+        z = σ(x·Uz + h·Wz + bz)               how much of the past to keep
+        n = tanh(x·Un + bn + r∘(h·Wn + recurrent_bias))      reset_after, as in cuDNN and PyTorch
+        n = tanh(x·Un + bn + (r∘h)·Wn)                       otherwise, as in the paper and TF1
+        h' = (1 - z)∘n + z∘h
+
+    Args:
+        hidden_size: H, the number of units.
+        reset_after: Whether the reset gate acts after the product with the past.
+        chrono: Start the bias of z so that it keeps for up to this many steps.
+        kernel_init: How the kernel of each gate starts; see `jaxrnn.initializers.kernels`.
+        recurrent_init: How the recurrent kernel of each gate starts.
+
+    Returns:
+        A cell with `GRUParams` and `GRUState`.
+
+    Raises:
+        ValueError: If `hidden_size` is not a positive integer, or `chrono` not more than 2.
+    """
+    hidden_size = size("hidden_size", hidden_size)
+
+    def init(key, input_size, dtype=jnp.float32):
+        kernel_key, bias_key = jax.random.split(key)
+        sizes = input_size, hidden_size, hidden_size, 3
+        bias = jnp.zeros(3 * hidden_size, dtype)
+        if chrono is not None:
+            keep = chrono_bias(bias_key, hidden_size, chrono, dtype)
+            bias = bias.at[hidden_size : 2 * hidden_size].set(keep)
+        return GRUParams(
+            *kernels(kernel_key, *sizes, dtype, kernel_init, recurrent_init),
+            bias,
+            recurrent_bias=jnp.zeros(hidden_size, dtype) if reset_after else None,
+        )
+
+    def initial_state(params, batch_shape=()):
+        return GRUState(zeros(params, batch_shape, hidden_size))
+
+    @pointwise
+    def update(r, z, n_drive, n_past, hidden):
+        n = jnp.tanh(n_drive + sigmoid(r) * n_past)
+        return n + sigmoid(z) * (hidden - n)
+
+    def gate(weights, drive, product, state):
+        r_drive, z_drive, n_drive = jnp.split(drive, 3, axis=-1)
+        r_past, z_past, n_past = jnp.split(product, 3, axis=-1)
+        n_past = n_past + along(weights.recurrent_bias, n_past)
+        return GRUState(update(r_drive + r_past, z_drive + z_past, n_drive, n_past, state.hidden))
+
+    def reset_before_step(params, state, x):
+        # The reset stands inside the product, so this is no gate.
+        rz_kernel, n_kernel = jnp.split(params.recurrent_kernel, [2 * hidden_size], axis=-1)
+        drive = affine(x, params.kernel, params.bias)
+        rz_drive, n_drive = jnp.split(drive, [2 * hidden_size], axis=-1)
+        r, z = jnp.split(sigmoid(rz_drive + product(state.hidden, rz_kernel)), 2, axis=-1)
+        n = jnp.tanh(n_drive + product(r * state.hidden, n_kernel))
+        state = GRUState(n + z * (state.hidden - n))
+        return state, state.hidden
+
+    return (
+        gated(gate, init, initial_state)
+        if reset_after
+        else Cell(init, initial_state, reset_before_step)
+    )
+
+
+@cached
+def mgu(
+    hidden_size: int,
+    *,
+    kernel_init: Initializer | None = None,
+    recurrent_init: Initializer | None = None,
+) -> Cell:
+    """Minimal gated unit (Zhou et al., "Minimal gated unit for recurrent neural networks", 2016).
+
+        f = σ(x·Uf + h·Wf + bf)               how much to renew
+        n = tanh(x·Un + bn + (f∘h)·Wn)
+        h' = (1 - f)∘h + f∘n
+
+    Args:
+        hidden_size: H, the number of units.
+        kernel_init: How the kernel of each gate starts; see `jaxrnn.initializers.kernels`.
+        recurrent_init: How the recurrent kernel of each gate starts.
+
+    Returns:
+        A cell with `RNNParams` (gates f, n) and `RNNState`.
+
+    Raises:
+        ValueError: If `hidden_size` is not a positive integer.
+    """
+    hidden_size = size("hidden_size", hidden_size)
+
+    def init(key, input_size, dtype=jnp.float32):
+        sizes = input_size, hidden_size, hidden_size, 2
+        made = kernels(key, *sizes, dtype, kernel_init, recurrent_init)
+        return RNNParams(*made, jnp.zeros(2 * hidden_size, dtype))
+
+    def initial_state(params, batch_shape=()):
+        return RNNState(zeros(params, batch_shape, hidden_size))
+
+    def step(params, state, x):
+        # The gate stands inside the second product, so it is no elementwise gate.
+        f_kernel, n_kernel = jnp.split(params.recurrent_kernel, 2, axis=-1)
+        f_drive, n_drive = jnp.split(affine(x, params.kernel, params.bias), 2, axis=-1)
+        f = sigmoid(f_drive + product(state.hidden, f_kernel))
+        n = jnp.tanh(n_drive + product(f * state.hidden, n_kernel))
+        state = RNNState(state.hidden + f * (n - state.hidden))
+        return state, state.hidden
+
+    return Cell(init, initial_state, step)

@@ -1,0 +1,210 @@
+"""Cells whose state is a linear recurrence, which can be computed for all steps in parallel.
+
+    s_t = a_t∘s_{t-1} + b_t        a and b depend on the inputs only, not on the state
+
+They are the rivals of the gated cells: what they give up, a gate that sees the past, is the price
+of that. Kernels and initialization as in `rnn.py`.
+
+Shapes: B batch (any number of axes), I input features, H hidden units.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+from typing import NamedTuple
+
+import jax
+import jax.numpy as jnp
+from jax import lax
+from jaxtyping import Array, Float
+
+from jaxrnn.arguments import size
+from jaxrnn.cell import (
+    Cell,
+    Recurrence,
+    affine,
+    along,
+    cached,
+    linear,
+    product,
+    zeros,
+)
+from jaxrnn.cells.rnn import RNNParams, RNNState
+from jaxrnn.initializers import Initializer, kernels
+
+
+@cached
+def min_gru(hidden_size: int, *, kernel_init: Initializer | None = None) -> Cell:
+    """The minGRU (Feng et al., "Were RNNs all we needed?", 2024).
+
+        z = σ(x·Uz + bz)
+        h' = (1 - z)∘h + z∘(x·Un + bn)
+
+    Args:
+        hidden_size: H, the number of units.
+        kernel_init: How the kernel of each gate starts; see `jaxrnn.initializers.kernels`.
+
+    Returns:
+        A cell with `RNNParams` (gates z, n; no recurrent kernel) and `RNNState`.
+
+    Raises:
+        ValueError: If `hidden_size` is not a positive integer.
+    """
+
+    def coefficients(params, x):
+        z, n = jnp.split(affine(x, params.kernel, params.bias), 2, axis=-1)
+        z = jax.nn.sigmoid(z)
+        return 1 - z, z * n
+
+    return _minimal(hidden_size, 2, coefficients, kernel_init)
+
+
+@cached
+def min_lstm(hidden_size: int, *, kernel_init: Initializer | None = None) -> Cell:
+    """The minLSTM (Feng et al., "Were RNNs all we needed?", 2024).
+
+        i = σ(x·Ui + bi)        f = σ(x·Uf + bf)
+        h' = (f∘h + i∘(x·Ug + bg)) / (f + i)
+
+    Args:
+        hidden_size: H, the number of units.
+        kernel_init: How the kernel of each gate starts; see `jaxrnn.initializers.kernels`.
+
+    Returns:
+        A cell with `RNNParams` (gates i, f, g; no recurrent kernel) and `RNNState`.
+
+    Raises:
+        ValueError: If `hidden_size` is not a positive integer.
+    """
+
+    def coefficients(params, x):
+        i, f, g = jnp.split(affine(x, params.kernel, params.bias), 3, axis=-1)
+        # f / (f + i), written so that it cannot divide zero by zero.
+        keep = jax.nn.sigmoid(jax.nn.log_sigmoid(f) - jax.nn.log_sigmoid(i))
+        return keep, (1 - keep) * g
+
+    return _minimal(hidden_size, 3, coefficients, kernel_init)
+
+
+def _minimal(hidden_size, gates, coefficients, kernel_init):
+    hidden_size = size("hidden_size", hidden_size)
+
+    def init(key, input_size, dtype=jnp.float32):
+        kernel, _ = kernels(key, input_size, 1, hidden_size, gates, dtype, kernel_init)
+        return RNNParams(kernel, None, jnp.zeros(gates * hidden_size, dtype))
+
+    def initial_state(params, batch_shape=()):
+        return RNNState(zeros(params, batch_shape, hidden_size))
+
+    return linear(Recurrence(coefficients, _unpack), init, initial_state)
+
+
+def _unpack(packed, dtype):
+    return RNNState(packed)
+
+
+class LRUParams(NamedTuple):
+    """Parameters of `lru`."""
+
+    nu: Float[Array, " H"]  # log of -log|λ|
+    theta: Float[Array, " H"]  # log of λ's phase
+    gamma: Float[Array, " H"]  # log of the input's scale
+    input_kernel: Float[Array, "2 I H"]  # real and imaginary part
+    output_kernel: Float[Array, "2 H H"]
+    skip_kernel: Float[Array, "I H"]
+
+
+_LRU_KERNELS = ("input_kernel", "output_kernel", "skip_kernel")
+
+
+class LRUState(NamedTuple):
+    """State of `lru`, a complex vector."""
+
+    real: Float[Array, "*B H"]
+    imaginary: Float[Array, "*B H"]
+
+
+@cached
+def lru(
+    hidden_size: int,
+    *,
+    activation: Callable[[Array], Array] = jax.nn.gelu,
+    radius: tuple[float, float] = (0.9, 0.999),
+    max_phase: float = 6.28,
+) -> Cell:
+    """Linear recurrent unit (Orvieto et al., "Resurrecting recurrent neural networks", 2023).
+
+        s' = λ∘s + exp(gamma)∘(x·B)            complex; λ = exp(-exp(nu) + i·exp(theta))
+        y = activation(Re(s'·C) + x·D)
+
+    Args:
+        hidden_size: H, the number of complex units and of outputs.
+        activation: Nonlinearity of the output, in place of the paper's gated layer around the unit.
+        radius: Smallest and largest |λ| at the start.
+        max_phase: Largest phase of λ at the start, in radians.
+
+    Returns:
+        A cell with `LRUParams` and `LRUState`.
+
+    Raises:
+        ValueError: If `hidden_size` is not a positive integer, or `radius` not 0 <= low < high < 1.
+    """
+    hidden_size = size("hidden_size", hidden_size)
+    low, high = radius
+    if not 0 <= low < high < 1:
+        raise ValueError(f"radius must be 0 <= low < high < 1, got {radius}")
+
+    def init(key, input_size, dtype=jnp.float32):
+        keys = jax.random.split(key, 5)
+        squared = jax.random.uniform(keys[0], (hidden_size,), jnp.float32, low**2, high**2)
+        phase = jax.random.uniform(keys[1], (hidden_size,), jnp.float32, 1e-4, max_phase)
+        normal = jax.random.normal
+        params = LRUParams(
+            nu=jnp.log(-0.5 * jnp.log(squared)),
+            theta=jnp.log(phase),
+            gamma=0.5 * jnp.log(1 - squared),
+            input_kernel=normal(keys[2], (2, input_size, hidden_size)) / (2 * input_size) ** 0.5,
+            output_kernel=normal(keys[3], (2, hidden_size, hidden_size)) / hidden_size**0.5,
+            skip_kernel=normal(keys[4], (input_size, hidden_size)) / input_size**0.5,
+        )
+        # The eigenvalues need float32: in bfloat16 those near 1 would fall together.
+        precise = _precise(dtype)
+        return params._replace(
+            **{name: getattr(params, name).astype(precise) for name in ("nu", "theta", "gamma")},
+            **{name: getattr(params, name).astype(dtype) for name in _LRU_KERNELS},
+        )
+
+    def initial_state(params, batch_shape=()):
+        return LRUState(
+            zeros(params, batch_shape, hidden_size), zeros(params, batch_shape, hidden_size)
+        )
+
+    def coefficients(params, x):
+        eigenvalue = jnp.exp(_complex(-jnp.exp(params.nu), jnp.exp(params.theta)))
+        drive = _complex(product(x, params.input_kernel[0]), product(x, params.input_kernel[1]))
+        scale = jnp.exp(params.gamma).astype(drive.dtype)
+        return along(eigenvalue, drive), along(scale, drive) * drive
+
+    def unpack(packed, dtype):
+        return LRUState(packed.real.astype(dtype), packed.imag.astype(dtype))
+
+    def readout(params, packed, x):
+        real, imaginary = packed.real.astype(x.dtype), packed.imag.astype(x.dtype)
+        y = product(real, params.output_kernel[0]) - product(imaginary, params.output_kernel[1])
+        return activation(y + product(x, params.skip_kernel))
+
+    return linear(Recurrence(coefficients, unpack, _pack, readout), init, initial_state)
+
+
+def _pack(state):
+    return _complex(*state)
+
+
+def _complex(real, imaginary):
+    # There are no complex numbers smaller than two float32.
+    dtype = _precise(real.dtype)
+    return lax.complex(real.astype(dtype), imaginary.astype(dtype))
+
+
+def _precise(dtype):
+    return jnp.float64 if dtype == jnp.float64 else jnp.float32

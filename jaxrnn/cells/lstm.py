@@ -1,0 +1,403 @@
+"""Long short-term memory and its relatives: cells that keep a memory beside their output.
+
+Kernels and initialisation as in `cells.py`.
+
+Shapes: B batch (any number of axes), I input features, H memory cells, P the size of the output
+(H, or the projection's), G gates.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+from typing import NamedTuple
+
+import jax
+import jax.numpy as jnp
+from jax.nn.initializers import glorot_uniform
+from jaxtyping import Array, Float
+
+from jaxrnn.arguments import size
+from jaxrnn.cell import Cell, affine, along, cached, gated, pointwise, product, sigmoid, zeros
+from jaxrnn.cells.rnn import RNNParams, RNNState
+from jaxrnn.initializers import Initializer, chrono_bias, kernels
+
+
+class LSTMParams(NamedTuple):
+    """Parameters of `lstm` and `odyssey`; gates i, f, g, o, peepholes i, f, o, if they exist."""
+
+    kernel: Float[Array, "I G*H"] | None
+    recurrent_kernel: Float[Array, "P G*H"] | None
+    bias: Float[Array, " G*H"] | None
+    peephole: Float[Array, "N H"] | None = None
+    projection: Float[Array, "H P"] | None = None
+    gate_kernel: Float[Array, "3H 3H"] | None = None  # full gate recurrence
+
+
+class LSTMState(NamedTuple):
+    """State of `lstm`."""
+
+    hidden: Float[Array, "*B P"]
+    cell: Float[Array, "*B H"]
+
+
+class FullGateState(NamedTuple):
+    """State of the LSTM with full gate recurrence; its last gates stand side by side."""
+
+    hidden: Float[Array, "*B H"]
+    cell: Float[Array, "*B H"]
+    gates: Float[Array, "*B 3H"]
+
+
+class LayerNormLSTMParams(NamedTuple):
+    """Parameters of `layer_norm_lstm`; gates i, f, g, o."""
+
+    kernel: Float[Array, "I 4H"]
+    recurrent_kernel: Float[Array, "H 4H"]
+    bias: Float[Array, " 4H"]
+    scale: Float[Array, " 4H"]
+    recurrent_scale: Float[Array, " 4H"]
+    cell_scale: Float[Array, " H"]
+    cell_bias: Float[Array, " H"]
+
+
+@cached
+def lstm(
+    hidden_size: int,
+    *,
+    forget_bias: float | Array = 1.0,
+    activation: Callable[[Array], Array] = jnp.tanh,
+    peephole: bool = False,
+    projection_size: int | None = None,
+    cell_clip: float | None = None,
+    chrono: float | None = None,
+    kernel_init: Initializer | None = None,
+    recurrent_init: Initializer | None = None,
+) -> Cell:
+    """Long short-term memory (Hochreiter & Schmidhuber, 1997; forget gate Gers et al., 2000).
+
+        i = σ(x·Ui + h·Wi + bi [+ pi∘c])      how much of the candidate to write
+        f = σ(x·Uf + h·Wf + bf [+ pf∘c])      how much of the old cell to keep
+        g = tanh(x·Ug + h·Wg + bg)            the candidate
+        c' = f∘c + i∘g
+        o = σ(x·Uo + h·Wo + bo [+ po∘c'])     how much of the cell to show
+        h' = o∘tanh(c') [·projection]
+
+    Args:
+        hidden_size: H, the number of memory cells.
+        forget_bias: Initial bias of the forget gate (Jozefowicz et al., 2015); part of the
+            parameters, never added in the forward pass, so that weights can be exchanged.
+        activation: Nonlinearity of the candidate and of the output.
+        peephole: Let the gates see the cell (Gers & Schmidhuber, 2000).
+        projection_size: P, the size of a linear projection of the output (Sak et al., 2014).
+        cell_clip: Keep the cell within ±cell_clip.
+        chrono: In place of `forget_bias`, start the biases so that the cell keeps for up to this
+            many steps (Tallec & Ollivier, 2018), with those of the input gate their negatives.
+        kernel_init: How the kernel of each gate starts; see `jaxrnn.initializers.kernels`.
+        recurrent_init: How the recurrent kernel of each gate starts.
+
+    Returns:
+        A cell with `LSTMParams` and `LSTMState`.
+
+    Raises:
+        ValueError: If a size or `cell_clip` is not positive, or `chrono` not more than 2.
+    """
+    hidden_size = size("hidden_size", hidden_size)
+    if projection_size is not None:
+        projection_size = size("projection_size", projection_size)
+    if cell_clip is not None and not cell_clip > 0:
+        raise ValueError(f"cell_clip must be positive, got {cell_clip}")
+    output_size = projection_size or hidden_size
+
+    def init(key, input_size, dtype=jnp.float32):
+        key, projection_key = jax.random.split(key)
+        sizes = input_size, output_size, hidden_size, 4
+        i, f, g, o = jnp.zeros((4, hidden_size), dtype)
+        f = f + jnp.asarray(forget_bias, dtype)
+        if chrono is not None:
+            key, bias_key = jax.random.split(key)
+            f = chrono_bias(bias_key, hidden_size, chrono, dtype)
+            i = -f
+        return LSTMParams(
+            *kernels(key, *sizes, dtype, kernel_init, recurrent_init),
+            jnp.concatenate([i, f, g, o]),
+            peephole=jnp.zeros((3, hidden_size), dtype) if peephole else None,
+            projection=glorot_uniform()(projection_key, (hidden_size, output_size), dtype)
+            if projection_size
+            else None,
+        )
+
+    def initial_state(params, batch_shape=()):
+        return LSTMState(
+            zeros(params, batch_shape, output_size), zeros(params, batch_shape, hidden_size)
+        )
+
+    gate = _gate("ifgo", activation, activation, peephole=peephole, clip=cell_clip)
+
+    def projected_step(params, state, x):
+        # The projection is a second product within the step, so this is no gate.
+        total = affine(x, params.kernel, params.bias) + product(
+            state.hidden, params.recurrent_kernel
+        )
+        state = gate(params, total, state)
+        state = LSTMState(product(state.hidden, params.projection), state.cell)
+        return state, state.hidden
+
+    if projection_size is not None:
+        return Cell(init, initial_state, projected_step)
+    plain = activation is jnp.tanh and not peephole and cell_clip is None
+    return gated(gate, init, initial_state, summed=True)._replace(is_cudnn_lstm=plain)
+
+
+def _gate(names: str, activation, output_activation, *, peephole, clip=None, coupled=False):
+    """The gate of an LSTM that has the gates named, of "ifgo"; one that it lacks is always open."""
+
+    @pointwise
+    def write(i, f, g, cell):
+        keep = 1 if f is None else sigmoid(f)
+        if coupled:
+            return cell * keep + (1 - keep) * activation(g)
+        return cell * keep + (1 if i is None else sigmoid(i)) * activation(g)
+
+    @pointwise
+    def show(o, cell):
+        return output_activation(cell) if o is None else sigmoid(o) * output_activation(cell)
+
+    peeping = [name for name in names if name in "ifo"]
+
+    def gate(weights, total, state):
+        parts = dict(zip(names, jnp.split(total, len(names), axis=-1), strict=True))
+
+        def look(name, cell):
+            part = parts.get(name)
+            if not peephole or part is None:
+                return part
+            return part + along(weights.peephole[peeping.index(name)], part) * cell
+
+        cell = write(look("i", state.cell), look("f", state.cell), parts["g"], state.cell)
+        if clip is not None:
+            cell = jnp.clip(cell, -clip, clip)
+        return LSTMState(show(look("o", cell), cell), cell)
+
+    return gate
+
+
+VARIANTS = ("V", "NIG", "NFG", "NOG", "NIAF", "NOAF", "CIFG", "NP", "FGR")
+
+
+@cached
+def odyssey(
+    hidden_size: int,
+    variant: str = "V",
+    *,
+    forget_bias: float | Array = 1.0,
+    kernel_init: Initializer | None = None,
+    recurrent_init: Initializer | None = None,
+) -> Cell:
+    """The LSTM with peepholes and its eight variants of "LSTM: A search space odyssey".
+
+    Greff et al., 2017. "V" is their vanilla LSTM, `lstm(hidden_size, peephole=True)`; the others
+    differ from it in one thing each:
+
+        NIG   no input gate, i = 1               NIAF  no input activation, g = x·Ug + h·Wg + bg
+        NFG   no forget gate, f = 1              NOAF  no output activation, h' = o∘c'
+        NOG   no output gate, o = 1              NP    no peepholes
+        CIFG  coupled input and forget gate, i = 1 - f (the paper: f = 1 - i)
+        FGR   full gate recurrence: i, f and o also see the i, f and o of the step before,
+              through gate_kernel [3H, 3H]
+
+    Args:
+        hidden_size: H, the number of memory cells.
+        variant: The paper's name of the variant.
+        forget_bias: Initial bias of the forget gate, if there is one.
+        kernel_init: How the kernel of each gate starts; see `jaxrnn.initializers.kernels`.
+        recurrent_init: How the recurrent kernel of each gate starts.
+
+    Returns:
+        A cell with `LSTMParams` (kernels, bias and peepholes of the gates it has) and `LSTMState`;
+        FGR with `FullGateState`.
+
+    Raises:
+        ValueError: If `hidden_size` is not a positive integer or the variant unknown.
+    """
+    hidden_size = size("hidden_size", hidden_size)
+    without = {"NIG": "i", "CIFG": "i", "NFG": "f", "NOG": "o"}
+    if variant not in VARIANTS:
+        raise ValueError(f"variant must be one of {VARIANTS}, got {variant!r}")
+    names = "ifgo".replace(without.get(variant, "-"), "")
+    peephole = variant != "NP"
+
+    def init(key, input_size, dtype=jnp.float32):
+        key, gate_key = jax.random.split(key)
+        sizes = input_size, hidden_size, hidden_size, len(names)
+        bias = {"f": jnp.full(hidden_size, forget_bias, dtype)}
+        gate_kernel = None
+        if variant == "FGR":
+            gate_kernel = glorot_uniform()(gate_key, (3 * hidden_size, 3 * hidden_size), dtype)
+        return LSTMParams(
+            *kernels(key, *sizes, dtype, kernel_init, recurrent_init),
+            jnp.concatenate([bias.get(name, jnp.zeros(hidden_size, dtype)) for name in names]),
+            peephole=jnp.zeros((len(names) - 1, hidden_size), dtype) if peephole else None,
+            gate_kernel=gate_kernel,
+        )
+
+    def initial_state(params, batch_shape=()):
+        # Each leaf an array of its own, so that a state can be donated.
+        hidden, cell = (zeros(params, batch_shape, hidden_size) for _ in range(2))
+        if variant != "FGR":
+            return LSTMState(hidden, cell)
+        return FullGateState(hidden, cell, zeros(params, batch_shape, 3 * hidden_size))
+
+    def full_gate_step(params, state, x):
+        total = affine(x, params.kernel, params.bias) + product(
+            state.hidden, params.recurrent_kernel
+        )
+        i, f, g, o = jnp.split(total, 4, axis=-1)
+        seen = jnp.split(product(state.gates, params.gate_kernel), 3, axis=-1)
+        pi, pf, po = (along(row, i) for row in params.peephole)
+        i = sigmoid(i + pi * state.cell + seen[0])
+        f = sigmoid(f + pf * state.cell + seen[1])
+        cell = f * state.cell + i * jnp.tanh(g)
+        o = sigmoid(o + po * cell + seen[2])
+        state = FullGateState(o * jnp.tanh(cell), cell, jnp.concatenate([i, f, o], axis=-1))
+        return state, state.hidden
+
+    if variant == "FGR":
+        return Cell(init, initial_state, full_gate_step)
+    gate = _gate(
+        names,
+        _linear if variant == "NIAF" else jnp.tanh,
+        _linear if variant == "NOAF" else jnp.tanh,
+        peephole=peephole,
+        coupled=variant == "CIFG",
+    )
+    return gated(gate, init, initial_state, summed=True)
+
+
+def _linear(x: Array) -> Array:
+    return x
+
+
+@cached
+def janet(
+    hidden_size: int,
+    *,
+    beta: float = 1.0,
+    forget_bias: float | Array = 1.0,
+    chrono: float | None = None,
+    kernel_init: Initializer | None = None,
+    recurrent_init: Initializer | None = None,
+) -> Cell:
+    """Just another network: the LSTM with its forget gate only.
+
+    van der Westhuizen & Lasenby, "The unreasonable effectiveness of the forget gate", 2018.
+
+        s = x·Uf + h·Wf + bf
+        h' = σ(s)∘h + (1 - σ(s - beta))∘tanh(x·Ug + h·Wg + bg)
+
+    Args:
+        hidden_size: H, the number of units.
+        beta: How much more is written than is forgotten.
+        forget_bias: Initial bias of the forget gate.
+        chrono: In its place, start that bias so that the cell keeps for up to this many steps, as
+            the paper does.
+        kernel_init: How the kernel of each gate starts; see `jaxrnn.initializers.kernels`.
+        recurrent_init: How the recurrent kernel of each gate starts.
+
+    Returns:
+        A cell with `RNNParams` (gates f, g) and `RNNState`.
+
+    Raises:
+        ValueError: If `hidden_size` is not a positive integer, or `chrono` not more than 2.
+    """
+    hidden_size = size("hidden_size", hidden_size)
+
+    def init(key, input_size, dtype=jnp.float32):
+        key, bias_key = jax.random.split(key)
+        forget = jnp.full(hidden_size, forget_bias, dtype)
+        if chrono is not None:
+            forget = chrono_bias(bias_key, hidden_size, chrono, dtype)
+        return RNNParams(
+            *kernels(
+                key, input_size, hidden_size, hidden_size, 2, dtype, kernel_init, recurrent_init
+            ),
+            jnp.concatenate([forget, jnp.zeros(hidden_size, dtype)]),
+        )
+
+    def initial_state(params, batch_shape=()):
+        return RNNState(zeros(params, batch_shape, hidden_size))
+
+    @pointwise
+    def write(s, g, hidden):
+        return sigmoid(s) * hidden + (1 - sigmoid(s - beta)) * jnp.tanh(g)
+
+    def gate(weights, total, state):
+        s, g = jnp.split(total, 2, axis=-1)
+        return RNNState(write(s, g, state.hidden))
+
+    return gated(gate, init, initial_state, summed=True)
+
+
+@cached
+def layer_norm_lstm(
+    hidden_size: int,
+    *,
+    forget_bias: float | Array = 1.0,
+    epsilon: float = 1e-3,
+    kernel_init: Initializer | None = None,
+    recurrent_init: Initializer | None = None,
+) -> Cell:
+    """The LSTM with layer normalisation (Ba et al., "Layer normalization", 2016, equations 20–22).
+
+        i, f, g, o = LN(h·W)∘recurrent_scale + LN(x·U)∘scale + b
+        c' = σ(f)∘c + σ(i)∘tanh(g)
+        h' = σ(o)∘tanh(LN(c')∘cell_scale + cell_bias)
+
+    LN takes the mean and the variance over all 4H numbers, or over the H of the cell.
+
+    Args:
+        hidden_size: H, the number of memory cells.
+        forget_bias: Initial bias of the forget gate.
+        epsilon: Added to the variance. While the inputs are blank and the state zero there is
+            nothing to normalise, and the gradient grows by up to 1/√epsilon at every such step;
+            with 1e-5 it overflows on the empty rows above a digit.
+        kernel_init: How the kernel of each gate starts; see `jaxrnn.initializers.kernels`.
+        recurrent_init: How the recurrent kernel of each gate starts.
+
+    Returns:
+        A cell with `LayerNormLSTMParams` and `LSTMState`.
+
+    Raises:
+        ValueError: If `hidden_size` is not a positive integer.
+    """
+    hidden_size = size("hidden_size", hidden_size)
+
+    def init(key, input_size, dtype=jnp.float32):
+        bias = jnp.zeros(4 * hidden_size, dtype).at[hidden_size : 2 * hidden_size].set(forget_bias)
+        sizes = input_size, hidden_size, hidden_size, 4
+        return LayerNormLSTMParams(
+            *kernels(key, *sizes, dtype, kernel_init, recurrent_init),
+            bias,
+            scale=jnp.ones(4 * hidden_size, dtype),
+            recurrent_scale=jnp.ones(4 * hidden_size, dtype),
+            cell_scale=jnp.ones(hidden_size, dtype),
+            cell_bias=jnp.zeros(hidden_size, dtype),
+        )
+
+    def initial_state(params, batch_shape=()):
+        return LSTMState(
+            zeros(params, batch_shape, hidden_size), zeros(params, batch_shape, hidden_size)
+        )
+
+    def normalise(x, scale):
+        return along(scale, x) * jax.nn.standardize(x, epsilon=epsilon)
+
+    def step(params, state, x):
+        past = normalise(product(state.hidden, params.recurrent_kernel), params.recurrent_scale)
+        total = past + normalise(product(x, params.kernel), params.scale) + along(params.bias, past)
+        i, f, g, o = jnp.split(total, 4, axis=-1)
+        cell = sigmoid(f) * state.cell + sigmoid(i) * jnp.tanh(g)
+        shown = normalise(cell, params.cell_scale) + along(params.cell_bias, cell)
+        state = LSTMState(sigmoid(o) * jnp.tanh(shown), cell)
+        return state, state.hidden
+
+    return Cell(init, initial_state, step)

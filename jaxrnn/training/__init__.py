@@ -1,0 +1,1 @@
+"""What the experiments stand on: data sets, training, sweeps, checkpoints, runs and reports."""

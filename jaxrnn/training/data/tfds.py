@@ -1,0 +1,208 @@
+"""tensorflow-datasets (TFDS) without TensorFlow: sets it prepared are read, others downloaded.
+
+TFDS knows the addresses and the checksums of the files. What in it would import TensorFlow (its
+readers, its image encoder, its file access) is replaced here. Examples come in the order of the
+original files.
+"""
+
+import itertools
+import os
+import queue
+import struct
+import tempfile
+import threading
+import urllib.request
+import zlib
+from collections.abc import Iterator
+from io import BytesIO
+from pathlib import Path
+from typing import Any, ClassVar
+
+import numpy as np
+
+from jaxrnn.training.data.idx import (
+    FILES,
+    SIDE,
+    DataError,
+    Pair,
+    Split,
+    one_line,
+    read_split,
+    valid,
+)
+
+_STALL_SECONDS = 5.0
+
+
+class Unavailable(DataError):
+    """The set is neither on this machine nor to be had; `reason` is a clause without advice."""
+
+    def __init__(self, reason: str):
+        super().__init__(
+            f"{reason}; name a folder that holds it with --data-dir FOLDER, "
+            "or train on what needs no download with --dataset digits"
+        )
+        self.reason = reason
+
+
+def read(name: str, folder: Path) -> Pair:
+    """Reads a prepared set, array_record or tfrecord, in the order of the original files."""
+    try:
+        import tensorflow_datasets as tfds
+
+        builder = tfds.builder_from_directory(folder)
+        if builder.name != name:
+            raise DataError(f"{folder}: holds {builder.name}, expected {name}")
+        pair = Pair(*(_read_examples(builder, split) for split in Pair._fields))
+    except DataError:
+        raise
+    # TFDS, array_record, protobuf and Pillow each have their own errors for a broken file.
+    except Exception as error:
+        raise DataError(f"{folder}: not a readable TFDS set ({one_line(error)})") from error
+    if not all(map(valid, pair)):
+        raise DataError(f"{folder}: not a set of 28×28 images with labels 0 to 9")
+    return pair
+
+
+def _read_examples(builder: Any, name: str) -> Split:
+    from PIL import Image
+    from tensorflow_datasets.core.hashing import Hasher
+    from tensorflow_datasets.proto import tf_example_pb2
+
+    info = builder.info.splits[name]
+    images = np.empty((info.num_examples, SIDE, SIDE), np.uint8)
+    labels = np.empty(info.num_examples, np.uint8)
+    # TFDS stores examples sorted by the hash of their number in the original file.
+    order = sorted(range(info.num_examples), key=Hasher(name).hash_key)
+    records = itertools.chain.from_iterable(map(_records, info.filepaths))
+    for at, record in zip(order, records, strict=True):
+        example = tf_example_pb2.Example.FromString(record)  # pyright: ignore[reportAttributeAccessIssue]
+        feature = example.features.feature
+        with Image.open(BytesIO(feature["image"].bytes_list.value[0])) as image:
+            images[at] = np.asarray(image).reshape(SIDE, SIDE)
+        labels[at] = feature["label"].int64_list.value[0]
+    return Split(images, labels)
+
+
+def _records(path: os.PathLike) -> Iterator[bytes]:
+    """The records of an array_record or a tfrecord file."""
+    if ".array_record" in Path(path).name:
+        from array_record.python.array_record_module import ArrayRecordReader
+
+        yield from ArrayRecordReader(os.fspath(path)).read_all()
+        return
+    raw, at = Path(path).read_bytes(), 0
+    while at < len(raw):
+        # A record is its length (8 bytes), that length's checksum (4), the data, its checksum (4).
+        (length,) = struct.unpack_from("<Q", raw, at)
+        if at + length + 16 > len(raw):
+            raise DataError(f"{path}: truncated")
+        yield raw[at + 12 : at + 12 + length]
+        at += length + 16
+
+
+def download(name: str, cache: Path | None) -> Pair:
+    """Downloads a set, lets TFDS check and prepare it in a private folder, and reads that."""
+    try:
+        import tensorflow_datasets as tfds
+
+        builder_class = _builder_class(name)
+        with tempfile.TemporaryDirectory(
+            dir=cache, prefix="prepare-", ignore_cleanup_errors=True
+        ) as scratch:
+            _fetch(builder_class.urls(), Path(scratch, "files"))
+            builder = builder_class(data_dir=scratch, file_format="array_record")
+            config = tfds.download.DownloadConfig(
+                manual_dir=Path(scratch, "files"), try_download_gcs=False
+            )
+            builder.download_and_prepare(
+                download_dir=Path(scratch, "downloads"), download_config=config
+            )
+            # download_and_prepare returns normally from some half-prepared folders.
+            if not builder.is_prepared():
+                raise DataError("TFDS did not prepare it")
+            return read(name, Path(builder.data_dir))
+    except Exception as error:
+        raise Unavailable(f"{name} could not be downloaded ({one_line(error)})") from error
+
+
+def _builder_class(name: str) -> Any:
+    """TFDS' own builder without its three uses of TensorFlow: files, gunzip, PNG."""
+    from tensorflow_datasets.image_classification import mnist
+
+    classes: dict[str, Any] = {c.name: c for c in (mnist.MNIST, mnist.FashionMNIST, mnist.KMNIST)}
+    base = classes[name]
+
+    class Builder(base, skip_registration=True):  # pyright: ignore
+        name = base.name
+        # TFDS merges these into the checksums of all its sets, which hold ours already.
+        url_infos: ClassVar = {}
+
+        @classmethod
+        def urls(cls):
+            return [f"{cls.URL}{file}.gz" for file in FILES]
+
+        def _split_generators(self, dl_manager):
+            paths = [Path(path) for path in dl_manager.download(self.urls())]
+            return {
+                "train": self._generate_examples(*paths[:2]),
+                "test": self._generate_examples(*paths[2:]),
+            }
+
+        def _generate_examples(self, images_path, labels_path):
+            examples = zip(*read_split(images_path, labels_path), strict=True)
+            for i, (image, label) in enumerate(examples):
+                yield i, {"image": _png(image), "label": int(label)}
+
+    return Builder
+
+
+def _png(image: np.ndarray) -> bytes:
+    """Encodes a greyscale image, uint8 [height, width]."""
+
+    def chunk(kind: bytes, body: bytes) -> bytes:
+        crc = zlib.crc32(kind + body)
+        return struct.pack(">I", len(body)) + kind + body + struct.pack(">I", crc)
+
+    height, width = image.shape
+    header = struct.pack(">IIBBBBB", width, height, 8, 0, 0, 0, 0)
+    # Each row starts with the number of its filter, 0: none.
+    rows = np.zeros((height, width + 1), np.uint8)
+    rows[:, 1:] = image
+    chunks = (b"IHDR", header), (b"IDAT", zlib.compress(rows.tobytes(), 1)), (b"IEND", b"")
+    return b"\x89PNG\r\n\x1a\n" + b"".join(chunk(*parts) for parts in chunks)
+
+
+def _fetch(urls: list[str], folder: Path) -> None:
+    """Downloads files; raises DataError once `_STALL_SECONDS` brought no 64 KiB more.
+
+    TFDS has no timeout and would repeat a failed request for minutes. The thread bounds also what
+    urllib's own timeout does not: the name look-up.
+    """
+    news: queue.Queue[Exception | str | None] = queue.Queue()
+
+    def work() -> None:
+        url = urls[0]
+        try:
+            for url in urls:
+                with (
+                    urllib.request.urlopen(url, timeout=_STALL_SECONDS) as response,
+                    open(folder / url.rsplit("/", 1)[1], "wb") as file,
+                ):
+                    while block := response.read(1 << 16):
+                        file.write(block)
+                        news.put(url)
+            news.put(None)
+        except Exception as error:
+            news.put(DataError(f"{url}: {one_line(error)}"))
+
+    folder.mkdir()
+    threading.Thread(target=work, daemon=True).start()
+    url: Exception | str | None = urls[0]
+    while url is not None:
+        try:
+            url = news.get(timeout=_STALL_SECONDS)
+        except queue.Empty:
+            raise DataError(f"{url}: no answer in {_STALL_SECONDS:g} s") from None
+        if isinstance(url, Exception):
+            raise url

@@ -1,0 +1,376 @@
+"""Pictures of a trained classifier: how it learned, what it confuses, what it believes.
+
+Every function writes one picture to `path`; the suffix says in which format. N images, C classes,
+P moments of reading.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Mapping, Sequence
+from os import PathLike
+from typing import TYPE_CHECKING
+
+import numpy as np
+
+if TYPE_CHECKING:
+    from matplotlib.axes import Axes
+    from matplotlib.figure import Figure
+
+# Okabe and Ito's colours, told apart by colour-blind readers too.
+BLUE, VERMILLION, GREY = "#0072B2", "#D55E00", "#999999"
+ERROR_TICKS = (0.9, 0.5, 0.2, 0.1, 0.05, 0.03, 0.02, 0.015, 0.01, 0.007, 0.005, 0.003, 0.002, 0.001)
+HEAT = "Blues"  # light to dark in one hue: fit for any eye, and for grey prints
+
+
+def _figure(width: int | float, height: int | float, title: str = "") -> Figure:
+    from matplotlib.figure import Figure
+
+    figure = Figure(figsize=(width, height), dpi=120, layout="compressed", facecolor="white")
+    if title:
+        figure.suptitle(title, fontsize=13, parse_math=False)
+    return figure
+
+
+def _save(figure: Figure, path: str | PathLike) -> None:
+    figure.savefig(path, bbox_inches="tight", pad_inches=0.15)
+
+
+def _check(name: str, array, *shape: int | None) -> np.ndarray:
+    """Returns `array` as numpy, where None in `shape` stands for any size."""
+    array = np.asarray(array)
+    fits = len(shape) == array.ndim and all(
+        want in (None, size) for want, size in zip(shape, array.shape, strict=True)
+    )
+    if not fits:
+        expected = ", ".join("any" if size is None else str(size) for size in shape)
+        raise ValueError(f"{name} must have shape [{expected}], got {list(array.shape)}")
+    return array
+
+
+def curves(metrics: Sequence[Mapping], path: str | PathLike) -> None:
+    """Draws loss and accuracy against the training step.
+
+    Args:
+        metrics: one mapping per evaluation with "step", "loss", "test_accuracy" and
+            "validation_accuracy", accuracies in [0, 1]. "validation_accuracy" may be None.
+        path: where the picture goes.
+
+    Raises:
+        ValueError: `metrics` is empty.
+    """
+    if not metrics:
+        raise ValueError("metrics must hold at least one evaluation, got none")
+    steps = [row["step"] for row in metrics]
+    marker = "o" if len(steps) < 3 else None
+    figure = _figure(11.0, 4.2)
+    loss_axes, accuracy_axes = figure.subplots(1, 2)
+    loss_axes.plot(steps, [row["loss"] for row in metrics], color=BLUE, lw=1.2, marker=marker)
+    loss_axes.set(yscale="log", ylabel="training loss")
+    lines = {"validation": (GREY, "--"), "test": (VERMILLION, "-")}
+    for name, (color, style) in lines.items():
+        values = [row.get(f"{name}_accuracy") for row in metrics]
+        if any(value is not None for value in values):
+            errors = 1 - np.array([np.nan if v is None else v for v in values], float)
+            label = f"{name} (last {1 - errors[-1]:.2%})"
+            accuracy_axes.plot(
+                steps, errors, style, color=color, lw=1.3, marker=marker, label=label
+            )
+    _accuracy_axis(accuracy_axes)
+    accuracy_axes.legend(loc="lower right")
+    for axes in (loss_axes, accuracy_axes):
+        axes.set_xlabel("step")
+        axes.locator_params(axis="x", nbins=5)
+        axes.xaxis.set_major_formatter("{x:,.0f}")
+        axes.grid(True, which="both", color="0.9", lw=0.6)
+        axes.spines[["top", "right"]].set_visible(False)
+    _save(figure, path)
+
+
+def _accuracy_axis(axes: Axes) -> None:
+    """Labels a y axis of error rates with accuracies, better upwards.
+
+    The last percent gets as much room as the first fifty: the logarithm of the error is what moves.
+    """
+    drawn = np.concatenate([line.get_ydata() for line in axes.get_lines()] or [[1.0]])
+    drawn = drawn[drawn > 0]
+    best, worst = (drawn.min(), drawn.max()) if drawn.size else (0.001, 0.01)
+    for line in axes.get_lines():  # a perfect score has no logarithm: it lies just above the best
+        line.set_ydata(np.maximum(line.get_ydata(), best / 1.3))
+    axes.set_ylim(min(1, 1.5 * worst), best / 1.5)
+    axes.set_yscale("log")
+    axes.set_yticks(ERROR_TICKS, [f"{100 * (1 - tick):g}%" for tick in ERROR_TICKS])
+    axes.set_yticks([], minor=True)
+    axes.set_ylabel("accuracy (log scale of the error)")
+
+
+def confusion(labels, predictions, path: str | PathLike, title: str = "") -> None:
+    """Draws the confusion matrix with its counts; the colour shows the errors only.
+
+    Args:
+        labels: int [N], the true classes.
+        predictions: int [N].
+        path: where the picture goes.
+        title: heads the picture.
+
+    Raises:
+        ValueError: `labels` is empty or of another shape than `predictions`.
+    """
+    from sklearn.metrics import confusion_matrix
+
+    labels = _check("labels", labels, None)
+    predictions = _check("predictions", predictions, len(labels))
+    if not len(labels):
+        raise ValueError("labels must hold at least one label, got none")
+    classes = 1 + max(labels.max(), predictions.max())
+    counts = confusion_matrix(labels, predictions, labels=np.arange(classes))
+    errors = np.ma.array(counts, mask=np.eye(classes, dtype=bool))
+    figure = _figure(7.4, 6.6, title)
+    axes = figure.subplots()
+    axes.set_facecolor("0.88")  # seen where a cell is masked: the diagonal
+    heat = axes.imshow(errors, cmap=HEAT, vmin=0, vmax=max(1, errors.filled(0).max()))
+    for (row, column), count in np.ndenumerate(counts):
+        dark = row != column and count > 0.55 * heat.get_clim()[1]
+        color = "white" if dark else "black" if count else "0.75"
+        axes.text(column, row, str(count), ha="center", va="center", color=color, fontsize=10)
+    ticks, totals = np.arange(classes), counts.sum(axis=1)
+    axes.set(xlabel="predicted", ylabel="true", xticks=ticks, yticks=ticks)
+    right = axes.secondary_yaxis("right")
+    pairs = zip(counts.diagonal(), totals, strict=True)
+    right.set_yticks(ticks, [f"{hits / total:.1%}" if total else "–" for hits, total in pairs])
+    right.set_ylabel("of the class recognised")
+    right.tick_params(length=0)
+    _save(figure, path)
+
+
+def mistakes(
+    images, labels, probabilities, path: str | PathLike, title: str = "", count: int = 24
+) -> None:
+    """Draws the errors of which the classifier was most certain, with its beliefs.
+
+    Args:
+        images: uint8 [N, height, width].
+        labels: int [N], the true classes.
+        probabilities: float [N, C].
+        path: where the picture goes.
+        title: heads the picture.
+        count: how many errors to show at most.
+
+    Raises:
+        ValueError: the shapes do not fit together.
+    """
+    images = _check("images", images, None, None, None)
+    labels = _check("labels", labels, len(images))
+    probabilities = _check("probabilities", probabilities, len(images), None)
+    predictions = probabilities.argmax(axis=-1)
+    wrong = np.flatnonzero(predictions != labels)
+    worst = wrong[np.argsort(-probabilities[wrong].max(axis=-1), kind="stable")][:count]
+    if not len(worst):
+        figure = _figure(6.0, 2.0, title)
+        figure.text(0.5, 0.4, f"No mistakes among {len(images)} images", ha="center", fontsize=14)
+        _save(figure, path)
+        return
+    columns = min(6, len(worst))
+    rows = -(-len(worst) // columns)
+    figure = _figure(2.6 * columns, 1.75 * rows + 0.5, title)
+    panels = figure.subplots(rows, 2 * columns, squeeze=False).reshape(-1, 2)
+    for (picture, bars), n in zip(panels, worst, strict=False):
+        _show(picture, images[n])
+        truth = f"true {labels[n]} ({probabilities[n, labels[n]]:.1%})"
+        picture.set_title(truth, fontsize=10, color=BLUE)
+        picture.set_xlabel(f"#{n}", fontsize=8, color="0.4")
+        _bars(bars, probabilities[n], int(labels[n]), int(predictions[n]))
+    _hide(panels[len(worst) :])
+    _save(figure, path)
+
+
+def _hide(panels: np.ndarray) -> None:
+    for axes in panels.flat:
+        axes.set_axis_off()
+
+
+def _show(axes: Axes, image: np.ndarray) -> None:
+    axes.imshow(image, cmap="gray_r", vmin=0, vmax=255)
+    axes.set(xticks=[], yticks=[])
+
+
+def _bars(axes: Axes, probabilities: np.ndarray, label: int, prediction: int) -> None:
+    """Draws one belief as a bar per class, the true one blue, the predicted one vermillion."""
+    colors = [GREY] * len(probabilities)
+    colors[label], colors[prediction] = BLUE, VERMILLION
+    axes.barh(np.arange(len(probabilities)), probabilities, color=colors)
+    axes.set(xlim=(0, 1), xticks=[], ylim=(len(probabilities) - 0.5, -0.5))
+    axes.set_yticks(np.arange(len(probabilities)))
+    axes.tick_params(axis="y", labelsize=7, length=0, pad=1)
+    axes.spines[["top", "right", "bottom"]].set_visible(False)
+    axes.set_box_aspect(1)
+    said = f"says {prediction} ({probabilities[prediction]:.0%})"
+    axes.set_title(said, fontsize=10, color=VERMILLION)
+
+
+def drawings(images, path: str | PathLike, names: Sequence[str], title: str = "") -> None:
+    """Draws rows of images.
+
+    Args:
+        images: float or uint8 [R, N, height, width], R rows of N images.
+        path: where the picture goes.
+        names: [R], what stands beside each row.
+        title: heads the picture.
+
+    Raises:
+        ValueError: `images` is empty or the shapes do not fit together.
+    """
+    images = _check("images", images, len(names), None, None, None)
+    if not images.size:
+        raise ValueError("images must hold at least one image, got none")
+    rows, columns = images.shape[:2]
+    figure = _figure(0.75 * columns + 1.2, 0.75 * rows + 0.5, title)
+    panels = figure.subplots(rows, columns, squeeze=False)
+    for row, name, line in zip(panels, names, images, strict=True):
+        for axes, image in zip(row, line, strict=True):
+            _show(axes, image)
+        row[0].set_ylabel(name, rotation=0, ha="right", va="center")
+    _save(figure, path)
+
+
+def accuracies(values, path: str | PathLike, title: str = "") -> None:
+    """Draws the accuracy after each part of the sequence: values float [P] in 0..1."""
+    values = _check("values", values, None)
+    figure = _figure(6, 3.5, title)
+    axes = figure.subplots()
+    axes.plot(np.arange(1, len(values) + 1), values, marker="o", markersize=3)
+    axes.set(xlabel="rows read", ylabel="test accuracy", ylim=(0, 1))
+    axes.grid(alpha=0.3)
+    _save(figure, path)
+
+
+def learning_bands(records: Sequence[Mapping], path: str | PathLike, title: str = "") -> None:
+    """Draws each setting's test error while it learned: the mean over seeds, and ± one deviation.
+
+    Args:
+        records: as `jaxrnn.training.compare` takes them; diverged ones are left out, and of a
+            setting whose runs were looked at after different steps all that differ from its
+            first; the legend says how many it shows then.
+        path: where the picture goes.
+        title: heads the picture.
+    """
+    good = [record for record in records if record["status"] == "ok"]
+    figure = _figure(8, 5, title)
+    axes = figure.subplots()
+    for number, row in enumerate(dict.fromkeys(record["row"] for record in good)):
+        every = [record["curve"] for record in good if record["row"] == row]
+        steps = [point["step"] for point in every[0]]
+        curves = [curve for curve in every if [point["step"] for point in curve] == steps]
+        label = row if len(curves) == len(every) else f"{row} ({len(curves)} of {len(every)})"
+        errors = np.array([[1 - point["test_accuracy"] for point in curve] for curve in curves])
+        mean = errors.mean(0)
+        spread = errors.std(0, ddof=1) if len(curves) > 1 else np.zeros_like(mean)
+        style = ("-", "--", ":", "-.")[number // 10 % 4]
+        (line,) = axes.plot(steps, mean, style, marker="o", markersize=3, label=label)
+        if len(curves) > 1:
+            low = np.maximum(mean - spread, 1e-4)
+            axes.fill_between(steps, low, mean + spread, color=line.get_color(), alpha=0.15)
+    axes.set(xlabel="step", ylabel="test error", yscale="log")
+    axes.grid(alpha=0.3, which="both")
+    if good:
+        axes.legend(fontsize="small", ncols=2)
+    _save(figure, path)
+
+
+def heat_map(
+    values,
+    names: Sequence[str],
+    labels: tuple[Sequence[str], Sequence[str]],
+    path: str | PathLike,
+    title: str = "test accuracy, %",
+) -> None:
+    """Draws a grid of accuracies: values float [R, C] in 0..1, labels of its rows and columns."""
+    rows, columns = labels
+    values = 100 * _check("values", values, len(rows), len(columns))
+    figure = _figure(1.1 * len(columns) + 2.5, 0.7 * len(rows) + 1.5, title)
+    axes = figure.subplots()
+    image = axes.imshow(values, cmap=HEAT, aspect="auto")
+    middle = (np.nanmin(values) + np.nanmax(values)) / 2
+    for (row, column), value in np.ndenumerate(values):
+        color = "white" if value > middle else "black"
+        text = "–" if np.isnan(value) else f"{value:.2f}"
+        axes.text(column, row, text, ha="center", va="center", color=color)
+    axes.set_xticks(range(len(columns)), columns)
+    axes.set_yticks(range(len(rows)), rows)
+    axes.set(ylabel=names[0], xlabel=names[1])
+    figure.colorbar(image)
+    _save(figure, path)
+
+
+def beliefs(
+    images,
+    probabilities,
+    path: str | PathLike,
+    labels=None,
+    title: str = "",
+    order: str = "rows",
+) -> None:
+    """Draws what the classifier believed while it read each image.
+
+    Args:
+        images: uint8 [N, height, width].
+        probabilities: float [N, P, C], the class probabilities after the 1st to the P-th part of
+            the image was read: rows, columns, or evenly spaced moments among the pixels.
+        path: where the picture goes.
+        labels: int [N], the true classes, or None.
+        title: heads the picture.
+        order: how the image was read: "rows", "columns", "shuffled", "pixels" or
+            "permuted".
+
+    Raises:
+        ValueError: `images` is empty or the shapes do not fit together.
+    """
+    images = _check("images", images, None, None, None)
+    probabilities = _check("probabilities", probabilities, len(images), None, None)
+    if not len(images):
+        raise ValueError("images must hold at least one image, got none")
+    if labels is not None:
+        labels = _check("labels", labels, len(images))
+    across = order == "columns"
+    columns = min(5 if across else 3, len(images))
+    rows = -(-len(images) // columns)
+    if across:
+        figure = _figure(2.4 * columns + 1, 4.6 * rows + 0.5, title)
+        panels = figure.subplots(2 * rows, columns, squeeze=False)
+        panels = panels.reshape(rows, 2, columns).swapaxes(1, 2).reshape(-1, 2)
+    else:
+        figure = _figure(4.4 * columns + 1, 2.6 * rows + 0.5, title)
+        panels = figure.subplots(rows, 2 * columns, squeeze=False).reshape(-1, 2)
+    _hide(panels[len(images) :])
+    for n, (image, belief) in enumerate(zip(images, probabilities, strict=True)):
+        _show(panels[n, 0], image)
+        _heat(panels[n, 1], belief, order)
+        said = belief[-1].argmax()
+        known = "" if labels is None else f", true {labels[n]}"
+        wrong = labels is not None and labels[n] != said
+        panels[n, 0].set_title(f"reads {said}{known}", color=VERMILLION if wrong else "black")
+    heat, every = panels[0, 1].images[0], panels.ravel().tolist()
+    figure.colorbar(heat, ax=every, label="probability", pad=0.01, aspect=12 * rows)
+    _save(figure, path)
+
+
+def _heat(axes: Axes, belief: np.ndarray, order: str) -> None:
+    """Draws one belief [P, C] so that each moment lies beside the part of the image just read."""
+    moments, classes = belief.shape
+    across = order == "columns"
+    axes.imshow(belief.T if across else belief, cmap=HEAT, vmin=0, vmax=1, aspect="auto")
+    axes.set_box_aspect(1)
+    time, kind = (axes.xaxis, axes.yaxis) if across else (axes.yaxis, axes.xaxis)
+    kind.set_ticks(np.arange(classes))
+    kind.set_label_text("class")
+    quarters = np.unique(np.arange(1, 5) * moments // 4)
+    quarters = quarters[quarters > 0]
+    if order in ("rows", "columns"):
+        time.set_ticks(quarters - 1, [str(part) for part in quarters])
+        time.set_label_text(f"{order[:-1]} read")
+    else:
+        time.set_ticks(quarters - 1, [f"{part / moments:.0%}" for part in quarters])
+        time.set_label_text("pixels read")
+    axes.tick_params(labelsize=8)
+    if not across:
+        axes.yaxis.tick_right()
+        axes.yaxis.set_label_position("right")

@@ -1,0 +1,274 @@
+"""A run: its folder on disk, its clock, and the signals that stop it.
+
+config.json     the configuration, the data and the machine
+metrics.jsonl   one object per evaluation
+checkpoints/    see `jaxrnn.training.checkpoint`
+result.json     the outcome; present only when the run is finished
+"""
+
+from __future__ import annotations
+
+import contextlib
+import importlib.metadata
+import json
+import os
+import platform
+import resource
+import shutil
+import signal
+import subprocess
+import sys
+import time
+from collections.abc import Iterable, Iterator, Mapping
+from pathlib import Path
+from typing import Any
+
+import jax
+
+from jaxrnn.training.checkpoint import lock
+
+PACKAGES = ("jax", "jaxlib", "flax", "optax", "orbax-checkpoint", "numpy")
+
+
+class RunError(ValueError):
+    """A run's folder cannot be used as asked; one line says why."""
+
+
+class Run:
+    """The folder of one run.
+
+    Attributes:
+        directory: The folder.
+        checkpoints: The folder of its checkpoints.
+    """
+
+    def __init__(self, directory: Path):
+        self.directory = directory
+        self.checkpoints = directory / "checkpoints"
+
+    def open(self, config: Mapping[str, Any], *, start_over: bool = False) -> list[str]:
+        """Creates the folder, or takes it up again if it holds a run of the same configuration.
+
+        Args:
+            config: Everything that the numbers depend on.
+            start_over: Remove what an earlier run of the same configuration left.
+
+        Returns:
+            One line for every package version or device that differs from the earlier run's, in
+            which case its continuation need not be bit-identical.
+
+        Raises:
+            RunError: If the folder holds something else, or cannot be written.
+            CheckpointError: If it is to be started over and another process writes there.
+        """
+        now = {"config": json.loads(json.dumps(config)), "environment": environment()}
+        try:
+            if not (self.directory / "config.json").exists():
+                left = set(os.listdir(self.directory)) if self.directory.is_dir() else set()
+                if left - {"config.json.tmp"}:  # of a start that was cut short
+                    raise RunError(f"{self.directory} is not empty and holds no run")
+                self.directory.mkdir(parents=True, exist_ok=True)
+                write_json(self.directory / "config.json", now)
+                return []
+            before = self.read("config.json")
+            if changes := differences(before["config"], now["config"]):
+                raise RunError(
+                    f"{self.directory} holds a run with another configuration "
+                    f"({'; '.join(changes)}): choose another folder with --out"
+                )
+            if start_over:
+                with lock(self.checkpoints):  # not under the hands of a process that writes there
+                    self._clear()
+                write_json(self.directory / "config.json", now)
+                return []
+        except OSError as error:
+            raise RunError(f"{self.directory} cannot be used: {error}") from None
+        return differences(before["environment"], now["environment"])
+
+    def _clear(self) -> None:
+        """Removes all but config.json, so that wherever it is cut short the folder holds a run.
+
+        The result goes first and the evaluations after the checkpoints that refer to them.
+        """
+        (self.directory / "result.json").unlink(missing_ok=True)
+        shutil.rmtree(self.checkpoints)
+        for path in self.directory.iterdir():
+            if path.is_dir():
+                shutil.rmtree(path)
+            elif path.name != "config.json":
+                path.unlink()
+
+    def read(self, name: str) -> dict[str, Any]:
+        """Reads one of the run's JSON files.
+
+        Raises:
+            RunError: If it is missing or damaged.
+        """
+        try:
+            return json.loads((self.directory / name).read_text())
+        except FileNotFoundError:
+            raise RunError(f"{self.directory} holds no run: {name} is missing") from None
+        except (OSError, ValueError) as error:
+            raise RunError(f"{self.directory / name} cannot be read: {error}") from None
+
+    @property
+    def finished(self) -> bool:
+        """Whether the run came to its end."""
+        return (self.directory / "result.json").exists()
+
+    def finish(self, result: Mapping[str, Any]) -> None:
+        """Writes the outcome."""
+        write_json(self.directory / "result.json", result)
+
+    def metrics(self) -> list[dict[str, Any]]:
+        """The evaluations so far; a last line cut off by a crash is left out."""
+        path = self.directory / "metrics.jsonl"
+        if not path.exists():
+            return []
+        lines = path.read_text().splitlines(keepends=True)
+        return [json.loads(line) for line in lines if line.endswith("\n")]
+
+    def append_metrics(self, row: Mapping[str, Any]) -> None:
+        """Adds one evaluation, safely on disk before a checkpoint can refer to it."""
+        with (self.directory / "metrics.jsonl").open("a") as file:
+            file.write(json.dumps(row) + "\n")
+            file.flush()
+            os.fsync(file.fileno())
+
+    def rewind_metrics(self, step: int) -> list[dict[str, Any]]:
+        """Drops the evaluations after `step`, which will be made again; returns the others."""
+        rows = [row for row in self.metrics() if row["step"] <= step]
+        _write(self.directory / "metrics.jsonl", (json.dumps(row) + "\n" for row in rows))
+        return rows
+
+
+class Clock:
+    """Seconds by phase, those that JAX spent compiling counted apart."""
+
+    def __init__(self):
+        self.seconds = {"compile": 0.0, "train": 0.0, "evaluate": 0.0}
+        self._spans: list[tuple[float, float]] = []
+        jax.monitoring.register_event_duration_secs_listener(self._heard)
+
+    def _heard(self, event: str, duration: float, **_: Any) -> None:
+        if event.startswith("/jax/core/compile/"):
+            end = time.perf_counter()
+            # Traces nest; the outer one is heard last and takes the place of those inside it.
+            self._spans = [span for span in self._spans if span[0] < end - duration]
+            self._spans.append((end - duration, end))
+
+    @contextlib.contextmanager
+    def phase(self, name: str) -> Iterator[None]:
+        """Adds the time of a block to a phase, less what was spent compiling in it."""
+        started, self._spans = time.perf_counter(), []
+        yield
+        compiling = sum(end - start for start, end in self._spans)
+        self.seconds["compile"] += compiling
+        self.seconds[name] += time.perf_counter() - started - compiling
+
+    def total(self) -> float:
+        """Seconds in all phases."""
+        return sum(self.seconds.values())
+
+
+class Stop:
+    """Catches the first Ctrl-C or SIGTERM, so that the chunk can be finished and saved."""
+
+    signal: int | None = None
+
+    def __enter__(self) -> Stop:
+        self._before = {
+            number: signal.signal(number, self._catch) for number in (signal.SIGINT, signal.SIGTERM)
+        }
+        return self
+
+    def _catch(self, number: int, _: Any) -> None:
+        if self.signal is not None:
+            raise KeyboardInterrupt
+        self.signal = number
+
+    def __exit__(self, *_: object) -> None:
+        for number, handler in self._before.items():
+            signal.signal(number, handler)
+
+
+def differences(before: Mapping[str, Any], now: Mapping[str, Any]) -> list[str]:
+    """One `name: before -> now` for each entry that differs."""
+    names = sorted(before.keys() | now.keys())
+    return [
+        f"{name}: {before.get(name)} -> {now.get(name)}"
+        for name in names
+        if before.get(name) != now.get(name)
+    ]
+
+
+def environment() -> dict[str, Any]:
+    """What the last bits of a number depend on besides the configuration."""
+    return {
+        "python": platform.python_version(),
+        **{name: importlib.metadata.version(name) for name in PACKAGES},
+        "device": jax.devices()[0].device_kind,
+        "devices": jax.device_count(),
+        "cores": cores(),
+        "machine": platform.machine(),
+        "processor": processor(),
+        "xla_flags": os.environ.get("XLA_FLAGS", ""),
+        "git_revision": git_revision(),
+    }
+
+
+def processor() -> str:
+    """The CPU's model, as far as the system tells."""
+    with contextlib.suppress(OSError):
+        for line in Path("/proc/cpuinfo").read_text().splitlines():
+            if line.startswith("model name"):
+                return line.partition(":")[2].strip()
+    return platform.processor()
+
+
+def machine() -> str:
+    """What one process computes with: its devices, as "2 × NVIDIA H100" or "2 × " a CPU's model."""
+    device = jax.local_devices()[0]
+    kind = processor() if device.platform == "cpu" else device.device_kind
+    return f"{jax.local_device_count()} × {kind}"
+
+
+def peak_memory() -> int:
+    """The most memory this process has held so far, in bytes."""
+    peak = resource.getrusage(resource.RUSAGE_SELF).ru_maxrss
+    return peak if sys.platform == "darwin" else peak * 1024
+
+
+def write_json(path: Path, value: Mapping[str, Any]) -> None:
+    """Writes JSON so that a crash leaves the old file or the new one."""
+    _write(path, [json.dumps(value, indent=2) + "\n"])
+
+
+def _write(path: Path, lines: Iterable[str]) -> None:
+    temporary = path.with_name(path.name + ".tmp")
+    with temporary.open("w") as file:
+        file.writelines(lines)
+        file.flush()
+        os.fsync(file.fileno())
+    temporary.replace(path)
+
+
+def cores() -> int:
+    """The cores this process may use, which is what XLA counts."""
+    if hasattr(os, "sched_getaffinity"):
+        return len(os.sched_getaffinity(0))
+    return os.cpu_count() or 1
+
+
+def git_revision() -> str | None:
+    """The code's, "-dirty" if a Python file was changed since; None where it is no repository."""
+    git = ["git", "-C", str(Path(__file__).parents[2])]
+    describe = [*git, "describe", "--always"]
+    # Of the code alone: what runs leave in the repository does not change what they are.
+    unchanged = [*git, "diff", "--quiet", "HEAD", "--", "*.py"]
+    try:
+        found = subprocess.run(describe, capture_output=True, text=True, timeout=5).stdout.strip()
+        dirty = found and subprocess.run(unchanged, timeout=5).returncode
+    except (OSError, subprocess.TimeoutExpired):
+        return None
+    return f"{found}-dirty" if dirty else found or None

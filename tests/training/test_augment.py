@@ -1,0 +1,91 @@
+"""Distorted images."""
+
+import flax.linen as nn
+import jax
+import jax.numpy as jnp
+import numpy as np
+import pytest
+
+from jaxrnn.training import train
+from jaxrnn.training.augment import Distortion
+
+STILL = Distortion(rotation=0, scale=0, shear=0, shift=0, elastic=0)
+COUNT, SIDE = 300, 28
+MIDDLE = (SIDE - 1) / 2
+
+
+@pytest.fixture(autouse=True)
+def _promotion():
+    """Optax and map_coordinates need the standard mode."""
+    with jax.numpy_dtype_promotion("standard"), jax.numpy_rank_promotion("allow"):
+        yield
+
+
+def blobs(row, column):
+    """The same round blob in every image."""
+    rows, columns = np.indices((SIDE, SIDE))
+    one = np.exp(-((rows - MIDDLE - row) ** 2 + (columns - MIDDLE - column) ** 2) / 4)
+    return jnp.broadcast_to(jnp.asarray(one, jnp.float32), (COUNT, SIDE, SIDE))
+
+
+def centres(images):
+    """Centres of mass, from the middle: [N, 2]."""
+    images, places = np.asarray(images), np.arange(SIDE) - MIDDLE
+    mass = images.sum((1, 2))
+    return np.stack([images.sum(2) @ places, images.sum(1) @ places], 1) / mass[:, None]
+
+
+def test_nothing_asked_for_is_nothing_done():
+    images = blobs(3, -2)
+    np.testing.assert_allclose(STILL(jax.random.key(0), images), images, atol=1e-5)
+
+
+def test_rotation_is_about_the_middle_and_by_what_was_said():
+    turned = centres(STILL._replace(rotation=7.0)(jax.random.key(0), blobs(0, 8)))
+    np.testing.assert_allclose(np.hypot(*turned.T), 8, atol=0.1)
+    angles = np.rad2deg(np.arctan2(*turned.T))
+    assert abs(angles.mean()) < 1.5
+    assert 6 < angles.std() < 8
+
+
+@pytest.mark.parametrize(
+    ("change", "expected"),
+    [
+        ({"shift": 1.5}, (1.5, 1.5)),
+        ({"scale": 0.1}, (0.8, 0.4)),  # of the distances 8 and 4
+        ({"shear": 0.1}, (0.4, 0.0)),  # rows move with their column
+        ({"elastic": 1.0, "grid": 1}, (1.0, 1.0)),
+    ],
+)
+def test_amounts_are_standard_deviations(change, expected):
+    moved = centres(STILL._replace(**change)(jax.random.key(1), blobs(8, 4)))
+    np.testing.assert_allclose(moved.std(0), expected, rtol=0.2, atol=0.02)
+
+
+def test_elastic_maps_move_neighbours_together_and_strangers_apart():
+    bent = STILL._replace(elastic=1.0)
+    key = jax.random.key(2)
+    here, near, far = (centres(bent(key, blobs(8, c)))[:, 0] for c in (8, 7, -8))
+    assert np.corrcoef(here, near)[0, 1] > 0.9
+    assert abs(np.corrcoef(here, far)[0, 1]) < 0.3
+
+
+def test_the_loss_distorts_only_with_a_key_and_smooths_labels():
+    class Model(nn.Module):
+        @nn.compact
+        def __call__(self, images):
+            return nn.Dense(3)(images.reshape(len(images), -1))
+
+    images = jnp.asarray(np.random.default_rng(0).integers(0, 256, (4, SIDE, SIDE), np.uint8))
+    batch = images, jnp.array([0, 1, 2, 0], jnp.uint8)
+    model, key = Model(), jax.random.key(0)
+    params = model.init(key, train.scale(images))["params"]
+    plain = train.cross_entropy(model, params, batch)
+    loss = train.Augmented(Distortion())
+    np.testing.assert_allclose(loss(model, params, batch), plain, rtol=1e-5)
+    assert loss(model, params, batch, key) != pytest.approx(float(plain), rel=1e-3)
+    logits = np.asarray(model.apply({"params": params}, train.scale(images)))
+    targets = 0.9 * np.eye(3)[batch[1]] + 0.1 / 3
+    expected = -(targets * np.asarray(jax.nn.log_softmax(logits))).sum(-1).mean()
+    smooth = train.Augmented(smoothing=0.1)(model, params, batch)
+    np.testing.assert_allclose(smooth, expected, rtol=1e-5)

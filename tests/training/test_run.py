@@ -1,0 +1,128 @@
+"""A run's folder: configurations are never mixed, files are whole or absent."""
+
+import json
+import shutil
+import subprocess
+
+import pytest
+
+from jaxrnn.training import run as run_module
+from jaxrnn.training.checkpoint import CheckpointError, lock
+from jaxrnn.training.run import Run, RunError, differences, git_revision
+
+
+def test_a_new_folder_records_configuration_and_environment(tmp_path):
+    run = Run(tmp_path / "deep" / "run")
+    assert run.open({"seed": 0, "order": "rows"}) == []
+    stored = run.read("config.json")
+    assert stored["config"] == {"seed": 0, "order": "rows"}
+    assert {"jax", "python", "cores", "device", "git_revision"} <= stored["environment"].keys()
+
+
+def test_a_revision_is_dirty_by_changed_code_only(tmp_path, monkeypatch):
+    code = tmp_path / "jaxrnn" / "training" / "run.py"
+    monkeypatch.setattr(run_module, "__file__", str(code))
+    code.parent.mkdir(parents=True)
+    code.write_text("1\n")
+    (tmp_path / "results.jsonl").write_text("")
+    assert git_revision() is None
+    git = ["git", "-C", str(tmp_path), "-c", "user.name=a", "-c", "user.email=a@b"]
+    for words in (["init", "-q"], ["add", "."], ["commit", "-qm", "one"]):
+        subprocess.run([*git, *words], check=True)
+    clean = git_revision()
+    assert clean
+    (tmp_path / "results.jsonl").write_text("a run\n")
+    assert git_revision() == clean
+    code.write_text("2\n")
+    assert git_revision() == f"{clean}-dirty"
+
+
+def test_another_configuration_is_refused_with_the_difference(tmp_path):
+    run = Run(tmp_path)
+    run.open({"seed": 0, "order": "rows"})
+    with pytest.raises(RunError, match=r"seed: 0 -> 1; size: None -> 3"):
+        run.open({"seed": 1, "order": "rows", "size": 3})
+    with pytest.raises(RunError, match="seed: 0 -> 1"):
+        run.open({"seed": 1, "order": "rows"}, start_over=True)
+    assert run.open({"seed": 0, "order": "rows"}) == []
+
+
+@pytest.mark.parametrize("name", ["thesis.tex", "thesis.tmp"])
+def test_a_folder_of_something_else_is_left_alone(name, tmp_path):
+    (tmp_path / name).write_text("years of work")
+    with pytest.raises(RunError, match="holds no run"):
+        Run(tmp_path).open({"seed": 0}, start_over=True)
+    assert (tmp_path / name).read_text() == "years of work"
+
+
+def test_starting_over_removes_what_was_there(tmp_path):
+    run = Run(tmp_path / "run")
+    run.open({"seed": 0})
+    run.append_metrics({"step": 100})
+    run.finish({"accuracy": 1.0})
+    assert run.finished
+    run.open({"seed": 0}, start_over=True)
+    assert not run.finished
+    assert run.metrics() == []
+    assert [path.name for path in run.directory.iterdir()] == ["config.json"]
+
+
+def test_killed_while_it_starts_or_starts_over_it_can_be_started_again(tmp_path, monkeypatch):
+    (tmp_path / "config.json.tmp").write_text('{"conf')
+    run = Run(tmp_path)
+    assert run.open({"seed": 0}) == []
+    run.append_metrics({"step": 100})
+    run.finish({"accuracy": 1.0})
+
+    def killed(path):
+        raise KeyboardInterrupt
+
+    monkeypatch.setattr(shutil, "rmtree", killed)
+    with pytest.raises(KeyboardInterrupt):
+        run.open({"seed": 0}, start_over=True)
+    assert run.open({"seed": 0}) == []
+    assert not run.finished
+
+
+def test_a_run_in_progress_is_not_started_over(tmp_path):
+    run = Run(tmp_path / "run")
+    run.open({"seed": 0})
+    with lock(run.checkpoints), pytest.raises(CheckpointError, match="in use"):
+        run.open({"seed": 0}, start_over=True)
+    assert run.read("config.json")
+
+
+def test_an_other_environment_is_told(tmp_path):
+    run = Run(tmp_path)
+    run.open({"seed": 0})
+    stored = run.read("config.json")
+    stored["environment"]["jax"] = "0.1"
+    (tmp_path / "config.json").write_text(json.dumps(stored))
+    assert [line.split(" -> ")[0] for line in run.open({"seed": 0})] == ["jax: 0.1"]
+
+
+def test_metrics_lose_a_torn_line_and_what_comes_after_a_step(tmp_path):
+    run = Run(tmp_path)
+    for step in (100, 200, 300):
+        run.append_metrics({"step": step, "loss": step / 7})
+    with (tmp_path / "metrics.jsonl").open("a") as file:
+        file.write('{"step": 400, "lo')
+    assert [row["step"] for row in run.metrics()] == [100, 200, 300]
+    assert run.rewind_metrics(200) == run.metrics()
+    run.append_metrics({"step": 300, "loss": 1.0})
+    assert [row["step"] for row in run.metrics()] == [100, 200, 300]
+
+
+def test_unusable_folders_are_one_line(tmp_path):
+    (tmp_path / "file").write_text("")
+    with pytest.raises(RunError, match="cannot be used"):
+        Run(tmp_path / "file" / "run").open({})
+    with pytest.raises(RunError, match=r"config\.json is missing"):
+        Run(tmp_path).read("config.json")
+    (tmp_path / "config.json").write_text("{")
+    with pytest.raises(RunError, match="cannot be read"):
+        Run(tmp_path).open({})
+
+
+def test_differences():
+    assert differences({"a": 1, "b": 2}, {"a": 1, "b": 3, "c": 4}) == ["b: 2 -> 3", "c: None -> 4"]

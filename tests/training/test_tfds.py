@@ -1,0 +1,205 @@
+"""TFDS: sets it prepared and sets it downloads give the arrays of the original files."""
+
+import hashlib
+import http.server
+import socket
+import struct
+import sys
+import threading
+import time
+from io import BytesIO
+from types import SimpleNamespace
+
+import pytest
+from idx_files import (
+    FILES,
+    TEST_LABELS,
+    assert_original,
+    encoded,
+    forbidden,
+    originals,
+    write,
+    zipped,
+)
+
+from jaxrnn.training import data
+from jaxrnn.training.data import tfds
+
+pytestmark = pytest.mark.usefixtures("home")
+_, LABELS, _, FEW_LABELS = originals()
+
+
+def prepare(tmp_path, name="mnist"):
+    """A set prepared by TFDS from the small files; returns its data directory."""
+    import tensorflow_datasets
+
+    files = write(tmp_path / "small")
+    builder = tfds._builder_class(name)(data_dir=tmp_path / "tfds", file_format="array_record")
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setattr(
+            tensorflow_datasets.download.DownloadManager,
+            "download",
+            lambda self, urls: [files / url.rsplit("/", 1)[1] for url in urls],
+        )
+        builder.download_and_prepare(download_dir=tmp_path / "downloads")
+    return tmp_path / "tfds"
+
+
+def tfrecord_from(version):
+    """Rewrites a prepared array_record set as TFDS with TensorFlow would: tfrecord, other PNGs."""
+    from array_record.python.array_record_module import ArrayRecordReader
+    from PIL import Image
+    from tensorflow_datasets.proto import tf_example_pb2
+
+    for path in version.glob("*.array_record*"):
+        raw = b""
+        for record in ArrayRecordReader(str(path)).read_all():
+            example = tf_example_pb2.Example.FromString(record)
+            png, buffer = example.features.feature["image"].bytes_list, BytesIO()
+            Image.open(BytesIO(png.value[0])).save(buffer, "PNG", optimize=True)
+            png.value[0] = buffer.getvalue()
+            record = example.SerializeToString()
+            raw += struct.pack("<QI", len(record), 0) + record + bytes(4)
+        (version / path.name.replace("array_record", "tfrecord")).write_bytes(raw)
+        path.unlink()
+    info = version / "dataset_info.json"
+    info.write_text(info.read_text().replace("array_record", "tfrecord"))
+
+
+def test_a_tfds_folder_gives_the_same_arrays_in_the_same_order(tmp_path, load, monkeypatch):
+    import tensorflow_datasets
+
+    folder = prepare(tmp_path)
+    version = folder / "mnist" / "3.0.1"
+    labels = [
+        int(x["label"])
+        for x in tensorflow_datasets.builder_from_directory(version).as_data_source("train")
+    ]
+    assert labels != LABELS.tolist()  # TFDS stores them in another order.
+    assert sorted(labels) == sorted(LABELS.tolist())
+    assert_original(load("mnist", folder))
+    assert_original(load("mnist", version))
+    tfrecord_from(version)
+    assert_original(load("mnist", folder))
+    monkeypatch.setattr(tfds, "read", forbidden)
+    assert_original(load("mnist", folder))
+
+
+def test_a_broken_or_foreign_tfds_folder_is_named(tmp_path, load):
+    folder = prepare(tmp_path, "kmnist")
+    version = folder / "kmnist" / "3.0.1"
+    assert_original(load("kmnist", folder))
+    with pytest.raises(tfds.DataError, match=r"3.0.1: holds kmnist, expected mnist"):
+        load("mnist", version)
+    tfrecord_from(version)
+    path = next(version.glob("kmnist-train*"))
+    good = path.read_bytes()
+    for raw in (good[:-9], good[:100], b"", good + b"x", good + good, bytes(len(good))):
+        path.write_bytes(raw)
+        with pytest.raises(tfds.DataError) as error:
+            load("kmnist", folder)
+        assert str(version) in str(error.value)
+        assert "\n" not in str(error.value)
+    (version / "dataset_info.json").write_text("{")
+    with pytest.raises(tfds.DataError, match="not a readable TFDS set"):
+        load("kmnist", folder)
+
+
+def test_the_users_own_tfds_folder_is_found(home, tmp_path, load, no_network):
+    prepare(tmp_path)
+    (tmp_path / "tfds").rename(home / "tensorflow_datasets")
+    assert_original(load("mnist"))
+    with pytest.raises(tfds.DataError, match="no route to host"):
+        load("kmnist")
+
+
+@pytest.fixture
+def server(tmp_path, monkeypatch):
+    """Serves the small files as MNIST, with checksums that TFDS takes for the registered ones."""
+    from tensorflow_datasets.core.download import checksums
+    from tensorflow_datasets.image_classification import mnist
+
+    folder = write(tmp_path / "served")
+    asked = []
+
+    class Handler(http.server.SimpleHTTPRequestHandler):
+        def __init__(self, *args):
+            super().__init__(*args, directory=folder)
+
+        def log_message(self, *args):
+            asked.append(self.path)
+
+    web = http.server.ThreadingHTTPServer(("127.0.0.1", 0), Handler)
+    threading.Thread(target=web.serve_forever, args=(0.01,), daemon=True).start()
+    base = f"http://127.0.0.1:{web.server_port}/"
+    infos = {}
+    for name in FILES:
+        raw = (folder / f"{name}.gz").read_bytes()
+        infos[f"{base}{name}.gz"] = checksums.UrlInfo(
+            size=len(raw), checksum=hashlib.sha256(raw).hexdigest(), filename=f"{name}.gz"
+        )
+    monkeypatch.setattr(checksums, "get_all_url_infos", lambda: dict(infos))
+    monkeypatch.setattr(mnist.MNIST, "URL", base)
+    monkeypatch.setenv("no_proxy", "127.0.0.1")
+    yield SimpleNamespace(folder=folder, asked=asked)
+    web.shutdown()
+    web.server_close()
+
+
+def test_download_prepares_through_tfds_once(tmp_path, load, server):
+    assert_original(load("mnist"))
+    assert len(server.asked) == 4
+    assert [path.name for path in (tmp_path / "cache").iterdir()] == ["mnist.npz"]
+    assert_original(load("mnist"))
+    assert len(server.asked) == 4
+    (tmp_path / "cache" / "mnist.npz").write_bytes(b"damaged")
+    assert_original(load("mnist"))
+    assert len(server.asked) == 8
+    assert "tensorflow" not in sys.modules
+
+
+def test_download_without_a_cache_folder(tmp_path, load, server):
+    (tmp_path / "file").write_text("in the way")
+    assert_original(load("mnist", cache_dir=tmp_path / "file"))
+
+
+def test_a_download_with_another_checksum_is_refused(tmp_path, load, server):
+    path = server.folder / f"{TEST_LABELS}.gz"
+    path.write_bytes(zipped(encoded((FEW_LABELS + 1) % 10)))
+    with pytest.raises(tfds.DataError, match="wrong checksum"):
+        load("mnist")
+    path.unlink()
+    with pytest.raises(tfds.DataError, match=f"{TEST_LABELS}.gz: HTTP Error 404"):
+        load("mnist")
+    assert list((tmp_path / "cache").iterdir()) == []
+
+
+def test_no_network_names_the_two_ways_out(load, no_network):
+    with pytest.raises(tfds.DataError) as error:
+        load("fashion_mnist")
+    message = str(error.value)
+    assert "fashion_mnist could not be downloaded" in message
+    assert "no route to host" in message
+    assert "--data-dir FOLDER" in message
+    assert "--dataset digits" in message
+    assert "\n" not in message
+
+
+def test_a_silent_server_or_name_lookup_ends_in_digits_soon(tmp_path, monkeypatch):
+    from tensorflow_datasets.image_classification import mnist
+
+    assert tfds._STALL_SECONDS <= 6
+    monkeypatch.setattr(tfds, "_STALL_SECONDS", 0.5)
+    monkeypatch.setenv("no_proxy", "127.0.0.1")
+    with socket.create_server(("127.0.0.1", 0)) as silent:
+        monkeypatch.setattr(mnist.MNIST, "URL", f"http://127.0.0.1:{silent.getsockname()[1]}/")
+        start = time.monotonic()
+        dataset = data.load_or_digits(cache_dir=tmp_path / "cache")
+        assert time.monotonic() - start < 5
+    assert dataset.name == "digits"
+    assert "not MNIST" in dataset.note
+    monkeypatch.setattr(tfds.urllib.request, "urlopen", lambda *_, **__: time.sleep(20))
+    start = time.monotonic()
+    dataset = data.load_or_digits(cache_dir=tmp_path / "cache")
+    assert time.monotonic() - start < 5
+    assert "no answer in 0.5 s" in dataset.note
