@@ -15,7 +15,7 @@ import numpy as np
 from jaxtyping import Array, Float, Num
 
 from jaxrnn.cell import Cell
-from jaxrnn.linen import RNN, blank, check_rate, dropout, readout
+from jaxrnn.linen import RNN, check_rate, dropout, mask_inputs, readout
 
 
 class ReNetLayer(nn.Module):
@@ -112,7 +112,7 @@ class ReNet(nn.Module):
 
     @nn.compact
     def __call__(
-        self, inputs: Num[Array | np.ndarray, "*B T I"], lengths: Any = None
+        self, inputs: Num[Array | np.ndarray, "*B T I"], seq_lengths: Any = None
     ) -> Float[Array, "*B C"]:
         """Returns logits; steps past an example's length are read as zeros.
 
@@ -121,7 +121,7 @@ class ReNet(nn.Module):
                 in [0, 1).
         """
         check_rate("dropout", self.dropout)
-        hidden = blank(inputs, lengths)[..., None]
+        hidden = mask_inputs(inputs, seq_lengths)[..., None]
         for number, patch in enumerate(self.patches):
             layer = ReNetLayer(
                 self.cell,
@@ -132,4 +132,5 @@ class ReNet(nn.Module):
                 name=f"layer_{number}",
             )
             hidden = dropout(self, layer(hidden), self.dropout)
-        return readout(self, hidden.reshape(*inputs.shape[:-2], -1))
+        hidden = hidden.reshape(*inputs.shape[:-2], -1)
+        return readout(hidden, self.num_classes, self.dtype, self.param_dtype)
