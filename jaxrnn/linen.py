@@ -495,8 +495,7 @@ def dropout_key(module: nn.Module) -> Array | None:
 
 def dropout(module: nn.Module, hidden: Array, rate: float | Array | None) -> Array:
     """Dropout in training; the rate may be traced, unlike that of `flax.linen.Dropout`."""
-    key = None if rate is None else dropout_key(module)
-    if key is None:
+    if rate is None or (key := dropout_key(module)) is None:
         return hidden
     return hidden * dropout_mask(key, hidden.shape, rate, hidden.dtype)
 
