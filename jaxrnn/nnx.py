@@ -20,7 +20,10 @@ from jaxrnn.unroll import reverse_time, unroll
 
 
 class Tree(nnx.Module):
-    """A pytree of parameters: each leaf is an `nnx.Param` named after its path; a call returns it."""
+    """A pytree of parameters, whose leaves are `nnx.Param`s named by their paths.
+
+    A call returns the tree of arrays.
+    """
 
     def __init__(self, tree: Any):
         leaves, self._treedef = jax.tree_util.tree_flatten_with_path(tree)
@@ -32,7 +35,7 @@ class Tree(nnx.Module):
             setattr(self, name, nnx.Param(leaf))
 
     def __call__(self) -> Any:
-        """The tree of arrays."""
+        """Returns the tree of arrays."""
         return self._treedef.unflatten([getattr(self, name)[...] for name in self._names])
 
 
