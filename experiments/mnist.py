@@ -247,7 +247,7 @@ def build_model(config: Config) -> nn.Module:
     cell = {
         "forget_bias": config.forget_bias,
         "chrono": config.chrono,
-        "recurrent_init": INITIALIZERS.get(config.recurrent_init),
+        "recurrent_kernel_init": INITIALIZERS.get(config.recurrent_init),
     }
     noise = (config.zoneout, config.recurrent_dropout, config.tied, config.weight_dropout)
     try:

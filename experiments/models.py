@@ -19,7 +19,7 @@ CELLS = {
     "rnn": jaxrnn.rnn,
     "rnn-relu": partial(jaxrnn.rnn, activation=jax.nn.relu),
     "rnn-sigmoid": partial(jaxrnn.rnn, activation=jax.nn.sigmoid),
-    "irnn": partial(jaxrnn.rnn, activation=jax.nn.relu, recurrent_init=jaxrnn.identity()),
+    "irnn": partial(jaxrnn.rnn, activation=jax.nn.relu, recurrent_kernel_init=jaxrnn.identity()),
     "indrnn": jaxrnn.indrnn,
     "lstm": jaxrnn.lstm,
     "lstm-peephole": partial(jaxrnn.lstm, peephole=True),

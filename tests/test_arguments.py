@@ -174,11 +174,10 @@ def own_cell(*, width=2, state=jaxrnn.RNNState, dtype=jnp.float32, bias=True):
     def initial_state(params, batch_shape=()):
         return state(jnp.zeros((*batch_shape, H)))
 
-    def gate(weights, total, before):
-        f, n = jnp.split(total, 2, axis=-1)
-        return state((jax.nn.sigmoid(f) * before[0] + n).astype(dtype))
+    def gate(params, z, before):
+        return state((jax.nn.sigmoid(z.f) * before[0] + z.n).astype(dtype))
 
-    return jaxrnn.gated(gate, init, initial_state, summed=True)
+    return jaxrnn.gated(gate, "f n", init, initial_state)
 
 
 @pytest.mark.parametrize(

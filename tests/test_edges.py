@@ -354,14 +354,15 @@ def test_layers_keep_parameters_in_float32_whatever_is_read():
 
 def test_coefficients_of_a_linear_recurrence_may_lack_axes():
     recurrence = jaxrnn.Recurrence(
-        lambda params, x: (params["decay"], jaxrnn.product(x, params["kernel"]))
+        lambda params, x: (params["decay"], jaxrnn.product(x, params["kernel"])),
+        lambda packed, dtype: jaxrnn.RNNState(packed),
     )
 
     def init(key, input_size, dtype=jnp.float32):
         kernel = jax.random.normal(key, (input_size, 3), dtype)
         return {"kernel": kernel, "decay": jnp.linspace(0.1, 0.9, 3, dtype=dtype)}
 
-    cell = jaxrnn.cell.linear(
+    cell = jaxrnn.linear(
         recurrence, init, lambda params, batch=(): jaxrnn.RNNState(jnp.zeros((*batch, 3)))
     )
     params, inputs = cell.init(KEY, 3), jax.random.normal(KEY, (3, 3, 3))
@@ -383,12 +384,12 @@ class Counting(NamedTuple):
 def test_a_gated_cell_may_count_in_integers():
     plain = jaxrnn.rnn(H)
     cell = jaxrnn.gated(
-        lambda weights, total, state: Counting(jnp.tanh(total), state.count + 1),
+        lambda params, z, state: Counting(jnp.tanh(z.h), state.count + 1),
+        "h",
         plain.init,
         lambda params, batch=(): Counting(
             jnp.zeros((*batch, H)), jnp.zeros((*batch, 1), jnp.int32)
         ),
-        summed=True,
     )
     params, inputs = plain.init(KEY, I), jax.random.normal(KEY, (B, 3, I))
     options = {"lengths": [3, 2], "resets": np.zeros((B, 3), bool)}
@@ -399,7 +400,7 @@ def test_a_gated_cell_may_count_in_integers():
     close(gradient(cell)(params), gradient(plain)(params))
     _, state = jaxrnn.unroll(cell, params, inputs, **options)
     np.testing.assert_array_equal(state.count[:, 0], [3, 2])
-    with pytest.raises(ValueError, match="'fused' needs a state of floats"):
+    with pytest.raises(ValueError, match="'fused' cannot compute this: it needs a state of floats"):
         jaxrnn.unroll(cell, params, inputs, implementation="fused")
 
 
