@@ -23,6 +23,7 @@ from jaxtyping import Array, Float, Num
 
 from jaxrnn.arguments import as_dict as as_dict
 from jaxrnn.arguments import as_named, check_lengths, check_params, describe, rate
+from jaxrnn.backends.steps import zeros_where
 from jaxrnn.cell import Cell, S, State, broadcast
 from jaxrnn.regularize import Regularizer, dropout_mask
 from jaxrnn.unroll import reverse_time, unroll
@@ -350,6 +351,9 @@ class Classifier(nn.Module):
 
         model = Classifier(Stack(jaxrnn.lstm(128)), num_classes=10)
 
+    Its parameters are those of the `stack`, as `stack/layer_0/cell/kernel`, and those of the
+    `readout`.
+
     Attributes:
         stack: The recurrent layers.
         num_classes: C, the number of classes.
@@ -484,8 +488,8 @@ def mask_inputs(
     if seq_lengths is None:
         return inputs
     time = jnp.arange(inputs.shape[-2], dtype=seq_lengths.dtype)
-    mask = jnp.expand_dims(time, range(seq_lengths.ndim)) < seq_lengths[..., None]
-    return jnp.where(mask[..., None], inputs, jnp.zeros_like(inputs))
+    past_end = jnp.expand_dims(time, range(seq_lengths.ndim)) >= seq_lengths[..., None]
+    return zeros_where(past_end, inputs)
 
 
 def dropout_key(module: nn.Module) -> Array | None:

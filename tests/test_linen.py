@@ -172,6 +172,23 @@ def test_residual_layers_in_both_directions_add_them_where_each_ends():
     assert not np.any(last[2])
 
 
+def test_the_last_output_is_where_each_direction_ends():
+    lengths = np.array([[4, 1, 2], [3, 4, 0]])
+    outputs = np.random.default_rng(0).normal(size=(2, 3, 4, 6)).astype(np.float32)
+    outputs[1, 2] = 0  # as of an example of length 0
+    forward, backward = np.zeros((2, 3, 6)), outputs[:, :, 0]
+    for example, length in np.ndenumerate(lengths):
+        forward[example] = outputs[example][length - 1]
+    both = np.concatenate([forward[..., :3], backward[..., 3:]], -1)
+    read = partial(last_output, jnp.array(outputs))
+    np.testing.assert_array_equal(read(lengths), forward)
+    np.testing.assert_array_equal(jit(read)(jnp.array(lengths)), forward)
+    np.testing.assert_array_equal(read(lengths, bidirectional=True), both)
+    np.testing.assert_array_equal(read(), outputs[:, :, -1])
+    both = np.concatenate([outputs[:, :, -1, :3], backward[..., 3:]], -1)
+    np.testing.assert_array_equal(read(bidirectional=True), both)
+
+
 @pytest.mark.parametrize("learn", [False, True])
 def test_a_stack_reads_on_where_it_stopped(learn):
     stack = Stack(jaxrnn.lstm(8), num_layers=2, residual=True, learn_initial_state=learn)
