@@ -415,8 +415,10 @@ class Classifier(nn.Module):
             outputs; or `(carry, logits)` with `return_carry`.
 
         Raises:
-            ValueError: As `Stack`.
+            ValueError: As `Stack`, or if `stack` is something else.
         """
+        if not isinstance(self.stack, Stack):
+            raise ValueError(f"stack must be a Stack, got {type(self.stack).__name__}")
         carry, outputs = self.stack(
             inputs,
             seq_lengths,

@@ -227,6 +227,11 @@ def test_dropout_is_a_rate(rate):
             jax.eval_shape(model.init, KEY, INPUTS)
 
 
+def test_a_classifier_is_made_of_a_stack():
+    with pytest.raises(ValueError, match="stack must be a Stack, got Cell"):
+        jax.eval_shape(Classifier(LSTM, 2).init, KEY, INPUTS)
+
+
 def test_layers_refuse_lengths_that_are_no_integers():
     for model in (RNN(LSTM), Stack(LSTM, residual=True), Classifier(Stack(LSTM), 2)):
         with pytest.raises(ValueError, match="lengths must be integers"):

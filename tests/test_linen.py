@@ -197,8 +197,8 @@ def test_a_stack_reads_on_where_it_stopped(learn):
     variables = random_variables(model, inputs)
     read = jit(partial(model.apply, return_carry=True))
     carry = None
-    for row in range(6):
-        carry, logits = read(variables, inputs[:, row : row + 1], initial_carry=carry)
+    for step in range(6):
+        carry, logits = read(variables, inputs[:, step : step + 1], initial_carry=carry)
     whole = jit(model.apply)(variables, inputs)
     np.testing.assert_allclose(logits, whole, atol=1e-5)
 
