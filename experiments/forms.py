@@ -31,7 +31,7 @@ from jax.sharding import Mesh
 from mnist import NUM_CLASSES, announce, build_mesh, console, load_dataset
 
 import jaxrnn
-from jaxrnn.linen import Classifier
+from jaxrnn.linen import Classifier, Stack
 from jaxrnn.training import data, report, train
 from jaxrnn.training.run import RunError, write_json
 
@@ -109,7 +109,8 @@ class Trainer:
         self, sequences: np.ndarray, labels: np.ndarray, steps: int | None = None, **options: Any
     ) -> Callable:
         """A trained classifier as a function of sequences `[N, T, I]`; gives logits."""
-        model = Classifier(jaxrnn.lstm(self.config.hidden_size), NUM_CLASSES, **options)
+        stack = Stack(jaxrnn.lstm(self.config.hidden_size))
+        model = Classifier(stack, NUM_CLASSES, **options)
         params = self(model, (sequences, labels), steps=steps)
         return partial(train.logits, model, self.mesh, params)
 
@@ -123,7 +124,7 @@ def one_to_one(trainer: Trainer, dataset: data.Dataset, out: Path) -> Result:
     def flat(images):
         return images.reshape(len(images), 1, SIDE * SIDE)
 
-    model = Classifier(jaxrnn.rnn(trainer.config.hidden_size), NUM_CLASSES)
+    model = Classifier(Stack(jaxrnn.rnn(trainer.config.hidden_size)), NUM_CLASSES)
     params = trainer(model, (flat(dataset.train.images), dataset.train.labels))
     test = flat(dataset.test.images), dataset.test.labels
     report.mistakes(

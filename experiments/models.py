@@ -12,7 +12,7 @@ from jax.nn.initializers import glorot_uniform, orthogonal
 from networks import CNN, MLP
 
 import jaxrnn
-from jaxrnn.linen import Classifier
+from jaxrnn.linen import Classifier, Stack
 from jaxrnn.renet import ReNet
 
 CELLS = {
@@ -85,12 +85,12 @@ def make_model(
         cell: Options of the cell.
         init_scale: How many times as large the cell's kernels start, or None.
         patch: The side of the patches over which a ReNet sweeps, or None for a `Classifier`.
-        **options: Those of `Classifier`; a ReNet takes `num_layers` and `dropout`.
+        **options: Those of `Stack`; a ReNet takes `num_layers` and `dropout`.
 
     Raises:
         ValueError: If the cell, the baseline or the ReNet has no such option.
     """
-    plain = Classifier(CELLS["lstm"](hidden_size), num_classes)
+    plain = Stack(CELLS["lstm"](hidden_size))
 
     def changed(names):
         return [key for key in names if options[key] != getattr(plain, key)]
@@ -106,7 +106,7 @@ def make_model(
     if init_scale is not None:
         made = jaxrnn.scaled(made, init_scale)
     if patch is None:
-        return Classifier(made, num_classes, **options)
+        return Classifier(Stack(made, **options), num_classes)
     if refused := changed(sorted(options.keys() - {"num_layers", "dropout"})):
         raise ValueError(f"--patch does not go with {', '.join(refused)}")
     # What a layer found stays as fine as it is, so that every layer reads as many places.

@@ -120,10 +120,11 @@ def jaxrnn_all(task: Task) -> Callable[[], None]:
     import jax
 
     import jaxrnn
-    from jaxrnn.linen import Classifier
+    from jaxrnn.linen import Classifier, Stack
     from jaxrnn.training import train
 
-    model, adam = Classifier(getattr(jaxrnn, task.cell)(HIDDEN), CLASSES), train.optimizer(1e-3)
+    stack = Stack(getattr(jaxrnn, task.cell)(HIDDEN))
+    model, adam = Classifier(stack, CLASSES), train.optimizer(1e-3)
     mesh = train.make_mesh()
     x, y = inputs(task)
     first = x[0, :1]
@@ -151,7 +152,7 @@ def jaxrnn_seeds(task: Task) -> Callable[[], None]:
     import jax
 
     import jaxrnn
-    from jaxrnn.linen import Classifier
+    from jaxrnn.linen import Classifier, Stack
     from jaxrnn.training import sweep, train
 
     if not task.train:
@@ -162,7 +163,7 @@ def jaxrnn_seeds(task: Task) -> Callable[[], None]:
     nothing = tuple(array[:0] for array in examples)
 
     def build(numbers):
-        return Classifier(cell, CLASSES), train.optimizer(numbers["learning_rate"])
+        return Classifier(Stack(cell), CLASSES), train.optimizer(numbers["learning_rate"])
 
     looks = sweep.train_runs(
         build,
