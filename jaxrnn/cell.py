@@ -22,6 +22,7 @@ from typing import TYPE_CHECKING, Any, Generic, NamedTuple, ParamSpec, TypeVar
 import jax
 import jax.numpy as jnp
 import numpy as np
+from jax.core import Tracer
 from jaxtyping import Array, Float, Inexact
 
 Params = Any
@@ -105,14 +106,14 @@ class Gate(NamedTuple):
             return self.summed(drive)
         if not self.separate:
             return self.summed(drive + product)
-        z, product = (_named(self.names)(*self._split(each)) for each in (drive, product))
-        apart = {name: getattr(product, name) for name in self.separate}
-        together = {n: getattr(z, n) + getattr(product, n) for n in self.names if n not in apart}
+        (z,), (r,) = self.summed(drive), self.summed(product)
+        apart = {name: getattr(r, name) for name in self.separate}
+        together = {n: getattr(z, n) + getattr(r, n) for n in self.names if n not in apart}
         return z._replace(**together), _named(self.separate)(**apart)
 
     def summed(self, total: Array) -> tuple:
         """What `arguments` gives, from the sum of drive and product `[..., G·H]`."""
-        return (_named(self.names)(*self._split(total)),)
+        return (_named(self.names)(*jnp.split(total, len(self.names), axis=-1)),)
 
     def join(self, arguments: tuple) -> tuple[Array, Array | None]:
         """Gradients of the arguments as those of drive and product `[..., G·H]`.
@@ -124,9 +125,6 @@ class Gate(NamedTuple):
         if not self.separate:
             return drive, None
         return drive, jnp.concatenate(z._replace(**product[0]._asdict()), axis=-1)
-
-    def _split(self, total):
-        return jnp.split(total, len(self.names), axis=-1)
 
 
 @functools.cache
@@ -244,7 +242,8 @@ def pointwise(function: Callable[..., Array]) -> Callable[..., Array]:
     def jvp(arguments, tangents):
         value, pullback = jax.vjp(function, *arguments)
         slopes = pullback(jnp.ones_like(value))
-        return value, sum(jax.tree.leaves(jax.tree.map(jnp.multiply, slopes, tangents)))
+        changes = jax.tree.leaves(jax.tree.map(jnp.multiply, slopes, tangents))
+        return value, functools.reduce(jnp.add, changes)
 
     return wrapped
 
@@ -334,14 +333,14 @@ def cached(constructor: Callable[Options, AnyCell]) -> Callable[Options, AnyCell
     def plain(option):
         """NumPy's integers and concrete arrays of one number as numbers, which can be hashed."""
         is_array = isinstance(option, (np.generic, np.ndarray, jax.Array))
-        if not is_array or isinstance(option, jax.core.Tracer) or option.size != 1:
+        if not is_array or isinstance(option, Tracer) or option.size != 1:
             return option
         return option.item()
 
     @functools.wraps(constructor)
-    def make(*args, **kwargs):
-        args = tuple(map(plain, args))
-        kwargs = {name: plain(option) for name, option in kwargs.items()}
+    def make(*given: Any, **named: Any) -> Any:
+        args: Any = tuple(map(plain, given))
+        kwargs: Any = {name: plain(option) for name, option in named.items()}
         try:
             hash((args, tuple(kwargs.values())))
         except TypeError:

@@ -89,7 +89,7 @@ def _fused_backward(cell, unroll, dtype, residuals, cotangents):
     params, start, reset_state, steps, pullbacks, saved = residuals
     d_outputs, d_state = cotangents
     products = _Products(cell, params, dtype)
-    kernel = None
+    kernel: Any = None
     if products.recurrent:
         # Transposed once: XLA:CPU takes a fifth longer to multiply by a transposed view.
         kernel = lax.optimization_barrier(products.params.recurrent_kernel.T)

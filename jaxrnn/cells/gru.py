@@ -42,7 +42,7 @@ def gru(
     chrono: float | None = None,
     kernel_init: Initializer | None = None,
     recurrent_kernel_init: Initializer | None = None,
-) -> Cell:
+) -> Cell[GRUParams, GRUState]:
     """Gated recurrent unit (Cho et al., 2014).
 
         r = σ(x·Ur + h·Wr + br)               how much of the past the candidate sees
@@ -112,7 +112,7 @@ def mgu(
     *,
     kernel_init: Initializer | None = None,
     recurrent_kernel_init: Initializer | None = None,
-) -> Cell:
+) -> Cell[RNNParams, RNNState]:
     """Minimal gated unit (Zhou et al., "Minimal gated unit for recurrent neural networks", 2016).
 
         f = σ(x·Uf + h·Wf + bf)               how much to renew
