@@ -132,7 +132,7 @@ def check_key(key: Any) -> None:
         raise ValueError(f"key must be one key as jax.random.key makes it, got {describe(key)}")
 
 
-def check_lengths(lengths: Any, batch_shape: tuple, time: Any):
+def check_lengths(lengths: Any, batch_shape: tuple, time: Any, name: str = "lengths"):
     """The lengths as int32 in 0..T, or None.
 
     Concrete lengths outside of 0..T are an error. Traced ones cannot be checked and are clamped.
@@ -143,18 +143,18 @@ def check_lengths(lengths: Any, batch_shape: tuple, time: Any):
         # Before JAX narrows the integers: 2**32 + 3 would pass for 3.
         found = lengths if isinstance(lengths, jax.Array) else np.asarray(lengths)
     except ValueError:
-        raise ValueError(f"lengths must be an array, got {lengths!r}") from None
+        raise ValueError(f"{name} must be an array, got {lengths!r}") from None
     if isinstance(lengths, (list, tuple)) and not found.size:
         found = found.astype(np.int32)  # an empty list has no integers to tell by
     if not jnp.issubdtype(found.dtype, jnp.integer):
-        raise ValueError(f"lengths must be integers, got {found.dtype}")
+        raise ValueError(f"{name} must be integers, got {found.dtype}")
     if found.shape != batch_shape:
-        raise ValueError(f"lengths must have the batch's shape {batch_shape}, got {found.shape}")
+        raise ValueError(f"{name} must have the batch's shape {batch_shape}, got {found.shape}")
     if not isinstance(found, Tracer):
         values = np.asarray(found)
         if isinstance(time, int) and values.size and not 0 <= values.min() <= values.max() <= time:
             raise ValueError(
-                f"lengths must lie in 0..{time}, got values from {values.min()} to {values.max()}"
+                f"{name} must lie in 0..{time}, got values from {values.min()} to {values.max()}"
             )
         return jnp.asarray(values.astype(np.int32))  # a narrow type could not count the steps
     last = jnp.asarray(time, jnp.int32)

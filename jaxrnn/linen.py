@@ -279,7 +279,7 @@ class Stack(nn.Module):
         """
         check_rate("dropout", self.dropout)
         inputs = jnp.asarray(inputs)
-        seq_lengths = check_lengths(seq_lengths, inputs.shape[:-2], inputs.shape[-2])
+        seq_lengths = check_lengths(seq_lengths, inputs.shape[:-2], inputs.shape[-2], "seq_lengths")
         starts = self._by_layer("initial_carry", initial_carry)
         reset_states = self._by_layer("reset_state", reset_state)
         # Residual connections add the inputs to the outputs, which must be zero past the end.
@@ -456,7 +456,7 @@ def last_output(
     *batch_shape, time, size = outputs.shape
     if not time:
         return jnp.zeros((*batch_shape, size), outputs.dtype)
-    seq_lengths = check_lengths(seq_lengths, tuple(batch_shape), time)
+    seq_lengths = check_lengths(seq_lengths, tuple(batch_shape), time, "seq_lengths")
     if seq_lengths is None:
         last = outputs[..., -1, :]
     else:
@@ -486,7 +486,7 @@ def mask_inputs(
 ) -> Num[Array, "*B T I"]:
     """The inputs with zeros past each example's length."""
     inputs = jnp.asarray(inputs)
-    seq_lengths = check_lengths(seq_lengths, inputs.shape[:-2], inputs.shape[-2])
+    seq_lengths = check_lengths(seq_lengths, inputs.shape[:-2], inputs.shape[-2], "seq_lengths")
     if seq_lengths is None:
         return inputs
     time = jnp.arange(inputs.shape[-2], dtype=seq_lengths.dtype)

@@ -62,8 +62,8 @@ def make_steps(
 
 
 def reverse_each(
-    sequence: Shaped[Array, "T *B ..."], lengths: Int[Array, "*B"] | None
-) -> Shaped[Array, "T *B ..."]:
+    sequence: Shaped[Array, "..."], lengths: Int[Array, "*B"] | None
+) -> Shaped[Array, "..."]:
     """Reverses the first axis, each example within its own length; an involution."""
     if lengths is None:
         return jnp.flip(sequence, axis=0)
