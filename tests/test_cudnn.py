@@ -31,7 +31,7 @@ def reference(inputs, hidden, cell, weights, lengths, input_size, hidden_size, *
 def without_gpu(monkeypatch):
     """Lets implementation="cudnn" run here as on a GPU, on the reference."""
     on_cuda = functools.partial(cudnn._run_on_cuda, lstm=reference)
-    monkeypatch.setattr(cudnn, "_is_installed", lambda: True)
+    monkeypatch.setattr(cudnn, "_has_gpu", lambda: True)
     monkeypatch.setattr(cudnn, "_run_on_cuda", on_cuda)
     monkeypatch.setattr(cudnn, "run", lambda cell, *arguments, **_: on_cuda(*arguments))
     yield
@@ -131,16 +131,16 @@ def test_says_what_it_cannot_compute(cell, dtype, resets, reason):
             )
 
 
-@pytest.mark.skipif(cudnn._is_installed(), reason="JAX's CUDA plugin is installed")
-def test_says_that_there_is_no_plugin():
+@pytest.mark.skipif(cudnn._has_gpu(), reason="there is a GPU")
+def test_says_that_there_is_no_gpu():
     params, inputs, _ = problem((2,))
-    with pytest.raises(ValueError, match="JAX's CUDA plugin is not installed"):
+    with pytest.raises(ValueError, match="there is no NVIDIA GPU here"):
         jaxrnn.unroll(CELL, params, inputs, implementation="cudnn")
 
 
 def test_the_platform_of_lowering_decides(monkeypatch):
     on_cuda = functools.partial(cudnn._run_on_cuda, lstm=reference)
-    monkeypatch.setattr(cudnn, "_is_installed", lambda: True)
+    monkeypatch.setattr(cudnn, "_has_gpu", lambda: True)
     monkeypatch.setattr(
         cudnn, "_run_on_cuda", lambda *given: jax.tree.map(jnp.sin, on_cuda(*given))
     )

@@ -8,10 +8,10 @@ from __future__ import annotations
 from functools import partial
 from typing import Any
 
+import jax
 import jax.numpy as jnp
 from jax import lax
 from jax.experimental import rnn
-from jaxlib import gpu_rnn
 from jaxtyping import Array, Float
 
 from jaxrnn.backends import fused
@@ -36,14 +36,17 @@ def supports(cell: Cell, state: State, steps: Steps, dtype: Any) -> str | None:
         return "it has resets"
     if steps.dropout_mask is not None or steps.zoneout_mask is not None:
         return "it has a regularizer"
-    if not _is_installed():
-        return "JAX's CUDA plugin is not installed"
+    if not _has_gpu():
+        return "there is no NVIDIA GPU here"
     return None
 
 
-def _is_installed() -> bool:
-    """Whether a program with cuDNN's LSTM can be traced, be it for this machine or another."""
-    return hasattr(gpu_rnn, "compute_rnn_workspace_reserve_space_sizes")
+def _has_gpu() -> bool:
+    """Whether there is an NVIDIA GPU; JAX asks cuDNN for sizes while it traces, for any platform."""
+    try:
+        return bool(jax.devices("cuda"))
+    except RuntimeError:
+        return False
 
 
 def _is_plain_lstm(cell: Cell) -> bool:
