@@ -42,7 +42,7 @@ def supports(cell: Cell, state: State, steps: Steps, dtype: Any) -> str | None:
 
 
 def _has_gpu() -> bool:
-    """Whether there is an NVIDIA GPU; JAX asks cuDNN for sizes while it traces, for any platform."""
+    """Whether there is an NVIDIA GPU, which JAX asks for sizes while it traces for any platform."""
     try:
         return bool(jax.devices("cuda"))
     except RuntimeError:
