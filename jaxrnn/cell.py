@@ -138,9 +138,8 @@ class Origin:
 
     Attributes:
         constructor: Such as `jaxrnn.lstm`.
-        options: Its arguments by name, defaults included, without those that only say how the
-            parameters start.
-        computation: What the constructor made of a `Cell`, apart from `init`.
+        options: Its arguments by name, defaults included, without those of the initialization.
+        computation: The fields of the cell that decide what it computes, all but `init`.
     """
 
     constructor: Callable[..., Cell]
@@ -148,14 +147,11 @@ class Origin:
     computation: tuple
 
     def __deepcopy__(self, memo: dict) -> Origin:
-        """The same object, so that a copied cell is equal to its original."""
+        """Returns the same object, because a copied cell must be equal to its original."""
         return self
 
     def describes(self, cell: Cell) -> bool:
-        """Whether the cell still computes what its constructor made it compute.
-
-        It does if only `init` was replaced, as `scaled` does.
-        """
+        """Whether the cell computes what its constructor made, as it does with another `init`."""
         return self.computation == _computation(cell)
 
 
@@ -230,11 +226,11 @@ def gated_step(gate: Gate, params: Params, state: State, hidden: Array, x: Array
 
 
 def pointwise(function: Callable[..., Array]) -> Callable[..., Array]:
-    """An elementwise function whose derivative is kept as one slope for each argument.
+    """Makes an elementwise function save one derivative for each argument in the forward pass.
 
-    Autodiff keeps a factor for each operation inside; multiplying them at once leaves less to
-    store in the forward loop over time and nothing to compute in the backward one. An argument
-    may be None.
+    Autodiff saves a factor for each operation inside. Their product is smaller to store in the
+    forward loop over time, and leaves one multiplication to the backward loop. An argument may be
+    None.
     """
     wrapped = jax.custom_jvp(function)
 
@@ -296,7 +292,7 @@ def along(
 
 
 def broadcast(state: State, batch_shape: tuple) -> State:
-    """The same state for every row of a batch."""
+    """The same state for every example of a batch."""
     return jax.tree.map(lambda leaf: jnp.broadcast_to(leaf, (*batch_shape, *leaf.shape)), state)
 
 
@@ -305,19 +301,20 @@ def zeros(params: Params, batch_shape: tuple, size: int) -> Float[Array, "*batch
     return jnp.zeros((*batch_shape, size), jax.tree.leaves(params)[0].dtype)
 
 
-# Options that only say how parameters start. They may be traced numbers, which must not be kept.
+# Options of `init` alone. They may be traced numbers, which must not outlive their trace.
 _STARTS = {"forget_bias", "chrono", "kernel_init", "recurrent_kernel_init", "radius", "max_phase"}
 
 
 def cached(constructor: Callable[Options, AnyCell]) -> Callable[Options, AnyCell]:
-    """Makes a constructor give the same cell for the same options.
+    """Makes a constructor return the same cell for the same options.
 
-    What was compiled for a cell is then found again. A function is the same only if it is the same
-    object: a `lambda` written into the call is a new one each time, and so a new cell, whose
-    programs compile anew (about a second and 2 MB each). Define it once, outside of the call.
+    JAX then finds the programs that it compiled for the cell. Two functions are the same option
+    only if they are the same object: a `lambda` in the call is a new function, and so a new cell,
+    at every call, and its programs are compiled again (about a second and 2 MB each). Define it
+    once, outside of the call.
 
-    An option may also be a traced number, as a forget bias that differs from run to run of one
-    program; such a cell is made anew. The cell's `origin` names the constructor and its options.
+    An option may also be a traced number, such as a forget bias that differs between the runs of
+    one program; such a cell is not cached. The cell's `origin` names the constructor and options.
     """
     signature = inspect.signature(constructor)
 
@@ -331,7 +328,7 @@ def cached(constructor: Callable[Options, AnyCell]) -> Callable[Options, AnyCell
     remember = functools.lru_cache(maxsize=None, typed=True)(construct)
 
     def plain(option):
-        """NumPy's integers and concrete arrays of one number as numbers, which can be hashed."""
+        """A NumPy integer or a concrete array of size one as a Python number, which is hashable."""
         is_array = isinstance(option, (np.generic, np.ndarray, jax.Array))
         if not is_array or isinstance(option, Tracer) or option.size != 1:
             return option
@@ -351,7 +348,7 @@ def cached(constructor: Callable[Options, AnyCell]) -> Callable[Options, AnyCell
 
 
 def sigmoid(x: Array) -> Array:
-    """The logistic function, written so that XLA's vectorised tanh computes it."""
+    """The logistic function, by way of tanh, which XLA vectorizes on a CPU."""
     return 0.5 * jnp.tanh(0.5 * x) + 0.5
 
 

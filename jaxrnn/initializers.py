@@ -1,4 +1,4 @@
-"""How parameters start.
+"""Initial values of parameters.
 
 An initializer is `(key, shape, dtype) -> array`, as in `jax.nn.initializers`, which has
 glorot_uniform, orthogonal(scale) and many more.
@@ -32,10 +32,19 @@ def kernels(
     kernel_init: Initializer | None = None,
     recurrent_kernel_init: Initializer | None = None,
 ) -> tuple[Float[Array, "I G"], Float[Array, "P G"]]:
-    """The two kernels, gates side by side.
+    """The kernel and the recurrent kernel of a cell, gates side by side.
 
-    An initializer makes each gate's square or oblong by itself, as its theory wants it. None is
-    glorot-uniform over all gates at once, as TF1 and Keras count its fans.
+    Args:
+        key: The random key.
+        input_size: I, the number of input features.
+        output_size: P, the number of features that the recurrent product reads.
+        hidden_size: H, the number of units of each gate.
+        gates: G, the number of gates.
+        dtype: Of the kernels.
+        kernel_init: Initializer, applied per gate, because orthogonal and identity initializers
+            are defined for one matrix; None is glorot-uniform over all gates at once, with the
+            fans that TF1 and Keras count.
+        recurrent_kernel_init: The same for the recurrent kernel.
     """
 
     def make(key, rows, init):
@@ -52,7 +61,7 @@ def kernels(
 
 @functools.cache
 def identity(scale: float = 1.0) -> Initializer:
-    """The identity matrix times `scale`: the start of the IRNN (Le et al., 2015)."""
+    """The identity matrix times `scale`, as the IRNN is initialized (Le et al., 2015)."""
 
     def init(key, shape, dtype=jnp.float32):
         return scale * jnp.eye(*shape, dtype=dtype)
@@ -61,7 +70,7 @@ def identity(scale: float = 1.0) -> Initializer:
 
 
 def scaled(cell: Cell[P, S], scale: float | Array) -> Cell[P, S]:
-    """The cell with kernels that start `scale` times as large.
+    """The cell with initial kernels `scale` times as large.
 
     Its `init` raises ValueError if the cell has no kernel of that name to scale.
     """
@@ -80,7 +89,7 @@ def scaled(cell: Cell[P, S], scale: float | Array) -> Cell[P, S]:
 
 
 def chrono_bias(key, hidden_size: int, longest: float, dtype) -> Float[Array, " H"]:
-    """log(u), u uniform in 1..longest - 1: gates that forget over all those numbers of steps.
+    """log(u), u uniform in 1..longest - 1: biases for time scales of up to `longest` steps.
 
     Tallec & Ollivier, "Can recurrent neural networks warp time?", 2018.
 

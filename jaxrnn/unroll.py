@@ -53,30 +53,32 @@ def unroll(
         initial_state: The state before the first step, leaves `[*B, ...]`; None takes
             `cell.initial_state(params, B)`.
         lengths: `[*B]` integers in 0..T. Past its length an example outputs zeros and its state is
-            copied through; an example of length 0 gives back its initial state. Under `jit`, where
+            copied through; an example of length 0 returns its initial state. Under `jit`, where
             they cannot be checked, lengths beyond T count as T and negative ones as 0.
         resets: Booleans shaped as `inputs` without the last axis. Where True, the state becomes
             `reset_state` before the step.
         reset_state: The state that a reset puts in place, leaves `[*B, ...]`; None takes
             `cell.initial_state(params, B)`, also where `initial_state` was carried over from the
             sequence before.
-        reverse: Read from the end to the start, each example within its own length. Outputs stand
-            where their inputs stand.
+        reverse: Read from the end to the start, each example within its own length. Outputs are in
+            the order of the inputs.
         time_major: Whether time is the first axis of inputs, resets and outputs.
-        dtype: The dtype of the operands of the matrix products, as bfloat16; sums, gates, state,
-            outputs and gradients keep the dtype of the parameters. None is that of the parameters.
+        dtype: The dtype of the operands of the matrix products, such as bfloat16; sums, gates,
+            state, outputs and gradients keep the dtype of the parameters. None is that of the
+            parameters.
             A cell with a step of its own obeys it where it calls `jaxrnn.product`.
-        implementation: "scan" is `jax.lax.scan` and its autodiff, for every cell and also for
-            forward mode; "fused" the deferred gradient of `jaxrnn.backends.fused`, for cells made
-            by `jaxrnn.gated`; "parallel" all steps at once, for linear recurrences (on a CPU all
-            products at once and the states in turn); "cudnn" NVIDIA's LSTM (not under `vmap`, for
-            want of a rule in JAX). None takes "fused" or "parallel" where it can, else "scan".
-            Under `jax.disable_jit` "fused" runs as "scan".
-        memory: What the gradient is computed from. "save" keeps what every step saves;
-            "recompute" keeps the state at the start of every 14 steps and runs those forward
-            again; "offload" does so too, and keeps those states in the host's memory (TF1's
-            `swap_memory`). None takes "recompute" for long sequences that save much; of linear
-            recurrences for all long ones on a CPU, and for none where they are made at once.
+        implementation: The backend. "scan" is `jax.lax.scan` and its autodiff, for every cell, and
+            also for forward mode. "fused" is the deferred gradient of `jaxrnn.backends.fused`, for
+            cells made by `jaxrnn.gated`; under `jax.disable_jit` it runs as "scan". "parallel"
+            computes all steps at once, for linear recurrences; on a CPU all products at once and
+            the states in turn. "cudnn" is NVIDIA's LSTM where the program is lowered for CUDA and
+            "fused" elsewhere; JAX has no rule for it under `vmap`. None is "parallel" for linear
+            recurrences, "fused" for gated cells, and "scan" for all others.
+        memory: What the gradient is computed from. "save" keeps the residuals of every step;
+            "recompute" keeps the state before every 14th step and runs the steps between forward
+            again; "offload" does the same with those states in the host's memory (TF1's
+            `swap_memory`). None is "recompute" for long sequences with many residuals, and "save"
+            for others; for linear recurrences "recompute" for all long sequences on a CPU.
         unroll: Steps per iteration of the loop, as in `jax.lax.scan`.
         truncate: Truncated backpropagation (Williams & Peng, 1990): the state is carried on, but
             no gradient reaches back across every `truncate`-th step. Memory as with blocks of
@@ -154,7 +156,7 @@ _jit_run = jax.jit(_run, static_argnums=range(6), inline=True)
 
 
 def _compiled(*options) -> Callable:
-    """`_run` under jit, so that a second call outside of jit does not compile its loop again."""
+    """`_run` under jit, which keeps the compiled loop for the next call outside of jit."""
     try:
         hash(options)
     except TypeError:  # a user's step that is no plain function
@@ -174,8 +176,8 @@ def reverse_time(outputs: Array, lengths: Any, *, time_major: bool) -> Array:
 def _vary_alike(tree):
     """Makes all leaves vary over the mesh axes of a `jax.shard_map` over which any of them does.
 
-    The state of a loop must keep its type, and a gradient has the type of what it belongs to; the
-    cast's transpose adds up the devices' shares of it.
+    The state of a loop must keep its type, and a gradient has the type of its primal; the transpose
+    of the cast sums the devices' shares of it.
     """
 
     def varying(leaf):

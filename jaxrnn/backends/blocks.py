@@ -1,4 +1,4 @@
-"""What the gradient of a long sequence is computed from: all steps, or blocks of steps.
+"""Memory of the gradient: residuals of all steps, or recomputed blocks of steps.
 
 Shapes: B batch (any number of axes), T time.
 """
@@ -19,7 +19,7 @@ from jaxtyping import Array, Float
 from jaxrnn.backends.steps import Steps, select
 from jaxrnn.cell import Params, State
 
-# Steps of a block. Longer blocks save more for a moment, shorter ones keep more starts.
+# Steps of a block. Longer blocks hold more residuals at once, shorter ones keep more states.
 BLOCK = 14
 # On long sequences, once what the steps save outgrows the caches by far, recomputing blocks is
 # faster than writing and reading it; on short ones it never paid.
@@ -60,7 +60,7 @@ def choose_memory(
 
 
 def _is_short(params: Params, inputs: Array) -> bool:
-    """Whether what all steps save is better kept than computed again."""
+    """Whether keeping the residuals of all steps is faster than recomputing them."""
     if not all(isinstance(length, int) for length in inputs.shape):
         return True  # a symbolic size of the batch
     leaves = [leaf for leaf in jax.tree.leaves(params) if leaf.ndim == 2]
@@ -72,12 +72,11 @@ def _is_short(params: Params, inputs: Array) -> bool:
 def run_in_memory(
     run: Run, start: State, steps: Steps, memory: str, truncate: int | None
 ) -> tuple[Any, State]:
-    """Runs the steps so that their gradient is computed from what `memory` says."""
+    """Runs the steps, whose gradient is computed from what `memory` names."""
     if memory == "save" and truncate is None:
         return run(start, steps)
     if memory == "by platform":
-        # In blocks it would not be parallel in time. A CPU, where it is not, is faster through
-        # what stays in its caches.
+        # Blocks are not parallel in time. On a CPU, where nothing is, they stay in the caches.
         blocks = partial(_in_blocks, run, memory="recompute", truncate=None)
         return lax.platform_dependent(start, steps, cpu=blocks, default=run)
     return _in_blocks(run, start, steps, memory, truncate)
@@ -107,7 +106,7 @@ def _in_blocks(run: Run, start: State, steps: Steps, memory: str, truncate: int 
         state, outputs = block(state, steps)
         if truncate is not None:
             cut = lax.stop_gradient(state)
-            # What has ended is only copied from here on: its last state keeps its gradient.
+            # The state of an example that has ended is copied on and keeps its gradient.
             state = cut if goes_on is None else select(goes_on, cut, state)
         return state, outputs
 

@@ -1,4 +1,4 @@
-"""The deferred gradient: every matrix product that can wait is made once, over all steps.
+"""The deferred gradient: matrix products that can wait are computed once, over all steps.
 
 Autodiff through a scan adds up dW inside the loop, one small product a step. Here the forward loop
 saves what the gate's own pullback needs, the backward loop runs that pullback and the one product
@@ -6,7 +6,7 @@ that cannot wait (dh = dr·Wᵀ), and after the loop
 
     dW = [h_0 … h_{T-1}]ᵀ · [dr_1 … dr_T]        dU = [x_1 … x_T]ᵀ · [dz_1 … dz_T]
 
-are one product each over all T·B rows.
+are one product each over all T·B steps of all examples.
 
 Shapes: B batch (any number of axes), T time, I input features, H hidden units, G gates.
 """
@@ -152,21 +152,21 @@ class _Products:
         return affine(x, self.params.kernel, self.params.bias)
 
     def ahead(self, inputs):
-        """What a step reads: its inputs, and its drive where that is made for all steps at once."""
+        """What a step reads: its inputs, and its drive unless it is stacked."""
         return inputs, None if self.stacked else self.drive(inputs)
 
     def make(self, hidden, ahead):
-        """One step: what to save of it, and the gate's arguments."""
+        """What to save of a step, and the gate's arguments."""
         x, drive = ahead
         if self.stacked:
             one = jnp.ones((*hidden.shape[:-1], 1), hidden.dtype)
-            row = jnp.concatenate([hidden, x, one], axis=-1)
-            return row, self.gate.summed(row @ self.matrix)
+            stack = jnp.concatenate([hidden, x, one], axis=-1)
+            return stack, self.gate.summed(stack @ self.matrix)
         if not self.recurrent:
             return None, self.gate.arguments(drive, None)
         if self.narrow:
-            # On a CPU it takes longer to read the drive than to make it of what is in the caches;
-            # what nothing reads XLA drops.
+            # On a CPU the drive takes longer to read from memory than to compute from what is in
+            # the caches. XLA removes the one that is not used.
             make, read = lambda x, _: self.drive(x), lambda _, drive: drive
             drive = lax.platform_dependent(x, drive, cpu=make, default=read)
         return hidden, self.gate.arguments(drive, product(hidden, self.params.recurrent_kernel))

@@ -30,7 +30,7 @@ def run(
     """Runs the cell over time; see `jaxrnn.backends`."""
 
     def body(state, now):
-        # Within the step, so that the gradients of the kernels add up in their own dtype.
+        # Within the step, because the gradients of the kernels must be summed in their own dtype.
         cast = with_kernels_in(dtype, params)
         before = begin(now, reset_state, state)
         if now.dropout_mask is None or cell.gate is None:

@@ -1,9 +1,8 @@
-"""What all backends share: the steps that they run over, and what stands around each of them.
+"""What all backends share: the steps, and what happens before and after the cell in each.
 
     state ─ begin ─→ before ─ the cell ─→ after ─ finish ─→ state
 
-`begin` and `finish` are linear in the states, so that a backend with a gradient of its own
-transposes them instead of writing them again.
+`begin` and `finish` are linear in the states: a backend with a gradient of its own transposes them.
 
 Shapes: B batch (any number of axes), T time, I input features, H hidden units.
 """

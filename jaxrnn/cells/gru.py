@@ -54,9 +54,10 @@ def gru(
     Args:
         hidden_size: H, the number of units.
         reset_after: Whether the reset gate acts after the product with the past.
-        chrono: Start the bias of z so that it keeps for up to this many steps.
-        kernel_init: How the kernel of each gate starts; see `jaxrnn.initializers.kernels`.
-        recurrent_kernel_init: How the recurrent kernel of each gate starts.
+        chrono: Initialize the bias of z for time scales of up to this many steps (Tallec &
+            Ollivier, 2018).
+        kernel_init: Initializer of the kernel; see `jaxrnn.initializers.kernels`.
+        recurrent_kernel_init: Initializer of the recurrent kernel.
 
     Returns:
         A cell with `GRUParams` and `GRUState`.
@@ -121,8 +122,8 @@ def mgu(
 
     Args:
         hidden_size: H, the number of units.
-        kernel_init: How the kernel of each gate starts; see `jaxrnn.initializers.kernels`.
-        recurrent_kernel_init: How the recurrent kernel of each gate starts.
+        kernel_init: Initializer of the kernel; see `jaxrnn.initializers.kernels`.
+        recurrent_kernel_init: Initializer of the recurrent kernel.
 
     Returns:
         A cell with `RNNParams` (gates f, n) and `RNNState`.

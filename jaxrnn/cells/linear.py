@@ -2,8 +2,8 @@
 
     s_t = a_t∘s_{t-1} + b_t        a and b depend on the inputs only, not on the state
 
-They are the rivals of the gated cells: what they give up, a gate that sees the past, is the price
-of that. Kernels and initialization as in `rnn.py`.
+Unlike a gated cell's, their gates do not depend on the past. Kernels and initialization are as in
+`rnn.py`.
 
 Shapes: B batch (any number of axes), I input features, H hidden units.
 """
@@ -44,7 +44,7 @@ def min_gru(
 
     Args:
         hidden_size: H, the number of units.
-        kernel_init: How the kernel of each gate starts; see `jaxrnn.initializers.kernels`.
+        kernel_init: Initializer of the kernel; see `jaxrnn.initializers.kernels`.
 
     Returns:
         A cell with `RNNParams` (gates z, n; no recurrent kernel) and `RNNState`.
@@ -72,7 +72,7 @@ def min_lstm(
 
     Args:
         hidden_size: H, the number of units.
-        kernel_init: How the kernel of each gate starts; see `jaxrnn.initializers.kernels`.
+        kernel_init: Initializer of the kernel; see `jaxrnn.initializers.kernels`.
 
     Returns:
         A cell with `RNNParams` (gates i, f, g; no recurrent kernel) and `RNNState`.

@@ -1,4 +1,4 @@
-"""Long short-term memory and its relatives: cells that keep a memory beside their output.
+"""Long short-term memory and its variants.
 
 Kernels and initialisation as in `cells.py`.
 
@@ -85,15 +85,15 @@ def lstm(
     Args:
         hidden_size: H, the number of memory cells.
         forget_bias: Initial bias of the forget gate (Jozefowicz et al., 2015); part of the
-            parameters, never added in the forward pass, so that weights can be exchanged.
+            parameters, and not added in the forward pass.
         activation: Nonlinearity of the candidate and of the output.
         peephole: Let the gates see the cell (Gers & Schmidhuber, 2000).
         projection_size: P, the size of a linear projection of the output (Sak et al., 2014).
         cell_clip: Keep the cell within ±cell_clip.
-        chrono: In place of `forget_bias`, start the biases so that the cell keeps for up to this
-            many steps (Tallec & Ollivier, 2018), with those of the input gate their negatives.
-        kernel_init: How the kernel of each gate starts; see `jaxrnn.initializers.kernels`.
-        recurrent_kernel_init: How the recurrent kernel of each gate starts.
+        chrono: Initialize the forget bias, in place of `forget_bias`, for time scales of up to this
+            many steps, and the input bias to its negative (Tallec & Ollivier, 2018).
+        kernel_init: Initializer of the kernel; see `jaxrnn.initializers.kernels`.
+        recurrent_kernel_init: Initializer of the recurrent kernel.
 
     Returns:
         A cell with `LSTMParams` and `LSTMState`.
@@ -198,10 +198,10 @@ def _peep(z, peephole, cell):
     return z if peephole is None else z + along(peephole, cell) * cell
 
 
-def _peepholes(rows, gates):
-    """The peepholes by name: `rows` has one for each gate but g; None has none."""
+def _peepholes(peephole, gates):
+    """The peepholes `[N, H]` by name, one for each gate but g; None without peepholes."""
     names = [name for name in gates if name != "g"]
-    return LSTMGates() if rows is None else LSTMGates(**dict(zip(names, rows, strict=True)))
+    return LSTMGates() if peephole is None else LSTMGates(**dict(zip(names, peephole, strict=True)))
 
 
 VARIANTS = ("V", "NIG", "NFG", "NOG", "NIAF", "NOAF", "CIFG", "NP", "FGR")
@@ -232,8 +232,8 @@ def odyssey(
         hidden_size: H, the number of memory cells.
         variant: The paper's name of the variant.
         forget_bias: Initial bias of the forget gate, if there is one.
-        kernel_init: How the kernel of each gate starts; see `jaxrnn.initializers.kernels`.
-        recurrent_kernel_init: How the recurrent kernel of each gate starts.
+        kernel_init: Initializer of the kernel; see `jaxrnn.initializers.kernels`.
+        recurrent_kernel_init: Initializer of the recurrent kernel.
 
     Returns:
         A cell with `LSTMParams` (kernels, bias and peepholes of the gates it has) and `LSTMState`;
@@ -264,7 +264,7 @@ def odyssey(
         )
 
     def initial_state(params, batch_shape=()):
-        # Each leaf an array of its own, so that a state can be donated.
+        # Each leaf is an array of its own, because a state can be donated.
         hidden, cell = (zeros(params, batch_shape, hidden_size) for _ in range(2))
         if variant != "FGR":
             return LSTMState(hidden, cell)
@@ -319,10 +319,10 @@ def janet(
         hidden_size: H, the number of units.
         beta: How much more is written than is forgotten.
         forget_bias: Initial bias of the forget gate.
-        chrono: In its place, start that bias so that the cell keeps for up to this many steps, as
-            the paper does.
-        kernel_init: How the kernel of each gate starts; see `jaxrnn.initializers.kernels`.
-        recurrent_kernel_init: How the recurrent kernel of each gate starts.
+        chrono: Initialize that bias, in place of `forget_bias`, for time scales of up to this many
+            steps, as the paper does.
+        kernel_init: Initializer of the kernel; see `jaxrnn.initializers.kernels`.
+        recurrent_kernel_init: Initializer of the recurrent kernel.
 
     Returns:
         A cell with `RNNParams` (gates f, g) and `RNNState`.
@@ -387,8 +387,8 @@ def layer_norm_lstm(
         epsilon: Added to the variance. While the inputs are blank and the state zero there is
             nothing to normalise, and the gradient grows by up to 1/√epsilon at every such step;
             with 1e-5 it overflows on the empty rows above a digit.
-        kernel_init: How the kernel of each gate starts; see `jaxrnn.initializers.kernels`.
-        recurrent_kernel_init: How the recurrent kernel of each gate starts.
+        kernel_init: Initializer of the kernel; see `jaxrnn.initializers.kernels`.
+        recurrent_kernel_init: Initializer of the recurrent kernel.
 
     Returns:
         A cell with `LayerNormLSTMParams` and `LSTMState`.

@@ -1,7 +1,8 @@
 """Simple recurrent cells: one affine map and one nonlinearity.
 
-Kernels are input-first (`x @ kernel`), with the gates side by side along the last axis. They start
-glorot-uniform (Glorot & Bengio, 2010), everything else at zero unless a cell says otherwise.
+Kernels are input-first (`x @ kernel`), with the gates side by side along the last axis. Unless
+a cell says otherwise, kernels are initialized glorot-uniform (Glorot & Bengio, 2010) and all other
+parameters at zero.
 
 Shapes: B batch (any number of axes), I input features, H hidden units, G gates.
 """
@@ -59,8 +60,8 @@ def rnn(
     Args:
         hidden_size: H, the number of units.
         activation: Elementwise nonlinearity: `jnp.tanh`, `jax.nn.relu`, `jax.nn.sigmoid`, …
-        kernel_init: How the kernel of each gate starts; see `jaxrnn.initializers.kernels`.
-        recurrent_kernel_init: How the recurrent kernel of each gate starts.
+        kernel_init: Initializer of the kernel; see `jaxrnn.initializers.kernels`.
+        recurrent_kernel_init: Initializer of the recurrent kernel.
 
     Returns:
         A cell with `RNNParams` and `RNNState`.
@@ -99,7 +100,7 @@ def indrnn(
     Args:
         hidden_size: H, the number of units.
         activation: Elementwise nonlinearity.
-        kernel_init: How the kernel starts.
+        kernel_init: Initializer of the kernel.
 
     Returns:
         A cell with `IndRNNParams`, whose recurrent weights start uniform in 0..1, and `RNNState`.
