@@ -287,6 +287,26 @@ def check_cell(cell: Any, params: Any, state: Any, inputs: jax.Array) -> jax.Sha
     return _check_cell(cell, structure, tuple(leaves))
 
 
+def _check_gated(gate, params, state, x):
+    """Checks the shapes of the kernels and the bias of a gated cell."""
+    hidden = jax.tree.leaves(state[0])[0].shape[-1]
+    width = len(gate.names) * hidden
+    expected = {"kernel": (x.shape[-1], width), "bias": (width,)}
+    if getattr(params, "recurrent_kernel", None) is not None:
+        expected["recurrent_kernel"] = (hidden, width)
+    elif gate.separate:
+        raise ValueError("a cell with separate gates must have a recurrent_kernel, got None")
+    for name, shape in expected.items():
+        found = getattr(params, name, None)
+        if found is None:
+            raise ValueError(f"init of a gated cell must return a {name}, got {describe(params)}")
+        if found.shape != shape:
+            raise ValueError(
+                f"the {name} of a cell with the gates {' '.join(gate.names)} and {hidden} units "
+                f"must have shape {shape}, got {found.shape}"
+            )
+
+
 @functools.lru_cache(maxsize=256)
 def _check_cell(cell, structure, leaves):
     params, state, x = jax.tree.unflatten(structure, leaves)
@@ -295,18 +315,22 @@ def _check_cell(cell, structure, leaves):
             raise ValueError(
                 f"initial_state of a gated cell must return a named tuple, got {describe(state)}"
             )
-        for name in ("kernel", "bias"):
-            if getattr(params, name, None) is None:
-                raise ValueError(
-                    f"init of a gated cell must return a {name}, got {describe(params)}"
-                )
-    function = "step" if cell.gate is None else "gate"
+        if not hasattr(params, "_fields"):
+            raise ValueError(
+                f"init of a gated cell must return a named tuple, got {describe(params)}"
+            )
+        _check_gated(cell.gate, params, state, x)
+    function = called = "step"
+    if cell.gate is not None:
+        separate = "product, " if cell.gate.separate else ""
+        function = "gate"
+        called = f"gate(params, z, {separate}state) with z of {', '.join(cell.gate.names)}"
     try:
         found = jax.eval_shape(cell.step, params, state, x)
         after, output = found
     except Exception as error:
         raise ValueError(
-            f"the cell's {function} fails on params {describe(params)}, state {describe(state)} "
+            f"the cell's {called} fails on params {describe(params)}, state {describe(state)} "
             f"and x {describe(x)}: {type(error).__name__}: {error}"
         ) from error
     if describe(after) != describe(state):

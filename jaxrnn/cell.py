@@ -1,4 +1,4 @@
-"""What a recurrent cell is: an affine map and an elementwise gate.
+"""Recurrent cells; most are an affine map and an elementwise gate.
 
     drive    z_t = x_t·U + b          needs no state, so every time step can be computed at once
     product  r_t = h_{t-1}·W          the only matrix product that has to wait for the step before
@@ -7,7 +7,8 @@
 `gated` makes a `Cell` from a gate, `linear` from a linear recurrence. Any other cell gives its own
 `step`.
 
-Shapes: B batch (any number of axes, also none), I input features, H hidden units, G gates.
+Shapes: B batch (any number of axes, also none), I input features, H hidden units, G gates, N any
+number of features.
 """
 
 from __future__ import annotations
@@ -116,9 +117,9 @@ class Gate(NamedTuple):
         return (_named(self.names)(*jnp.split(total, len(self.names), axis=-1)),)
 
     def join(self, arguments: tuple) -> tuple[Array, Array | None]:
-        """Gradients of the arguments as those of drive and product `[..., G·H]`.
+        """The transpose of `arguments`: the gradients of drive and product `[..., G·H]`.
 
-        Of the product None where it is the same as of the drive.
+        The second is None where both are equal.
         """
         z, *product = arguments
         drive = jnp.concatenate(z, axis=-1)
@@ -169,37 +170,49 @@ def gated(
 ) -> Cell[P, S]:
     """Makes a cell from an elementwise gate.
 
-        def gate(params, z, state):
-            return State((1 - σ(z.f))·state.hidden + σ(z.f)·tanh(z.n))
+    Example::
 
-        cell = gated(gate, "f n", init, initial_state)
+        def init(key, input_size, dtype=jnp.float32):
+            kernels = jaxrnn.initializers.kernels(key, input_size, 64, 64, gates=2, dtype=dtype)
+            return jaxrnn.RNNParams(*kernels, bias=jnp.zeros(2 * 64, dtype))
+
+        def initial_state(params, batch_shape=()):
+            return jaxrnn.RNNState(jnp.zeros((*batch_shape, 64), params.bias.dtype))
+
+        def gate(params, z, state):
+            f = jax.nn.sigmoid(z.f)
+            return jaxrnn.RNNState((1 - f) * state.hidden + f * jnp.tanh(z.n))
+
+        cell = jaxrnn.gated(gate, "f n", init, initial_state)
 
     Args:
-        gate: `(params, z, state) -> state`, elementwise over the batch and the units. `z` is a
-            named tuple of G pre-activations `[..., H]`, each the sum of drive and product.
-            `params` are the parameters without the kernels and the bias. A number that a gradient
-            is to reach must be among them: the deferred gradient does not reach what the gate
-            closes over (only implementation="scan" does).
+        gate: `(params, z, state) -> state`, elementwise over the batch and, by convention, over the
+            units. `z` is a named tuple of G pre-activations `[..., H]`, each the sum of drive and
+            product. `params` are the parameters without the kernels and the bias. Anything to be
+            differentiated must be among them: differentiating a value that the gate closes over
+            is an error, except with implementation="scan".
         gates: The names of the G gates in the order in which they stand in the kernels, as
             `collections.namedtuple` takes them.
         init: As in `Cell`; returns a named tuple with `kernel [I, G·H]`, `recurrent_kernel
             [H, G·H]`, `bias [G·H]`, and whatever elementwise parameters the gate uses. Where the
-            recurrent kernel is None there is no product, and `z` is the drive alone.
+            recurrent kernel is None, `z` is the drive alone, and no gate can be separate.
         initial_state: As in `Cell`; returns a named tuple whose first leaf is the hidden state,
             which is also the output.
-        separate: The names of gates that do not take the sum, as the GRU's candidate does not. The
-            gate is then `(params, z, product, state) -> state`: of these gates `z` holds the
-            drive, and the named tuple `product` the product.
+        separate: The names of gates for which drive and product are passed apart, such as n of
+            `jaxrnn.gru`. The gate is then `(params, z, product, state) -> state`: for these gates
+            `z` holds the drive, and the named tuple `product` the product.
 
     Returns:
-        The cell, with `step` = the gate applied to the two products.
+        The cell; its `step` computes the two products and applies the gate.
 
     Raises:
-        ValueError: If `gates` are no distinct names, or `separate` not among them.
+        ValueError: If `gates` is empty or its names are not distinct, or `separate` names another.
     """
     names, apart = _names("gates", gates), _names("separate", separate)
-    if not names or not {*apart} <= {*names}:
-        raise ValueError(f"gates must name at least one, and all separate ones, got {gates!r}")
+    if not names:
+        raise ValueError(f"gates must name at least one gate, got {gates!r}")
+    if not {*apart} <= {*names}:
+        raise ValueError(f"separate must be among the gates {names}, got {separate!r}")
     elements = Gate(gate, names, apart)
 
     def step(params, state, x):
@@ -210,8 +223,8 @@ def gated(
 
 
 def _names(argument: str, names: str | Sequence[str]) -> tuple[str, ...]:
-    found = tuple(names.replace(",", " ").split()) if isinstance(names, str) else tuple(names)
     try:
+        found = tuple(names.replace(",", " ").split() if isinstance(names, str) else names)
         _named(found)
     except (TypeError, ValueError) as error:
         raise ValueError(f"{argument} must be distinct names, got {names!r}: {error}") from None
@@ -226,10 +239,10 @@ def gated_step(gate: Gate, params: Params, state: State, hidden: Array, x: Array
 
 
 def pointwise(function: Callable[..., Array]) -> Callable[..., Array]:
-    """Makes an elementwise function save one derivative for each argument in the forward pass.
+    """Makes autodiff save one derivative for each argument of an elementwise function.
 
-    Autodiff saves a factor for each operation inside. Their product is smaller to store in the
-    forward loop over time, and leaves one multiplication to the backward loop. An argument may be
+    In place of the residuals of every operation in it, this is less to store in the forward loop
+    over time, and one multiplication for each argument in the backward loop. An argument may be
     None.
     """
     wrapped = jax.custom_jvp(function)
@@ -250,16 +263,16 @@ def elementwise(params: Params) -> Params:
 
 
 def affine(
-    x: Float[Array, "*batch I"], kernel: Float[Array, "I G"], bias: Float[Array, " G"]
-) -> Float[Array, "*batch G"]:
+    x: Float[Array, "*batch I"], kernel: Float[Array, "I N"], bias: Float[Array, " N"]
+) -> Float[Array, "*batch N"]:
     """`x·kernel + bias`, with the bias broadcast explicitly over the batch axes."""
     made = product(x, kernel)
     return made + along(bias, made)
 
 
 def product(
-    x: Inexact[Array, "*batch I"], kernel: Inexact[Array, "I G"]
-) -> Inexact[Array, "*batch G"]:
+    x: Inexact[Array, "*batch I"], kernel: Inexact[Array, "I N"]
+) -> Inexact[Array, "*batch N"]:
     """`x·kernel` with operands in the kernel's dtype, accumulated and returned in that of `x`.
 
     A cell whose `step` makes its products by it obeys the `dtype` of `jaxrnn.unroll`.
@@ -301,8 +314,15 @@ def zeros(params: Params, batch_shape: tuple, size: int) -> Float[Array, "*batch
     return jnp.zeros((*batch_shape, size), jax.tree.leaves(params)[0].dtype)
 
 
-# Options of `init` alone. They may be traced numbers, which must not outlive their trace.
-_STARTS = {"forget_bias", "chrono", "kernel_init", "recurrent_kernel_init", "radius", "max_phase"}
+# Options that only `init` uses. They are left out of `origin`, where a tracer would leak.
+_INIT_OPTIONS = {
+    "forget_bias",
+    "chrono",
+    "kernel_init",
+    "recurrent_kernel_init",
+    "radius",
+    "max_phase",
+}
 
 
 def cached(constructor: Callable[Options, AnyCell]) -> Callable[Options, AnyCell]:
@@ -313,8 +333,8 @@ def cached(constructor: Callable[Options, AnyCell]) -> Callable[Options, AnyCell
     at every call, and its programs are compiled again (about a second and 2 MB each). Define it
     once, outside of the call.
 
-    An option may also be a traced number, such as a forget bias that differs between the runs of
-    one program; such a cell is not cached. The cell's `origin` names the constructor and options.
+    An option may also be a traced number, such as a forget bias under `jax.vmap`; such a cell is
+    not cached. The cell's `origin` names the constructor and options.
     """
     signature = inspect.signature(constructor)
 
@@ -322,7 +342,9 @@ def cached(constructor: Callable[Options, AnyCell]) -> Callable[Options, AnyCell
         cell = constructor(*args, **kwargs)
         bound = signature.bind(*args, **kwargs)
         bound.apply_defaults()
-        options = {name: value for name, value in bound.arguments.items() if name not in _STARTS}
+        options = {
+            name: value for name, value in bound.arguments.items() if name not in _INIT_OPTIONS
+        }
         return cell._replace(origin=Origin(make, options, _computation(cell)))
 
     remember = functools.lru_cache(maxsize=None, typed=True)(construct)
@@ -348,7 +370,7 @@ def cached(constructor: Callable[Options, AnyCell]) -> Callable[Options, AnyCell
 
 
 def sigmoid(x: Array) -> Array:
-    """The logistic function, by way of tanh, which XLA vectorizes on a CPU."""
+    """The logistic function, computed with tanh, because XLA vectorizes tanh on a CPU."""
     return 0.5 * jnp.tanh(0.5 * x) + 0.5
 
 

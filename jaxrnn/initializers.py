@@ -3,7 +3,7 @@
 An initializer is `(key, shape, dtype) -> array`, as in `jax.nn.initializers`, which has
 glorot_uniform, orthogonal(scale) and many more.
 
-Shapes: I input features, H hidden units, P output features, G gates.
+Shapes: I input features, H hidden units, P output features, G gates, N = G·H.
 """
 
 from __future__ import annotations
@@ -31,7 +31,7 @@ def kernels(
     dtype,
     kernel_init: Initializer | None = None,
     recurrent_kernel_init: Initializer | None = None,
-) -> tuple[Float[Array, "I G"], Float[Array, "P G"]]:
+) -> tuple[Float[Array, "I N"], Float[Array, "P N"]]:
     """The kernel and the recurrent kernel of a cell, gates side by side.
 
     Args:

@@ -42,8 +42,8 @@ def unroll(
 ) -> tuple[Float[Array, "..."], S]:
     """Runs a cell over a sequence.
 
-    Everything is computed in the dtype of the parameters, to which the inputs are cast, except the
-    products where `dtype` says otherwise.
+    The inputs are cast to the dtype of the parameters, and everything is computed in it, except for
+    the matrix products if `dtype` is given.
 
     Args:
         cell: The cell.
@@ -71,20 +71,21 @@ def unroll(
             also for forward mode. "fused" is the deferred gradient of `jaxrnn.backends.fused`, for
             cells made by `jaxrnn.gated`; under `jax.disable_jit` it runs as "scan". "parallel"
             computes all steps at once, for linear recurrences; on a CPU all products at once and
-            the states in turn. "cudnn" is NVIDIA's LSTM where the program is lowered for CUDA and
-            "fused" elsewhere; JAX has no rule for it under `vmap`. None is "parallel" for linear
-            recurrences, "fused" for gated cells, and "scan" for all others.
+            the states in turn. "cudnn" is NVIDIA's LSTM, for `jaxrnn.lstm` without options, in
+            float32, without resets or regularizer, where there is a GPU; a program lowered there
+            for another platform runs "fused". JAX has no rule for it under `vmap`. None is
+            "parallel" for linear recurrences, "fused" for gated cells, and "scan" for all others.
         memory: What the gradient is computed from. "save" keeps the residuals of every step;
             "recompute" keeps the state before every 14th step and runs the steps between forward
             again; "offload" does the same with those states in the host's memory (TF1's
             `swap_memory`). None is "recompute" for long sequences with many residuals, and "save"
-            for others; for linear recurrences "recompute" for all long sequences on a CPU.
+            for others; for "parallel" it is "recompute" on a CPU from 112 steps on.
         unroll: Steps per iteration of the loop, as in `jax.lax.scan`.
         truncate: Truncated backpropagation (Williams & Peng, 1990): the state is carried on, but
-            no gradient reaches back across every `truncate`-th step. Memory as with blocks of
-            that many steps under "recompute".
+            no gradient reaches back across every `truncate`-th step. The gradient
+            recomputes blocks of that many steps, as "recompute" does.
         regularizer: Recurrent regularization; see `jaxrnn.Regularizer`.
-        key: The random key for it; None, as at evaluation, draws nothing. Under `jax.shard_map`
+        key: The random key for it; None, as at evaluation, is deterministic. Under `jax.shard_map`
             fold the device's index into it.
 
     Returns:
@@ -121,7 +122,7 @@ def unroll(
     reset_state = arguments.check_state("reset_state", reset_state, fresh)
     reset_state = None if resets is None else reset_state
     inputs = inputs.astype(_dtype_of(fresh, params))
-    cell = cell._replace(init=None)  # which may hold a traced number that must not be kept
+    cell = cell._replace(init=None)  # which may close over a tracer that no cache must keep
     output = arguments.check_cell(cell, params, start, inputs)
     params, *masks = regularize(key, regularizer, cell, params, start, time)
 
@@ -176,8 +177,8 @@ def reverse_time(outputs: Array, lengths: Any, *, time_major: bool) -> Array:
 def _vary_alike(tree):
     """Makes all leaves vary over the mesh axes of a `jax.shard_map` over which any of them does.
 
-    The state of a loop must keep its type, and a gradient has the type of its primal; the transpose
-    of the cast sums the devices' shares of it.
+    The carry of a scan has one type, and a custom gradient has the type of its primal. The
+    transpose of `pcast` is a sum over these axes.
     """
 
     def varying(leaf):

@@ -183,7 +183,7 @@ def own_cell(*, width=2, state=jaxrnn.RNNState, dtype=jnp.float32, bias=True):
 @pytest.mark.parametrize(
     ("options", "words"),
     [
-        ({"width": 4}, "gate fails on params|gate must return a state"),
+        ({"width": 4}, r"kernel .* gates f n and 4 units must have shape \(3, 8\), got \(3, 16\)"),
         ({"state": lambda hidden: (hidden,)}, "must return a named tuple"),
         ({"dtype": jnp.bfloat16}, r"gate must return a state .*float32\[3,4\].*bfloat16\[3,4\]"),
         ({"bias": False}, "init of a gated cell must return a bias"),
@@ -193,6 +193,30 @@ def test_a_gate_that_returns_what_it_must_not_is_named(options, words):
     cell = own_cell(**options)
     with pytest.raises(ValueError, match=words):
         unroll(cell, cell.init(KEY, I))
+
+
+@pytest.mark.parametrize(
+    ("gates", "separate", "words"),
+    [
+        ("", "", "gates must name at least one"),
+        ("f f", "", "gates must be distinct names, got 'f f'"),
+        ("f n", "q", r"separate must be among the gates \('f', 'n'\), got 'q'"),
+        ("fn", "", r"the kernel of a cell with the gates fn and 4 units must have shape \(3, 4\)"),
+        ("f n", "n", r"gate\(params, z, product, state\) with z of f, n fails"),
+        ("a b", "", r"gate\(params, z, state\) with z of a, b fails"),
+    ],
+)
+def test_gates_are_names(gates, separate, words):
+    own = own_cell()
+
+    def run():
+        cell = jaxrnn.gated(
+            own.gate.function, gates, own.init, own.initial_state, separate=separate
+        )
+        unroll(cell, cell.init(KEY, I))
+
+    with pytest.raises(ValueError, match=words):
+        run()
 
 
 def test_a_step_that_returns_what_it_must_not_is_named():

@@ -34,18 +34,19 @@ BACKENDS: dict[str, ModuleType] = {
 
 
 def choose(cell: Cell, state: State, steps: Steps, dtype: Any, name: str | None) -> str:
-    """The backend asked for, or the fastest.
+    """The backend asked for, or the default.
 
-    "parallel" and "fused" were the fastest wherever they were measured (see
-    experiments/benchmark.py and docs/accelerators.md), also for evaluation, where "fused" runs the
-    loop of "scan".
+    The default is "parallel" for linear recurrences, "fused" for gated cells and "scan" for all
+    others. On a CPU and on one GPU "parallel" and "fused" were as fast as "scan" or faster, with
+    and without a gradient (experiments/benchmark.py, docs/accelerators.md). "cudnn" is taken only
+    where it is named.
 
     Args:
         cell: The cell.
         state: A state of it.
         steps: The sequence.
         dtype: The dtype of the products' operands, or None.
-        name: A name of `BACKENDS`, or None for the fastest.
+        name: A name of `BACKENDS`, or None for the default.
 
     Raises:
         ValueError: If the backend asked for cannot compute this.
@@ -55,6 +56,6 @@ def choose(cell: Cell, state: State, steps: Steps, dtype: Any, name: str | None)
         name = next(n for n in order if BACKENDS[n].supports(cell, state, steps, dtype) is None)
     elif reason := BACKENDS[name].supports(cell, state, steps, dtype):
         raise ValueError(f"implementation {name!r} cannot compute this: {reason}")
-    # Without jit there is no one program of a step whose pullback could be saved.
+    # Without jit a scan is a Python loop, whose pullbacks are different functions and do not stack.
     without_jit = jax.config.jax_disable_jit  # pyright: ignore[reportAttributeAccessIssue]
     return "scan" if name == "fused" and without_jit else name

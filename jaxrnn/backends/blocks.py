@@ -32,7 +32,7 @@ Run = Callable[[State, Steps], tuple[Float[Array, "T *B P"], State]]
 def choose_memory(
     backend: str, memory: str | None, truncate: int | None, params: Params, inputs: Array
 ) -> str:
-    """The kind of memory asked for, or the fastest; "by platform" where that decides.
+    """The kind of memory asked for, or the default; "by platform" where it is decided at lowering.
 
     Args:
         backend: The name of the backend.
@@ -76,7 +76,7 @@ def run_in_memory(
     if memory == "save" and truncate is None:
         return run(start, steps)
     if memory == "by platform":
-        # Blocks are not parallel in time. On a CPU, where nothing is, they stay in the caches.
+        # Blocks run in sequence. On a CPU all steps do, and a block's residuals stay in the caches.
         blocks = partial(_in_blocks, run, memory="recompute", truncate=None)
         return lax.platform_dependent(start, steps, cpu=blocks, default=run)
     return _in_blocks(run, start, steps, memory, truncate)

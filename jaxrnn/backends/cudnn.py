@@ -1,6 +1,6 @@
 """The LSTM of NVIDIA's cuDNN, through `jax.experimental.rnn`; float32, no resets.
 
-Shapes: B batch (any number of axes), T time, I input features, H hidden units, R = all of B.
+Shapes: B batch (any number of axes), T time, I input features, H hidden units, N weights.
 """
 
 from __future__ import annotations
@@ -42,7 +42,7 @@ def supports(cell: Cell, state: State, steps: Steps, dtype: Any) -> str | None:
 
 
 def _has_gpu() -> bool:
-    """Whether there is an NVIDIA GPU, which JAX asks for sizes while it traces for any platform."""
+    """Whether there is an NVIDIA GPU, which JAX queries while it traces, for any platform."""
     try:
         return bool(jax.devices("cuda"))
     except RuntimeError:

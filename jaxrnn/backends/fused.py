@@ -6,7 +6,8 @@ that cannot wait (dh = dr·Wᵀ), and after the loop
 
     dW = [h_0 … h_{T-1}]ᵀ · [dr_1 … dr_T]        dU = [x_1 … x_T]ᵀ · [dz_1 … dz_T]
 
-are one product each over all T·B steps of all examples.
+are one product each, over the T·B rows of all steps and examples. U is `kernel`, W is
+`recurrent_kernel`.
 
 Shapes: B batch (any number of axes), T time, I input features, H hidden units, G gates.
 """
@@ -30,7 +31,7 @@ def supports(cell: Cell, state: State, steps: Steps, dtype: Any) -> str | None:
     """None for a gated cell, or why not."""
     if cell.gate is None:
         return "it needs a cell made by jaxrnn.gated, got one with a step of its own"
-    # Each leaf is taken to have a gradient.
+    # The backward pass needs a floating-point cotangent for every leaf.
     if not all(jnp.issubdtype(leaf.dtype, jnp.inexact) for leaf in jax.tree.leaves(state)):
         return f"it needs a state of floats, got {describe(state)}"
     return None
@@ -99,15 +100,17 @@ def _fused_backward(cell, unroll, dtype, residuals, cotangents):
         now, pullback, d_output = now
         d_state = _add_hidden(d_state, d_output)
         d_after, d_before = jax.linear_transpose(partial(finish, now), start, start)(d_state)
-        d_gate, d_arguments, d_seen = pullback(d_after)
-        d_before = _add(d_before, d_seen)
+        d_now, d_arguments, d_gate_before = pullback(d_after)
+        d_before = _add(d_before, d_gate_before)
         d_drive, d_product = cell.gate.join(d_arguments)
         if products.recurrent:
             d_hidden = product(d_drive if d_product is None else d_product, kernel)
-            (d_seen,) = jax.linear_transpose(partial(recurrent_input, now), start)(d_hidden)
-            d_before = _add(d_before, d_seen)
+            (d_product_before,) = jax.linear_transpose(partial(recurrent_input, now), start)(
+                d_hidden
+            )
+            d_before = _add(d_before, d_product_before)
         d_again, d_state = jax.linear_transpose(partial(begin, now), reset_state, start)(d_before)
-        return (d_state, _add(d_weights, d_gate), _add(d_reset, d_again)), (d_drive, d_product)
+        return (d_state, _add(d_weights, d_now), _add(d_reset, d_again)), (d_drive, d_product)
 
     zeros = partial(jax.tree.map, jnp.zeros_like)
     (d_state, d_weights, d_reset), d_products = lax.scan(
@@ -139,7 +142,7 @@ class _Products:
         self.gate = cell.gate
         self.recurrent = params.recurrent_kernel is not None
         self.narrow = self.recurrent and len(params.kernel) <= len(params.recurrent_kernel)
-        # In a narrower dtype the stacked bias would be rounded too.
+        # Stacked, the bias would be cast with the kernels.
         self.stacked = (
             self.narrow and not cell.gate.separate and params.kernel.dtype == params.bias.dtype
         )

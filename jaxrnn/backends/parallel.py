@@ -101,7 +101,7 @@ def states_of(
 def _solve(a, b, resets):
     if not isinstance(a.shape[0], int):  # a symbolic size cannot be halved
         return _in_turn(a, b, resets)
-    # A CPU has few cores to fill: the rounds would only be so many more passes over the memory.
+    # On a CPU, with few cores, each of the log₂ T rounds is only another pass over memory.
     return lax.platform_dependent(a, b, resets, cpu=_in_turn, default=_at_once)
 
 

@@ -1,8 +1,10 @@
-"""What all backends share: the steps, and what happens before and after the cell in each.
+"""The steps that every backend runs, and what surrounds the cell in each of them.
 
     state ─ begin ─→ before ─ the cell ─→ after ─ finish ─→ state
 
-`begin` and `finish` are linear in the states: a backend with a gradient of its own transposes them.
+The mask that `finish` applies to the state is `Steps.mask`; `unroll` applies it to the outputs.
+"parallel" applies resets and mask to its coefficients instead, "cudnn" passes lengths. `begin` and
+`finish` are linear in the states: a backend with a gradient of its own transposes them.
 
 Shapes: B batch (any number of axes), T time, I input features, H hidden units.
 """
@@ -27,8 +29,8 @@ class Steps(NamedTuple):
         resets: True where the state is reset before the step, or None; False past the length.
         dropout_mask: The recurrent-dropout mask, by which the recurrent product sees the hidden
             state multiplied, or None.
-        zoneout_mask: For each leaf of the state 1 where it is updated and 0 where it keeps its old
-            value, or None; at evaluation the share that is updated.
+        zoneout_mask: A tree like the state, 1 where a unit is updated and 0 where it keeps its old
+            value, at evaluation the expected value; None without zoneout.
     """
 
     inputs: Float[Array, "T *B I"]

@@ -47,7 +47,7 @@ def gru(
 
         r = σ(x·Ur + h·Wr + br)               how much of the past the candidate sees
         z = σ(x·Uz + h·Wz + bz)               how much of the past to keep
-        n = tanh(x·Un + bn + r∘(h·Wn + recurrent_bias))      reset_after, as in cuDNN and PyTorch
+        n = tanh(x·Un + bn + r∘(h·Wn + recurrent_bias))      reset_after, as in cuDNN and Flax
         n = tanh(x·Un + bn + (r∘h)·Wn)                       otherwise, as in the paper and TF1
         h' = (1 - z)∘n + z∘h
 
@@ -88,12 +88,12 @@ def gru(
         n = jnp.tanh(n + sigmoid(r) * past)
         return n + sigmoid(z) * (h - n)  # (1 - z)∘n + z∘h
 
-    def gate(params, z, product, state):
-        past = product.n + along(params.recurrent_bias, product.n)
-        return GRUState(new_hidden(z.r, z.z, z.n, past, state.hidden))
+    def gate(params, pre, recurrent, state):
+        past = recurrent.n + along(params.recurrent_bias, recurrent.n)
+        return GRUState(new_hidden(pre.r, pre.z, pre.n, past, state.hidden))
 
     def reset_before_step(params, state, x):
-        # The reset stands inside the product, so this is no gate.
+        # The reset stands inside the product, so `gated` cannot express it.
         rz_kernel, n_kernel = jnp.split(params.recurrent_kernel, [2 * hidden_size], axis=-1)
         drive = affine(x, params.kernel, params.bias)
         rz_drive, n_drive = jnp.split(drive, [2 * hidden_size], axis=-1)
@@ -142,7 +142,7 @@ def mgu(
         return RNNState(zeros(params, batch_shape, hidden_size))
 
     def step(params, state, x):
-        # The gate stands inside the second product, so it is no elementwise gate.
+        # The gate stands inside the second product, so `gated` cannot express it.
         f_kernel, n_kernel = jnp.split(params.recurrent_kernel, 2, axis=-1)
         f_drive, n_drive = jnp.split(affine(x, params.kernel, params.bias), 2, axis=-1)
         f = sigmoid(f_drive + product(state.hidden, f_kernel))

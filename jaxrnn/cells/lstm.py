@@ -1,9 +1,9 @@
 """Long short-term memory and its variants.
 
-Kernels and initialisation as in `cells.py`.
+Kernels and initialization are as in `rnn.py`.
 
 Shapes: B batch (any number of axes), I input features, H memory cells, P the size of the output
-(H, or the projection's), G gates.
+(H, or the projection's), G gates, N peepholes.
 """
 
 from __future__ import annotations
@@ -23,7 +23,10 @@ from jaxrnn.initializers import Initializer, chrono_bias, kernels
 
 
 class LSTMParams(NamedTuple):
-    """Parameters of `lstm` and `odyssey`; gates i, f, g, o, peepholes i, f, o, if they exist."""
+    """Parameters of `lstm` and `odyssey`.
+
+    Gates are in the order i, f, g, o and peepholes i, f, o, without those that the variant lacks.
+    """
 
     kernel: Float[Array, "I G*H"] | None
     recurrent_kernel: Float[Array, "P G*H"] | None
@@ -34,14 +37,14 @@ class LSTMParams(NamedTuple):
 
 
 class LSTMState(NamedTuple):
-    """State of `lstm`."""
+    """State of `lstm`, `layer_norm_lstm` and `odyssey`: (h, c), where Flax's carry is (c, h)."""
 
     hidden: Float[Array, "*B P"]
     cell: Float[Array, "*B H"]
 
 
 class FullGateState(NamedTuple):
-    """State of the LSTM with full gate recurrence; its last gates stand side by side."""
+    """State of the LSTM with full gate recurrence; `gates` is i, f and o of the last step."""
 
     hidden: Float[Array, "*B H"]
     cell: Float[Array, "*B H"]
@@ -137,7 +140,7 @@ def lstm(
         return cell
 
     def projected_step(params, state, x):
-        # The projection is a second product within the step, so this is no gate.
+        # The projection is a second product within the step, so `gated` cannot express it.
         state, hidden = cell.step(params, state, x)
         state = LSTMState(product(hidden, params.projection), state.cell)
         return state, state.hidden
@@ -155,7 +158,7 @@ class LSTMGates(NamedTuple):
 
 
 def _gate(activation, output_activation, *, cell_clip=None, coupled=False):
-    """The gate of all LSTMs.
+    """The gate of `lstm` and of `odyssey`, all but FGR.
 
     Args:
         activation: Nonlinearity of the candidate.
@@ -164,8 +167,7 @@ def _gate(activation, output_activation, *, cell_clip=None, coupled=False):
         coupled: i = 1 - f.
 
     Returns:
-        A gate over `LSTMState`. A gate that does not exist is always open; one without a peephole
-        does not see the cell.
+        A gate over `LSTMState`. An absent gate is 1, except that i is 1 - f if coupled.
     """
 
     @pointwise
@@ -189,7 +191,7 @@ def _gate(activation, output_activation, *, cell_clip=None, coupled=False):
 
 
 def _opening(z):
-    """How far a gate is open; one that does not exist is open."""
+    """The activation of a gate; 1 for an absent gate."""
     return 1 if z is None else sigmoid(z)
 
 
@@ -317,7 +319,7 @@ def janet(
 
     Args:
         hidden_size: H, the number of units.
-        beta: How much more is written than is forgotten.
+        beta: Subtracted from the pre-activation in the write gate; larger writes more.
         forget_bias: Initial bias of the forget gate.
         chrono: Initialize that bias, in place of `forget_bias`, for time scales of up to this many
             steps, as the paper does.
@@ -373,7 +375,7 @@ def layer_norm_lstm(
     kernel_init: Initializer | None = None,
     recurrent_kernel_init: Initializer | None = None,
 ) -> Cell[LayerNormLSTMParams, LSTMState]:
-    """The LSTM with layer normalisation (Ba et al., "Layer normalization", 2016, equations 20–22).
+    """The LSTM with layer normalization (Ba et al., "Layer normalization", 2016, equations 20–22).
 
         i, f, g, o = LN(h·W)∘recurrent_scale + LN(x·U)∘scale + b
         c' = σ(f)∘c + σ(i)∘tanh(g)
@@ -384,9 +386,9 @@ def layer_norm_lstm(
     Args:
         hidden_size: H, the number of memory cells.
         forget_bias: Initial bias of the forget gate.
-        epsilon: Added to the variance. While the inputs are blank and the state zero there is
-            nothing to normalise, and the gradient grows by up to 1/√epsilon at every such step;
-            with 1e-5 it overflows on the empty rows above a digit.
+        epsilon: Added to the variance. Where inputs and state are zero the variance is zero, and
+            each such step multiplies the gradient by up to 1/√epsilon; 1e-5 overflows on the blank
+            rows of MNIST.
         kernel_init: Initializer of the kernel; see `jaxrnn.initializers.kernels`.
         recurrent_kernel_init: Initializer of the recurrent kernel.
 
@@ -415,15 +417,15 @@ def layer_norm_lstm(
             zeros(params, batch_shape, hidden_size), zeros(params, batch_shape, hidden_size)
         )
 
-    def normalise(x, scale):
+    def normalize(x, scale):
         return along(scale, x) * jax.nn.standardize(x, epsilon=epsilon)
 
     def step(params, state, x):
-        past = normalise(product(state.hidden, params.recurrent_kernel), params.recurrent_scale)
-        total = past + normalise(product(x, params.kernel), params.scale) + along(params.bias, past)
+        past = normalize(product(state.hidden, params.recurrent_kernel), params.recurrent_scale)
+        total = past + normalize(product(x, params.kernel), params.scale) + along(params.bias, past)
         i, f, g, o = jnp.split(total, 4, axis=-1)
         cell = sigmoid(f) * state.cell + sigmoid(i) * jnp.tanh(g)
-        shown = normalise(cell, params.cell_scale) + along(params.cell_bias, cell)
+        shown = normalize(cell, params.cell_scale) + along(params.cell_bias, cell)
         state = LSTMState(sigmoid(o) * jnp.tanh(shown), cell)
         return state, state.hidden
 
