@@ -49,11 +49,6 @@ class Experiment(NamedTuple):
     validation: Examples
     test: Examples
 
-    @property
-    def trainer(self) -> training.Trainer:
-        """The experiment's trainer, on all devices."""
-        return training.Trainer(training.Fixed(self.model, self.optimizer), self.loss_fn)
-
 
 def resolve(config: Config, dataset: data.Dataset) -> Experiment:
     """What a run with these options is made of.

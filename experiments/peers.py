@@ -58,10 +58,10 @@ def jax_program(task: Task, apply: Callable, params: Any) -> Callable[[], None]:
     if not task.train:
         batches = x.reshape(-1, EVALUATION_BATCH, task.time, task.features)
 
-        def look(params, batch):  # the parameters are carried, since NNX takes none from outside
+        def evaluate(params, batch):  # the parameters are carried, since NNX takes none from outside
             return params, apply(params, batch).argmax(-1)
 
-        program = jax.jit(lambda params: jax.lax.scan(look, params, batches)[1])
+        program = jax.jit(lambda params: jax.lax.scan(evaluate, params, batches)[1])
         return lambda: program(params).block_until_ready()
     adam = optax.adam(1e-3)
 
@@ -120,23 +120,24 @@ def jaxrnn_all(task: Task) -> Callable[[], None]:
     import jax
 
     import jaxrnn
+    from jaxrnn import training
     from jaxrnn.linen import Classifier
-    from jaxrnn.training import train
+    from jaxrnn.training.train import replicate
 
-    model, adam = Classifier(getattr(jaxrnn, task.cell)(HIDDEN), CLASSES), train.optimizer(1e-3)
-    mesh = train.make_mesh()
+    model = Classifier(getattr(jaxrnn, task.cell)(HIDDEN), CLASSES)
+    trainer = training.Trainer(training.Fixed(model, training.optimizer(1e-3)))
     x, y = inputs(task)
-    first = x[0, :1]
+    key, first = jax.random.key(0), x[0, :1]
     x, y = (255 * x.reshape(-1, *x.shape[2:])).astype(np.uint8), y.reshape(-1).astype(np.uint8)
-    state = train.create_state(model, adam, jax.random.key(0), first)
-    state, x, y = train.replicate((state, x, y), mesh)
+    examples = replicate((x, y), trainer.mesh)
+    state = trainer.init(key, {}, first)
     if not task.train:
-        return lambda: train.evaluate(model, mesh, state.params, x, y)
+        return lambda: trainer.evaluate(state, {}, examples)
     indices = np.arange(task.repeats * BATCH, dtype=np.int32).reshape(task.repeats, BATCH)
 
     def run():
         nonlocal state
-        state, losses = train.train_chunk(model, adam, mesh, state, (x, y), indices)
+        state, losses = trainer.advance(state, key, {}, examples, indices)
         losses.block_until_ready()
 
     return run
@@ -151,29 +152,33 @@ def jaxrnn_seeds(task: Task) -> Callable[[], None]:
     import jax
 
     import jaxrnn
+    from jaxrnn import training
     from jaxrnn.linen import Classifier
-    from jaxrnn.training import sweep, train
 
     if not task.train:
         raise NotImplementedError
     cell, seeds = getattr(jaxrnn, task.cell)(HIDDEN), jax.local_device_count()
     x, y = inputs(task)
     examples = (255 * x.reshape(-1, *x.shape[2:])).astype(np.uint8), y.reshape(-1).astype(np.uint8)
-    nothing = tuple(array[:0] for array in examples)
 
-    def build(numbers):
-        return Classifier(cell, CLASSES), train.optimizer(numbers["learning_rate"])
+    def factory(hparams):
+        return Classifier(cell, CLASSES), training.optimizer(hparams["learning_rate"])
 
-    looks = sweep.train_runs(
-        build,
-        np.arange(seeds),
-        {"learning_rate": np.full(seeds, 1e-3)},
-        (examples, nothing, nothing),
+    trainer = training.Trainer(factory, mesh=training.make_mesh(seeds, 1))
+    chunks = training.fit(
+        trainer,
+        examples,
         steps=10**6,
         batch_size=BATCH,
-        eval_every=task.repeats // seeds,
+        seed=np.arange(seeds),
+        hparams={"learning_rate": np.full(seeds, 1e-3)},
+        chunk=task.repeats // seeds,
     )
-    return lambda: next(looks)
+
+    def run():
+        next(chunks)
+
+    return run
 
 
 def flax_linen(task: Task) -> Callable[[], None]:

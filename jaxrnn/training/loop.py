@@ -1,204 +1,183 @@
-"""Many training runs as one program: each with its own seed and numbers, side by side.
+"""The training loop, of one run or of several side by side.
 
-The runs are shared by the devices of a mesh. A device that has several of them vectorises them
-(`jax.vmap`), which fills a GPU; on a CPU that makes small products slow, so give each of its
-devices one run at a time. Structure (cell, sizes) is the same for all of them and compiles once;
-numbers (learning rate, forget bias, zoneout, …) may differ from run to run.
+    for progress in fit(trainer, examples, {"test": test}, steps=1000, batch_size=100):
+        ...  # print, save a checkpoint, write metrics, stop
 
-Shapes: S runs, N examples, B batch, K steps of a chunk, T time, I input features.
+Shapes: S runs, K steps of a chunk.
 """
 
 from __future__ import annotations
 
+import contextlib
 import time
-from collections.abc import Callable, Iterator, Mapping, Sequence
-from functools import partial
+from collections.abc import Iterator, Mapping, Sequence
 from typing import Any, NamedTuple
 
-import flax.linen as nn
 import jax
 import jax.numpy as jnp
 import numpy as np
-import optax
-from jax import lax
-from jax.sharding import Mesh, NamedSharding
+from jax.sharding import NamedSharding
 from jax.sharding import PartitionSpec as P
-from jaxtyping import Array, Float
 
-from jaxrnn.training import data, train
-
-AXIS = "run"
-# What a run is made of: `(numbers) -> (model, optimizer)`, called inside the program with the run's
-# own numbers as traced scalars. Hashable, and equal for all calls, so that it compiles once.
-Build = Callable[[Mapping[str, Array]], tuple[nn.Module, optax.GradientTransformation]]
+from jaxrnn.training import data
+from jaxrnn.training.losses import scale
+from jaxrnn.training.train import BATCH, RUN, Trainer, TrainState, replicate, run_keys
 
 
-class Look(NamedTuple):
-    """One evaluation of all runs; arrays `[S]`.
+class Progress(NamedTuple):
+    """Where training stands after a chunk of steps.
 
     Attributes:
         step: Updates made so far.
-        loss: Its mean since the look before.
-        validation_accuracy: In 0..1.
-        test_accuracy: In 0..1.
-        step_seconds: Of an update of all runs; the median over chunks so far, which leaves
-            compiling out once there are three.
+        losses: `[K]`, or `[S, K]`: the loss of each step of the chunk.
+        metrics: The metric over each data set of the evaluations, by name: a float, or `[S]`;
+            empty where the step is not one to evaluate after.
+        seconds: Spent so far in this call in "compile", "train" and "evaluate".
+        state: The state, which the next chunk donates: copy or save it before.
     """
 
     step: int
-    loss: np.ndarray
-    validation_accuracy: np.ndarray
-    test_accuracy: np.ndarray
-    step_seconds: float
+    losses: np.ndarray
+    metrics: dict[str, Any]
+    seconds: dict[str, float]
+    state: TrainState
 
 
-def make_mesh(runs: int) -> Mesh:
-    """A mesh of this host's devices, no more than there are runs, with the axis "run"."""
-    return Mesh(np.array(jax.local_devices()[:runs]), (AXIS,))
-
-
-def train_runs(
-    build: Build,
-    seeds: np.ndarray,
-    numbers: Mapping[str, np.ndarray],
-    splits: Sequence[tuple[np.ndarray, np.ndarray]],
+def fit(
+    trainer: Trainer,
+    examples: Any,
+    evaluations: Mapping[str, Any] | None = None,
     *,
     steps: int,
     batch_size: int,
-    eval_every: int,
+    seed: int | Sequence[int] | np.ndarray = 0,
+    hparams: Mapping[str, Any] | None = None,
+    eval_every: int | None = None,
     chunk: int = 100,
-    loss_fn: train.Loss = train.cross_entropy,
-    slices: int = 1,
-) -> Iterator[Look]:
-    """Trains all runs to their last step.
+    inputs: tuple[Any, ...] | None = None,
+    state: TrainState | None = None,
+) -> Iterator[Progress]:
+    """Trains to the last step, in chunks that each are one program on the devices.
 
-    A run's weights, noise and order of the data follow from its seed alone, so that it comes out
-    the same whichever runs stand beside it.
+    A run's initial weights, noise and order of the data follow from its seed alone, so that a run
+    has the same results, to rounding, alone or beside others. Where chunks end depends on the step
+    alone, so that a resumed run executes the programs of an uninterrupted one and ends with the
+    same bits.
 
     Args:
-        build: What the runs are made of.
-        seeds: `[S]`, one for each run.
-        numbers: `[S]` arrays, each run's own numbers for `build`.
-        splits: Sequences `[N, T, I]`, uint8 or float as for `train.scale`, and integer labels, for
-            training, validation and test.
-        steps: Updates of each run.
-        batch_size: Examples of each update.
-        eval_every: Updates between two evaluations.
-        chunk: Most updates in one program.
-        loss_fn: What to make smaller; a function of the module level, so that it compiles once.
-        slices: As in `jaxrnn.training.train.train_step`.
+        trainer: Model, optimizer, loss function, metric and devices.
+        examples: The training data, leaves `[N, ...]`; batches of it are what the loss function
+            takes.
+        evaluations: Data sets to evaluate on, by name; batches of them are what the metric takes.
+        steps: The last step.
+        batch_size: Examples of each update of a run.
+        seed: The seed of one run, or `[S]` seeds of runs side by side.
+        hparams: Hyperparameters for the trainer's factory: scalars, or `[S]` arrays.
+        eval_every: Steps between two evaluations; by default only the last step is followed by one.
+        chunk: Most steps in one program, which cannot be interrupted.
+        inputs: The model's arguments for its initialization; by default the first leaf of the
+            examples, as `scale` gives it.
+        state: The state to resume from; by default that of step 0.
 
     Yields:
-        A `Look` after every `eval_every` steps and after the last. A run whose loss is no longer
-        finite goes on as it is; the others do not see it.
+        A `Progress` after every chunk. A run whose loss is not finite is continued; the runs beside
+        it are not affected.
+
+    Raises:
+        ValueError: If `steps`, `eval_every` or `chunk` is not positive, or if the batch cannot be
+            shared by the devices.
     """
-    count, mesh = len(seeds), make_mesh(len(seeds))
-    spare = (0, -count % mesh.size)  # every device has as many runs: the last is made again
-    seeds = np.pad(seeds, spare, "edge")
-    numbers = {
-        name: jnp.asarray(np.pad(values, spare, "edge"), jnp.float32)
-        for name, values in numbers.items()
+    eval_every = steps if eval_every is None else eval_every
+    for name, value in (("steps", steps), ("eval_every", eval_every), ("chunk", chunk)):
+        if value < 1:
+            raise ValueError(f"{name} must be at least 1, got {value}")
+    mesh = trainer.mesh
+    if batch_size % mesh.shape[BATCH]:
+        raise ValueError(
+            f"batch_size must be a multiple of the {mesh.shape[BATCH]} devices that share a batch, "
+            f"got {batch_size}"
+        )
+    size = len(jax.tree.leaves(examples)[0])
+    count, seeds, hparams = _fill_mesh(trainer, seed, hparams or {})
+    keys = run_keys(seeds)
+    own = NamedSharding(mesh, P(RUN) if count else P())
+    keys, hparams = jax.device_put((keys, hparams), own)
+    examples, datasets = replicate((examples, dict(evaluations or {})), mesh)
+    if state is None:
+        inputs = (scale(jax.tree.leaves(examples)[0][:1]),) if inputs is None else inputs
+        state = trainer.init(keys, hparams, *inputs)
+    state = trainer.place(state)
+    step = int(np.asarray(state.step).flat[0])
+    with Clock() as clock:
+        while step < steps:
+            length = min(chunk, eval_every - step % eval_every, steps - step)
+            indices = _indices(seeds, step, length, batch_size, size)
+            with clock.phase("train"):
+                state, losses = trainer.advance(state, keys, hparams, examples, indices)
+                losses = np.asarray(losses)
+            step, metrics = step + length, {}
+            if step % eval_every == 0 or step == steps:
+                with clock.phase("evaluate"):
+                    metrics = {
+                        name: trainer.evaluate(state, hparams, dataset)
+                        for name, dataset in datasets.items()
+                    }
+            if count:
+                losses = losses[:count]
+                metrics = {name: values[:count] for name, values in metrics.items()}
+            yield Progress(step, losses, metrics, dict(clock.seconds), state)
+
+
+def _fill_mesh(trainer: Trainer, seed: Any, hparams: Mapping[str, Any]) -> tuple[int, Any, Any]:
+    """The number of runs (0 for one without an axis), and seeds and hyperparameters.
+
+    Every device needs as many runs as the others: the last run is repeated.
+    """
+    if not np.ndim(seed):
+        return 0, seed, {name: jnp.float32(value) for name, value in hparams.items()}
+    count = len(seed)
+    spare = (0, -count % trainer.mesh.shape[RUN])
+    filled = {
+        name: jnp.asarray(np.pad(np.asarray(values), spare, "edge"), jnp.float32)
+        for name, values in hparams.items()
     }
-    keys = jax.vmap(jax.random.key)(jnp.asarray(seeds))
-    keys, numbers = jax.device_put((keys, numbers), NamedSharding(mesh, P(AXIS)))
-    examples, validation, test = train.replicate(tuple(map(tuple, splits)), mesh)
-    example = jnp.zeros((1, *splits[0][0].shape[1:]), jnp.float32)
-    states = _create(build, mesh, keys, numbers, example)
-    step, losses, durations = 0, [], []
-    while step < steps:
-        length = min(chunk, eval_every - step % eval_every, steps - step)
-        indices = np.stack(
-            [
-                data.batch_indices(int(seed), step, length, batch_size, len(splits[0][1]))
-                for seed in seeds
-            ]
-        )
-        started = time.perf_counter()
-        states, loss = _advance(
-            build, mesh, loss_fn, slices, states, keys, numbers, examples, indices
-        )
-        losses.append(np.asarray(loss))
-        durations.append((time.perf_counter() - started) / length)
-        step += length
-        if step % eval_every == 0 or step == steps:
-            yield Look(
-                step,
-                np.concatenate(losses, axis=1).mean(1)[:count],
-                _accuracy(build, mesh, states, numbers, *validation)[:count],
-                _accuracy(build, mesh, states, numbers, *test)[:count],
-                float(np.median(durations)),
-            )
-            losses = []
+    return count, np.pad(np.asarray(seed), spare, "edge"), filled
 
 
-def count_parameters(build: Build, numbers: Mapping[str, float], example: Array) -> int:
-    """The parameters of a model that `build` makes."""
-    model, _ = build(numbers)
-    shapes = jax.eval_shape(lambda: model.init(jax.random.key(0), example)["params"])
-    return sum(leaf.size for leaf in jax.tree.leaves(shapes))
+def _indices(seeds: Any, step: int, length: int, batch_size: int, size: int) -> np.ndarray:
+    """The batches of the next steps, int32 `[K, B]` or `[S, K, B]`."""
+    if not np.ndim(seeds):
+        return data.batch_indices(int(seeds), step, length, batch_size, size)
+    batches = [data.batch_indices(int(seed), step, length, batch_size, size) for seed in seeds]
+    return np.stack(batches)
 
 
-def _each(function: Callable, mesh: Mesh, split: int, *arguments: Any) -> Any:
-    """Applies the function to every run; the first `split` arguments hold one entry for each."""
+class Clock:
+    """Seconds by phase, with those that JAX spent compiling counted separately."""
 
-    def share(*arguments):
-        def one(*own):
-            return function(*own, *arguments[split:])
+    def __init__(self):
+        self.seconds = {"compile": 0.0, "train": 0.0, "evaluate": 0.0}
+        self._spans: list[tuple[float, float]] = []
 
-        own = arguments[:split]
-        if len(jax.tree.leaves(own)[0]) == 1:
-            # Without vmap: a batch of one matrix is a slow matrix on a CPU.
-            found = one(*jax.tree.map(lambda leaf: leaf[0], own))
-            return jax.tree.map(lambda leaf: leaf[None], found)
-        return jax.vmap(one)(*own)
+    def __enter__(self) -> Clock:
+        jax.monitoring.register_event_duration_secs_listener(self._listen)
+        return self
 
-    specs = (P(AXIS),) * split + (P(),) * (len(arguments) - split)
-    sharded = jax.shard_map(share, mesh=mesh, in_specs=specs, out_specs=P(AXIS), check_vma=False)
-    return sharded(*arguments)
+    def __exit__(self, *_: object) -> None:
+        jax.monitoring.unregister_event_duration_listener(self._listen)
 
+    def _listen(self, event: str, duration_secs: float, **_: str | int) -> None:
+        if event.startswith("/jax/core/compile/"):
+            end = time.perf_counter()
+            # Traces nest; the outer one is reported last and replaces those inside it.
+            self._spans = [span for span in self._spans if span[0] < end - duration_secs]
+            self._spans.append((end - duration_secs, end))
 
-@partial(jax.jit, static_argnames=("build", "mesh"))
-def _create(build, mesh, keys, numbers, example):
-    def create(key, numbers, example):
-        model, optimizer = build(numbers)
-        params = model.init(key, example)["params"]
-        return train.TrainState(jnp.int32(0), params, optimizer.init(params))
-
-    return _each(create, mesh, 2, keys, numbers, example)
-
-
-@partial(jax.jit, static_argnames=("build", "mesh", "loss_fn", "slices"), donate_argnames="states")
-def _advance(build, mesh, loss_fn, slices, states, keys, numbers, examples, indices):
-    def advance(state, key, numbers, indices, examples):
-        model, optimizer = build(numbers)
-        noise = train.noise_key(key)
-
-        def body(state, batch):
-            batch = jax.tree.map(lambda leaf: leaf[batch], examples)
-            return train.train_step(
-                model, optimizer, state, batch, loss_fn=loss_fn, key=noise, slices=slices
-            )
-
-        return lax.scan(body, state, indices)
-
-    return _each(advance, mesh, 4, states, keys, numbers, indices, examples)
-
-
-def _accuracy(build, mesh, states, numbers, sequences, labels) -> np.ndarray:
-    correct = _count_correct(build, mesh, states.params, numbers, sequences, labels)
-    return np.asarray(correct) / len(labels)
-
-
-@partial(jax.jit, static_argnames=("build", "mesh"))
-def _count_correct(build, mesh, params, numbers, sequences, labels) -> Float[Array, " S"]:
-    def correct(params, numbers, sequences, labels):
-        model, _ = build(numbers)
-
-        def one(example):
-            return train.apply(model, params, train.scale(example))
-
-        size = min(train.EVALUATION_BATCH, len(sequences))
-        predictions = lax.map(one, sequences, batch_size=size).argmax(-1)
-        return (predictions == labels.astype(predictions.dtype)).sum().astype(jnp.float32)
-
-    return _each(correct, mesh, 2, params, numbers, sequences, labels)
+    @contextlib.contextmanager
+    def phase(self, name: str) -> Iterator[None]:
+        """Adds the time of a block to a phase, less what was spent compiling in it."""
+        started, self._spans = time.perf_counter(), []
+        yield
+        compiling = sum(end - start for start, end in self._spans)
+        self.seconds["compile"] += compiling
+        self.seconds[name] += time.perf_counter() - started - compiling
