@@ -23,7 +23,7 @@ from collections import Counter
 from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Any, NamedTuple
+from typing import Any, NamedTuple, cast
 
 import jax
 import numpy as np
@@ -84,7 +84,7 @@ class Config:
     """How many of each setting."""
     first_seed: int = 0
     """The first of them; others than before show whether a result is reproduced."""
-    dataset: str = "auto"
+    dataset: options.DatasetName = "auto"
     data_dir: Path | None = None
     out: Path = Path("runs/ablations")
     """A folder for each study goes in here."""
@@ -147,7 +147,9 @@ def resolve(config: Config) -> tuple[Study, dict[str, options.Config]]:
     for name, changed in study.settings.items():
         for option in changed.keys() & common.keys():
             if is_asked(name, config) and changed[option] != common[option]:
-                raise OptionError(f"--set {option} is not for {name!r}, which has {changed[option]}")
+                raise OptionError(
+                    f"--set {option} is not for {name!r}, which has {changed[option]}"
+                )
         setting = options.Config(**{**study.base, **common, **changed}, dataset=config.dataset)
         try:
             setting.check()
@@ -227,6 +229,12 @@ class Job(NamedTuple):
     seed: int
     identity: str
 
+    @property
+    def steps(self) -> int:
+        """Updates to make; every setting of a study says how many."""
+        assert self.config.steps is not None
+        return self.config.steps
+
 
 def plan(settings: Mapping[str, options.Config], seeds: range, data_sha256: str) -> list[Job]:
     """Every run of a study, each with a short hash of its options, its seed and the data.
@@ -301,16 +309,18 @@ def run_batch(
         mesh=training.make_mesh(min(len(jobs), jax.local_device_count()), 1),
         slices=slices(shared.batch_size, patched=shared.patch is not None),
     )
-    started, curve, losses, durations = time.perf_counter(), [], [], []
+    steps = shared.steps or jobs[0].steps
+    started, curve, losses, durations = time.perf_counter(), [], [], [(0.0, 0)]
+    parameters = 0
     for progress in training.fit(
         trainer,
         train,
         {"validation": validation, "test": test},
-        steps=shared.steps or 0,
+        steps=steps,
         batch_size=shared.batch_size,
         seed=[job.seed for job in jobs],
         hparams={name: [getattr(job.config, name) for job in jobs] for name in names},
-        eval_every=-(-(shared.steps or 0) // evaluations),
+        eval_every=-(-steps // evaluations),
         chunk=chunk_size(train[0].shape[1]),
     ):
         losses.append(progress.losses)
@@ -319,9 +329,10 @@ def run_batch(
         if progress.metrics:
             curve.append((progress.step, np.concatenate(losses, 1).mean(1), progress.metrics))
             losses = []
+            params = progress.state.params
+            parameters = training.count_parameters(params) // len(progress.state.step)
     seconds = (time.perf_counter() - started) / len(jobs)
-    spent, steps = np.diff(durations, axis=0, prepend=[(0, 0)]).T
-    parameters = training.count_parameters(progress.state.params) // len(progress.state.step)
+    spent, made = np.diff(durations, axis=0).T
     yield [
         {
             "setting": job.setting,
@@ -329,7 +340,7 @@ def run_batch(
             "identity": job.identity,
             "parameters": parameters,
             "seconds": round(seconds, 2),
-            "ms_per_step": round(1e3 * float(np.median(spent / steps)), 3),
+            "ms_per_step": round(1e3 * float(np.median(spent / made)), 3),
             **origin,
             "together": len(jobs),
             "dataset": dataset.name,
@@ -395,7 +406,7 @@ def main(config: Config) -> int:
     if config.hosts > 1:
         jax.distributed.initialize(config.coordinator, config.hosts, config.host)
     study, settings = resolve(config)
-    dataset = load_dataset(options.Config(dataset=config.dataset, data_dir=config.data_dir))
+    dataset = load_dataset(config.dataset, config.data_dir)
     announce(dataset)
     kept = Records(config.out / config.study, config.host)
     data_sha256 = digest(dataset)
@@ -433,14 +444,16 @@ def main(config: Config) -> int:
     while not {job.identity for job in asked} <= kept.read().keys():
         time.sleep(POLL_SECONDS)  # for other hosts; a barrier would give up after half an hour
     if config.host == 0:
-        conclude(dataclasses.replace(config, dataset=dataset.name), study, kept)
+        conclude(
+            dataclasses.replace(config, dataset=cast(options.DatasetName, dataset.name)),
+            study,
+            kept,
+        )
         announce(dataset)
     return 0
 
 
-def measured_paces(
-    jobs: list[Job], done: Mapping[str, dict[str, Any]]
-) -> dict[str, list[float]]:
+def measured_paces(jobs: list[Job], done: Mapping[str, dict[str, Any]]) -> dict[str, list[float]]:
     """Seconds of an update, by setting, of the jobs that are done."""
     paces: dict[str, list[float]] = {}
     for job in jobs:
@@ -464,9 +477,7 @@ def estimate(jobs: list[Job], paces: Mapping[str, list[float]], hosts: int) -> s
     if not jobs or not paces:
         return ""
     known = list(itertools.chain.from_iterable(paces.values()))
-    seconds = sum(
-        (job.config.steps or 0) * np.mean(paces.get(job.setting, known)) for job in jobs
-    )
+    seconds = sum((job.steps) * np.mean(paces.get(job.setting, known)) for job in jobs)
     unknown = {job.setting for job in jobs} - paces.keys()
     guess = f" if the others take as long as {', '.join(paces)}" if unknown else ""
     return f", about {seconds / 60 / hosts:.0f} minutes{guess}"
@@ -491,7 +502,7 @@ def train(jobs: list[Job], kept: Records, dataset: data.Dataset, evaluations: in
         disable=not console.is_terminal,
         speed_estimate_period=SPEED_SECONDS,
     ) as progress:
-        task = progress.add_task("", total=sum(job.config.steps or 0 for job in jobs))
+        task = progress.add_task("", total=sum(job.steps for job in jobs))
         for shared, batch in batches(jobs, lanes()):
             settings = dict.fromkeys(job.setting for job in batch)
             progress.update(task, description=", ".join(settings))

@@ -153,11 +153,11 @@ def whole_run(make: Callable, dtype: str) -> float:
 def work(config: Config) -> None:
     """The inner process: all cores as devices only where that is what is measured."""
     if config.worker in ALL_CORES:
-        import mnist
+        from devices import divide_cpu, largest_share
 
         from jaxrnn.training.run import cores
 
-        mnist.divide_cpu(mnist.largest_share(BATCH, cores()))
+        divide_cpu(largest_share(BATCH, cores()))
     print(json.dumps(measure(config.worker, config.tasks[0], config.dtype)))
 
 

@@ -67,7 +67,7 @@ def make_cell(name: str, hidden_size: int, **options: Any) -> jaxrnn.Cell:
     Raises:
         OptionError: If there is no such cell, or it has no such option or value.
     """
-    constructor = CELLS[name] if name in CELLS else _own_cell(name)
+    constructor: Callable[..., Any] = CELLS[name] if name in CELLS else _own_cell(name)
     options = {key: value for key, value in options.items() if value is not None}
     refused = [key for key in options if not _takes(constructor, key)]
     if refused:
@@ -138,7 +138,7 @@ def cell_sha256(name: str) -> str | None:
     return own and hashlib.sha256(_read(own[0])).hexdigest()
 
 
-def _own_cell(name: str) -> Callable[..., jaxrnn.Cell]:
+def _own_cell(name: str) -> Callable[..., Any]:
     own = cell_file(name)
     if own is None:
         raise OptionError(

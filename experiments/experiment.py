@@ -8,7 +8,7 @@ import os
 from collections.abc import Callable, Mapping
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Any, NamedTuple
+from typing import Any, NamedTuple, cast
 
 import flax.linen as nn
 import jax
@@ -17,7 +17,7 @@ import optax
 from cells import cell_file, cell_sha256
 from errors import OptionError
 from models import build_model
-from options import FREE, OPTIMIZERS, Config
+from options import FREE, OPTIMIZERS, Config, DatasetName
 
 from jaxrnn import training
 from jaxrnn.training import data
@@ -32,7 +32,8 @@ class Experiment(NamedTuple):
     """Options, resolved.
 
     Attributes:
-        config: The options, with the data set's name and the number of steps.
+        config: The options, with the name of the data set and the number of steps.
+        steps: Updates to make.
         model: The classifier.
         optimizer: Its optimizer.
         loss_fn: The loss function.
@@ -42,6 +43,7 @@ class Experiment(NamedTuple):
     """
 
     config: Config
+    steps: int
     model: nn.Module
     optimizer: optax.GradientTransformation
     loss_fn: training.Loss
@@ -58,13 +60,14 @@ def resolve(config: Config, dataset: data.Dataset) -> Experiment:
     """
     config.check()
     steps = config.steps or (2_000 if dataset.name == "digits" else 20_000)
-    config = dataclasses.replace(config, dataset=dataset.name, steps=steps)
+    config = dataclasses.replace(config, dataset=cast(DatasetName, dataset.name), steps=steps)
     if (own := cell_file(config.cell)) is not None:
         config = dataclasses.replace(config, cell=f"{own[0].absolute()}:{own[1]}")
     if config.batch_size > len(dataset.train.labels):
         raise OptionError(f"--batch-size must be at most {len(dataset.train.labels)}")
     return Experiment(
         config,
+        steps,
         check_model(config),
         build_optimizer(config),
         build_loss(config),
@@ -72,12 +75,14 @@ def resolve(config: Config, dataset: data.Dataset) -> Experiment:
     )
 
 
-def load_dataset(config: Config) -> data.Dataset:
-    """The data that the options and JAXRNN_DATA_DIR ask for."""
-    data_dir = config.data_dir or os.environ.get("JAXRNN_DATA_DIR") or None
-    if config.dataset == "auto":
-        return data.load_or_digits(data_dir, config.validation_size)
-    return data.load(config.dataset, data_dir, config.validation_size)
+def load_dataset(
+    name: str, data_dir: Path | None = None, validation_size: int = 5000
+) -> data.Dataset:
+    """The data set that the options and JAXRNN_DATA_DIR ask for."""
+    folder = data_dir or os.environ.get("JAXRNN_DATA_DIR") or None
+    if name == "auto":
+        return data.load_or_digits(folder, validation_size)
+    return data.load(name, folder, validation_size)
 
 
 def as_sequences(dataset: data.Dataset, config: Config) -> tuple[Examples, Examples, Examples]:

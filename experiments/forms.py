@@ -31,6 +31,7 @@ from drawing import ConditionalVAE, EncoderDecoder
 from experiment import load_dataset
 from jax.sharding import Mesh
 from models import NUM_CLASSES, classifier
+from options import DatasetName
 from terminal import announce, console, run_script
 
 import jaxrnn
@@ -52,7 +53,7 @@ class Config:
     form: tyro.conf.Positional[
         Literal["one-to-one", "one-to-many", "many-to-one", "many-to-many", "in-step"]
     ]
-    dataset: Literal["auto", "mnist", "fashion_mnist", "kmnist", "digits"] = "auto"
+    dataset: DatasetName = "auto"
     data_dir: Path | None = None
     """Folder with the set as IDX, .npz, .csv or .parquet, or prepared by TFDS [JAXRNN_DATA_DIR]."""
     validation_size: int = 5000
@@ -89,8 +90,8 @@ class Setup(NamedTuple):
             config.learning_rate, schedule="onecycle", steps=steps, clip_norm=1.0
         )
         trainer = training.Trainer(training.Fixed(model, optimizer), loss_fn, mesh=self.mesh)
-        state, started = None, time.perf_counter()
-        for step, losses, _, _, state in training.fit(
+        started, progress = time.perf_counter(), None
+        for progress in training.fit(
             trainer,
             examples,
             steps=steps,
@@ -98,11 +99,11 @@ class Setup(NamedTuple):
             seed=config.seed,
             inputs=inputs,
         ):
-            if step % 500 == 0:
-                seconds = time.perf_counter() - started
-                console.print(f"step {step:5d}  loss {losses.mean():.4f}  {seconds:.0f} s")
-        assert state is not None
-        return state.params
+            if progress.step % 500 == 0:
+                loss, seconds = progress.losses.mean(), time.perf_counter() - started
+                console.print(f"step {progress.step:5d}  loss {loss:.4f}  {seconds:.0f} s")
+        assert progress is not None  # there is at least one step
+        return progress.state.params
 
     def classify(
         self, sequences: np.ndarray, labels: np.ndarray, steps: int | None = None, **options: Any
@@ -159,9 +160,7 @@ def drawing_loss(logits: jax.Array, images: jax.Array) -> jax.Array:
     return optax.sigmoid_binary_cross_entropy(logits, training.scale(images)).sum((-2, -1))
 
 
-def vae_loss(
-    model: nn.Module, params: Any, batch: Any, key: jax.Array | None = None
-) -> jax.Array:
+def vae_loss(model: nn.Module, params: Any, batch: Any, key: jax.Array | None = None) -> jax.Array:
     """The negative evidence lower bound."""
     images, labels = batch
     logits, nats = training.apply(
@@ -259,7 +258,7 @@ def main(config: Config) -> int:
     """Trains the form and writes its picture and its results."""
     out = config.out / config.form
     setup = Setup(config, share_batch(config.batch_size, config.devices))
-    dataset = load_dataset(config)
+    dataset = load_dataset(config.dataset, config.data_dir, config.validation_size)
     announce(dataset)
     out.mkdir(parents=True, exist_ok=True)
     started = time.perf_counter()

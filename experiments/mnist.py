@@ -12,7 +12,6 @@ import argparse
 import sys
 from typing import Any
 
-import jax
 import numpy as np
 import tyro
 from devices import chunk_size, share_batch, slices
@@ -33,7 +32,7 @@ def main(config: Config) -> int:
     """Trains, or resumes training; returns the exit code."""
     config.check()
     mesh = share_batch(config.batch_size, config.devices)
-    dataset = load_dataset(config)
+    dataset = load_dataset(config.dataset, config.data_dir, config.validation_size)
     experiment = resolve(config, dataset)
     announce(dataset)
     console.print(f"device: {mesh.size} × {mesh.devices.flat[0].device_kind}")
@@ -71,9 +70,9 @@ def train(
     )
     sequences, labels = experiment.train
     blank = np.zeros((1, *sequences.shape[1:]), np.float32)
-    step, state = 0, trainer.init(run_keys(config.seed), {}, blank)
-    if (restored := checkpoints.restore(state)) is not None:
-        step, state = restored
+    step, start = 0, trainer.init(run_keys(config.seed), {}, blank)
+    if (restored := checkpoints.restore(start)) is not None:
+        step, start = restored
         console.print(f"resuming from step {step} of {config.out}")
     records = run.rewind_metrics(step)
     best = max((record["validation_accuracy"] or 0 for record in records), default=0)
@@ -83,18 +82,19 @@ def train(
         evaluations["validation"] = experiment.validation
     seconds = {"compile": 0.0, "train": 0.0, "evaluate": 0.0}
 
-    with Stop() as stop, progress_bar(step, config.steps) as advance:
-        for step, losses, metrics, seconds, state in training.fit(
+    with Stop() as stop, progress_bar(step, experiment.steps) as advance:
+        for progress in training.fit(
             trainer,
             (sequences, labels),
             evaluations,
-            steps=config.steps,
+            steps=experiment.steps,
             batch_size=config.batch_size,
             seed=config.seed,
             eval_every=config.eval_every,
             chunk=chunk_size(sequences.shape[1]),
-            state=state,
+            state=start,
         ):
+            step, losses, metrics, seconds, state = progress
             first = step - len(losses) + 1
             if not np.isfinite(losses).all():
                 bad = int(np.argmin(np.isfinite(losses)))
@@ -115,11 +115,11 @@ def train(
                 )
             due = step // config.checkpoint_every > (first - 1) // config.checkpoint_every
             improved = score is not None and score >= best
-            if due or improved or step == config.steps or stop.signal is not None:
+            if due or improved or step == experiment.steps or stop.signal is not None:
                 checkpoints.save(step, state, score)
             best = max(best, score or 0)
             advance(len(losses))
-            if stop.signal is not None and step < config.steps:
+            if stop.signal is not None and step < experiment.steps:
                 console.print(
                     f"interrupted at step {step}, which is saved; the same command resumes there"
                 )

@@ -17,6 +17,8 @@ from networks import BASELINES
 # for noise, which each device draws for its own share of a batch.
 FREE = ("recipe", "data_dir", "out", "resume", "checkpoint_every", "devices")
 
+DatasetName = Literal["auto", "mnist", "fashion_mnist", "kmnist", "digits"]
+
 OPTIMIZERS = {
     "adam": optax.adam,
     "adamw": optax.adamw,
@@ -83,7 +85,7 @@ class Config:
 
     recipe: Literal[tuple(RECIPES)] = "tutorial"
     """Defaults for the other options."""
-    dataset: Literal["auto", "mnist", "fashion_mnist", "kmnist", "digits"] = "auto"
+    dataset: DatasetName = "auto"
     """auto takes MNIST where it can be had and scikit-learn's digits where not."""
     data_dir: Path | None = None
     """Folder with the set as IDX, .npz, .csv or .parquet, or prepared by TFDS [JAXRNN_DATA_DIR]."""
@@ -130,7 +132,8 @@ class Config:
     zoneout: float | None = None
     """How likely a unit keeps its old value."""
     recurrent_dropout: float | None = None
-    """How likely a unit is dropped from the recurrent product; needs --tied True or --tied False."""
+    """How likely a unit is dropped from the recurrent product; needs --tied True or
+    --tied False."""
     tied: bool | None = None
     """Whether that is drawn once a sequence, as in variational dropout, or at every step."""
     weight_dropout: float | None = None

@@ -93,23 +93,24 @@ class Records:
             OptionError: If a setting would stay that was run on other data or with another --set.
         """
         with self.locked():
-            before = {"commands": [], "settings": {}}
+            before: dict[str, Any] = {"commands": [], "settings": {}}
             if self.config_path.exists():
                 before = self.config()
             settings, kept = {}, False
             for name, setting in study.items():
                 old = before["settings"].get(name)
-                if old and old["data_sha256"] != setting["data_sha256"]:
+                if old is not None and old["data_sha256"] != setting["data_sha256"]:
                     raise OptionError(
                         f"{self.folder} holds runs on other data: choose another --out"
                     )
-                if old and name not in asked and old["set"] != setting["set"]:
+                if old is not None and name not in asked and old["set"] != setting["set"]:
                     raise OptionError(
                         f"{self.folder} holds {name!r} with another --set: choose another --out"
                     )
                 stays = old is not None and old["options"] == setting["options"]
                 kept |= stays
-                runs = (setting["runs"] if name in asked else []) + (old["runs"] if stays else [])
+                runs = setting["runs"] if name in asked else []
+                runs = runs + (old["runs"] if old is not None and stays else [])
                 if runs:
                     settings[name] = setting | {"runs": list(dict.fromkeys(runs))}
             write_json(

@@ -30,14 +30,14 @@ HEAD = """# Results
 Written by `python experiments/results.py` from `experiments/results/*/results.jsonl`.
 
 Test accuracy in percent: mean ± standard deviation over n seeds, at the last step. In bold the
-setting that validation would choose. The differences are to the first setting over the same seeds, with
-95 % confidence intervals (Student's t); where they include zero, no difference was seen. That of
-two seeds reaches nine standard deviations to either side: even a large one may go unseen. Each
-interval is of one comparison by itself: of twenty settings that do not differ, one will seem to.
-The seconds are those of the machine as it was, whatever else it did. A claim of no difference is
-never confirmed by an interval, and a difference may be seen that is too small to matter: at 99 %
-the binomial error on 10,000 images is ±0.1 points. Each record names its machine, JAX version
-and, but for the oldest, the revision of the code that made it.
+setting that validation would choose. The differences are to the first setting over the same seeds,
+with 95 % confidence intervals (Student's t); where they include zero, no difference was seen. With
+two seeds an interval reaches nine standard deviations to either side, and even a large difference
+may go unseen. Each interval is of one comparison: of twenty settings that do not differ, one will
+seem to. The seconds are those of the machine as it was, whatever else it did. A claim of no
+difference is never confirmed by an interval, and a difference may be seen that is too small to
+matter: at 99 % the binomial error on 10,000 images is ±0.1 points. Each record names its machine,
+JAX version and, but for the oldest, the revision of the code that made it.
 """
 
 AGAIN = "again"
@@ -96,7 +96,7 @@ def run_again(folder: Path, names: list[str]) -> str:
 
 
 def again_lines(name: str, kept: Path, new: Path) -> Iterator[str]:
-    """A line for each setting that both folders hold with the same options, the new one's own seeds."""
+    """A line for each setting that both folders hold with the same options, over its new seeds."""
     folders = Records(kept), Records(new)
     before, after = (each.config()["settings"] for each in folders)
     runs = [each.of_settings() for each in folders]

@@ -35,8 +35,8 @@ def _settings(option: str, values: Any) -> dict[str, dict[str, Any]]:
     return {f"{option}={value}": {option: value} for value in values}
 
 
-# Units, in steps of four, that give a classifier of 28 rows nearest to as many parameters as an LSTM
-# of 128 has.
+# Units, in steps of four, with which a classifier of 28 rows has as nearly as possible as many
+# parameters as an LSTM of 128 units.
 EQUAL_SIZES = {
     "lstm": 128,
     "rnn": 268,

@@ -292,7 +292,7 @@ def _array(leaf: Any) -> Any:
 
 
 def _is_key(leaf: Any) -> bool:
-    return jax.dtypes.issubdtype(leaf.dtype, jax.dtypes.prng_key)
+    return jnp.issubdtype(leaf.dtype, jax.dtypes.prng_key)
 
 
 def _data(leaf: Any) -> Any:
@@ -310,7 +310,9 @@ def _like(like: Any, data: np.ndarray) -> Any:
     """The leaf that `_data` made this of."""
     if not _is_key(like):
         return data
-    return jax.random.wrap_key_data(data, impl=jax.random.key_impl(jnp.empty((), like.dtype)))
+    return jax.random.wrap_key_data(
+        jnp.asarray(data), impl=jax.random.key_impl(jnp.empty((), like.dtype))
+    )
 
 
 def _type(leaf: Any) -> str:

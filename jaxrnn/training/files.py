@@ -1,4 +1,4 @@
-"""Files that are whole or absent: JSON written at once, and JSON lines appended record by record."""
+"""JSON files that are whole or absent, and files of JSON lines, appended record by record."""
 
 from __future__ import annotations
 

@@ -98,34 +98,34 @@ def fit(
             f"got {batch_size}"
         )
     size = len(jax.tree.leaves(examples)[0])
-    count, seeds, hparams = _fill_mesh(trainer, seed, hparams or {})
-    keys = run_keys(seeds)
-    own = NamedSharding(mesh, P(RUN) if count else P())
-    keys, hparams = jax.device_put((keys, hparams), own)
+    count, seeds, own_hparams = _fill_mesh(trainer, seed, hparams or {})
+    per_run = NamedSharding(mesh, P(RUN) if count else P())
+    keys, own_hparams = jax.device_put((run_keys(seeds), own_hparams), per_run)
     examples, datasets = replicate((examples, dict(evaluations or {})), mesh)
     if state is None:
         inputs = (scale(jax.tree.leaves(examples)[0][:1]),) if inputs is None else inputs
-        state = trainer.init(keys, hparams, *inputs)
-    state = trainer.place(state)
-    step = int(np.asarray(state.step).flat[0])
+        now = trainer.init(keys, own_hparams, *inputs)
+    else:
+        now = trainer.place(state)
+    step = int(np.asarray(now.step).flat[0])
     with Clock() as clock:
         while step < steps:
             length = min(chunk, eval_every - step % eval_every, steps - step)
             indices = _indices(seeds, step, length, batch_size, size)
             with clock.phase("train"):
-                state, losses = trainer.advance(state, keys, hparams, examples, indices)
+                now, losses = trainer.advance(now, keys, own_hparams, examples, indices)
                 losses = np.asarray(losses)
             step, metrics = step + length, {}
             if step % eval_every == 0 or step == steps:
                 with clock.phase("evaluate"):
                     metrics = {
-                        name: trainer.evaluate(state, hparams, dataset)
+                        name: trainer.evaluate(now, own_hparams, dataset)
                         for name, dataset in datasets.items()
                     }
             if count:
                 losses = losses[:count]
                 metrics = {name: values[:count] for name, values in metrics.items()}
-            yield Progress(step, losses, metrics, dict(clock.seconds), state)
+            yield Progress(step, losses, metrics, dict(clock.seconds), now)
 
 
 def _fill_mesh(trainer: Trainer, seed: Any, hparams: Mapping[str, Any]) -> tuple[int, Any, Any]:

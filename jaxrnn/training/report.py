@@ -260,7 +260,9 @@ def learning_bands(records: Sequence[Mapping], path: str | PathLike, title: str 
         every = [record["curve"] for record in good if record["setting"] == setting]
         steps = [point["step"] for point in every[0]]
         curves = [curve for curve in every if [point["step"] for point in curve] == steps]
-        label = setting if len(curves) == len(every) else f"{setting} ({len(curves)} of {len(every)})"
+        label = (
+            setting if len(curves) == len(every) else f"{setting} ({len(curves)} of {len(every)})"
+        )
         errors = np.array([[1 - point["test_accuracy"] for point in curve] for curve in curves])
         mean = errors.mean(0)
         spread = errors.std(0, ddof=1) if len(curves) > 1 else np.zeros_like(mean)

@@ -320,7 +320,6 @@ def _for_each_run(
     out_spec: tuple[str | None, ...],
 ) -> Any:
     """`function(*own, *shared)` of every run, on the devices of that run."""
-
     stacked = own.stacked
 
     def local(own, shared):

@@ -39,8 +39,8 @@ class Unavailable(DataError):
 
     def __init__(self, reason: str):
         super().__init__(
-            f"{reason}; name a folder that holds it with --data-dir FOLDER, "
-            "or train on what needs no download with --dataset digits"
+            f"{reason}; name a folder that holds it by data_dir, "
+            "or load 'digits', which needs no download"
         )
         self.reason = reason
 
