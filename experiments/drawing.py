@@ -6,13 +6,15 @@ drawn, Z numbers of a style.
 
 from __future__ import annotations
 
+from typing import Any
+
 import flax.linen as nn
 import jax
 import jax.numpy as jnp
 from jaxtyping import Array, Float, Int
 
 from jaxrnn import Cell
-from jaxrnn.linen import RNN, Stack, dropout_key
+from jaxrnn.linen import RNN, Stack, dropout_key, last_output
 
 
 class Decoder(nn.Module):
@@ -57,11 +59,11 @@ class EncoderDecoder(nn.Module):
 
     @nn.compact
     def __call__(
-        self, inputs: Float[Array, "*B T I"], lengths: Int[Array, "*B"] | None = None
+        self, inputs: Float[Array, "*B T I"], seq_lengths: Any = None
     ) -> Float[Array, "*B S F"]:
         """Returns logits of the rows that follow what was read up to each example's length."""
         encoder = Stack(self.cell, implementation=self.implementation, name="encoder")
-        _, code = encoder(inputs, lengths)
+        code = last_output(encoder(inputs, seq_lengths), seq_lengths)
         decoder = Decoder(
             self.cell, self.num_steps, self.num_features, self.implementation, name="decoder"
         )
@@ -106,7 +108,7 @@ class ConditionalVAE(nn.Module):
             Logits of the rows, and how many nats of style were used (the Kullback-Leibler
             divergence from a standard normal).
         """
-        _, read = self.encoder(inputs)
+        read = last_output(self.encoder(inputs))
         label = jax.nn.one_hot(labels, self.num_classes, dtype=inputs.dtype)
         code = self.posterior(jnp.concatenate([read, label], axis=-1))
         mean, log_scale = jnp.split(code, 2, axis=-1)

@@ -12,7 +12,7 @@ from networks import BASELINES
 from options import Config
 
 import jaxrnn
-from jaxrnn.linen import Classifier
+from jaxrnn.linen import Classifier, Stack
 from jaxrnn.renet import ReNet
 
 NUM_CLASSES = 10
@@ -63,7 +63,7 @@ def build_model(config: Config) -> nn.Module:
 
 def classifier(cell: jaxrnn.Cell, *, every_step: bool = False, **stack: Any) -> Classifier:
     """A classifier of digits with the options of `jaxrnn.linen.Stack`."""
-    return Classifier(cell, NUM_CLASSES, every_step=every_step, **stack)
+    return Classifier(Stack(cell, **stack), NUM_CLASSES, every_step=every_step)
 
 
 def build_cell(config: Config) -> jaxrnn.Cell:

@@ -14,7 +14,7 @@ import jax.numpy as jnp
 import numpy as np
 from jaxtyping import Array, Float, Num
 
-from jaxrnn.linen import blank
+from jaxrnn.linen import mask_inputs
 
 
 class MLP(nn.Module):
@@ -32,10 +32,10 @@ class MLP(nn.Module):
 
     @nn.compact
     def __call__(
-        self, inputs: Num[Array | np.ndarray, "*B T I"], lengths: Any = None
+        self, inputs: Num[Array | np.ndarray, "*B T I"], seq_lengths: Any = None
     ) -> Float[Array, "*B C"]:
         """Returns logits; steps past an example's length are read as zeros."""
-        hidden = blank(inputs, lengths)
+        hidden = mask_inputs(inputs, seq_lengths)
         hidden = hidden.reshape(*inputs.shape[:-2], -1)
         for size in self.hidden_sizes:
             hidden = self.activation(nn.Dense(size)(hidden))
@@ -57,10 +57,10 @@ class CNN(nn.Module):
 
     @nn.compact
     def __call__(
-        self, inputs: Num[Array | np.ndarray, "*B T I"], lengths: Any = None
+        self, inputs: Num[Array | np.ndarray, "*B T I"], seq_lengths: Any = None
     ) -> Float[Array, "*B C"]:
         """Returns logits; steps past an example's length are read as zeros."""
-        hidden = blank(inputs, lengths)[..., None]
+        hidden = mask_inputs(inputs, seq_lengths)[..., None]
         for channels in self.channels:
             hidden = nn.relu(nn.Conv(channels, (3, 3), conv_general_dilated=convolve)(hidden))
             hidden = nn.max_pool(hidden, (2, 2), (2, 2))

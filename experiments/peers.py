@@ -123,10 +123,10 @@ def jaxrnn_all(task: Task) -> Callable[[], None]:
 
     import jaxrnn
     from jaxrnn import training
-    from jaxrnn.linen import Classifier
+    from jaxrnn.linen import Classifier, Stack
     from jaxrnn.training.train import replicate
 
-    model = Classifier(getattr(jaxrnn, task.cell)(HIDDEN), CLASSES)
+    model = Classifier(Stack(getattr(jaxrnn, task.cell)(HIDDEN)), CLASSES)
     trainer = training.Trainer(training.Fixed(model, training.optimizer(1e-3)))
     x, y = inputs(task)
     key, first = jax.random.key(0), x[0, :1]
@@ -155,7 +155,7 @@ def jaxrnn_seeds(task: Task) -> Callable[[], None]:
 
     import jaxrnn
     from jaxrnn import training
-    from jaxrnn.linen import Classifier
+    from jaxrnn.linen import Classifier, Stack
 
     if not task.train:
         raise NotImplementedError
@@ -164,7 +164,7 @@ def jaxrnn_seeds(task: Task) -> Callable[[], None]:
     examples = (255 * x.reshape(-1, *x.shape[2:])).astype(np.uint8), y.reshape(-1).astype(np.uint8)
 
     def factory(hparams):
-        return Classifier(cell, CLASSES), training.optimizer(hparams["learning_rate"])
+        return Classifier(Stack(cell), CLASSES), training.optimizer(hparams["learning_rate"])
 
     trainer = training.Trainer(factory, mesh=training.make_mesh(seeds, 1))
     chunks = training.fit(

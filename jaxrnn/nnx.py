@@ -1,16 +1,17 @@
 """A recurrent layer for Flax NNX over cells.
 
-Shapes: B batch (any number of axes), T time, I input features, P outputs of a cell.
+Shapes: B batch (any number of axes), T time, I input features, P output features.
 """
 
 from __future__ import annotations
 
-from typing import Any
+from typing import Any, Literal, TypedDict, Unpack, overload
 
 import jax
 import jax.numpy as jnp
 import numpy as np
 from flax import nnx
+from jax.typing import DTypeLike
 from jaxtyping import Array, Float, Num
 
 from jaxrnn.cell import Cell, State, broadcast
@@ -19,7 +20,10 @@ from jaxrnn.unroll import reverse_time, unroll
 
 
 class Tree(nnx.Module):
-    """A pytree of parameters, each an `nnx.Param` named after its place; a call gives the tree."""
+    """A pytree of parameters, whose leaves are `nnx.Param`s named by their paths.
+
+    A call returns the tree of arrays.
+    """
 
     def __init__(self, tree: Any):
         leaves, self._treedef = jax.tree_util.tree_flatten_with_path(tree)
@@ -31,39 +35,55 @@ class Tree(nnx.Module):
             setattr(self, name, nnx.Param(leaf))
 
     def __call__(self) -> Any:
-        """The tree of arrays."""
+        """Returns the tree of arrays."""
         return self._treedef.unflatten([getattr(self, name)[...] for name in self._names])
 
 
-class RNN(nnx.Module):
-    """A recurrent layer in place of `flax.nnx.RNN`, over `jaxrnn.unroll`.
+class RNNOptions(TypedDict, total=False):
+    """Arguments of a call of `RNN`; see there."""
 
-    A call takes the same arguments, and the layer goes into `flax.nnx.Bidirectional`. Different:
-    outputs past an example's length are zero, an example of length 0 keeps its initial carry, and
-    the carry is the cell's state, as `LSTMState(hidden, cell)`.
+    initial_carry: State | None
+    seq_lengths: Any
+    resets: Any
+    reset_state: State | None
+    time_major: bool | None
+    reverse: bool | None
+    keep_order: bool | None
+    rngs: nnx.Rngs | nnx.RngStream | None
+
+
+class RNN(nnx.Module):
+    """A recurrent layer over `jaxrnn.unroll` that replaces `flax.nnx.RNN`.
+
+    A call takes the same arguments, and the layer can be used in `flax.nnx.Bidirectional`. It
+    differs from Flax's in three ways: outputs past an example's length are zero, an example of
+    length 0 returns its initial carry, and the carry is the cell's state, as
+    `LSTMState(hidden, cell)`.
 
     Each parameter of the cell is an `nnx.Param` of the same name in `layer.weights`. As with
-    `nnx.Dropout`, the regularizer is at work unless the layer is deterministic: after
-    `layer.eval()`, or in `nnx.view(model, deterministic=True)`.
+    `nnx.Dropout`, the regularizer applies unless the layer is deterministic: after `layer.eval()`,
+    or in `nnx.view(model, deterministic=True)`.
 
     Args:
         cell: The recurrent cell.
         in_features: I.
-        rngs: The stream "params" starts the parameters, "dropout" serves the regularizer.
+        rngs: The stream "params" is for the initial parameters, "dropout" for the regularizer.
         time_major: Whether time is the first axis.
         return_carry: Whether to return `(carry, outputs)` instead of the outputs.
-        reverse: Read each example from its end to its start.
-        keep_order: With `reverse`, let outputs stand where their inputs stand.
+        reverse: Whether to read each example from its end to its start.
+        keep_order: With `reverse`, whether outputs are returned in the order of the inputs rather
+            than in the order in which they were computed.
         unroll: Steps per iteration of the loop.
-        learn_initial_state: Whether the carry before the first step is a parameter.
-        regularizer: Recurrent regularization, in training.
+        learn_initial_state: Whether the initial carry is a parameter; its initial value is the
+            cell's own initial state.
+        regularizer: Recurrent regularization in training.
         implementation: As in `jaxrnn.unroll`.
         memory: As in `jaxrnn.unroll`.
         truncate: As in `jaxrnn.unroll`.
         dtype: The dtype of the operands of the matrix products, as in `jaxrnn.unroll`.
         param_dtype: The dtype of the parameters, and so of the carry and the outputs, unless the
-            cell keeps its state wider, as the LRU does.
-        deterministic: Whether to leave the regularizer out, as at evaluation.
+            cell keeps its state in a wider one, as the LRU does.
+        deterministic: Whether to turn the regularizer off, as at evaluation.
     """
 
     def __init__(
@@ -82,8 +102,8 @@ class RNN(nnx.Module):
         implementation: str | None = None,
         memory: str | None = None,
         truncate: int | None = None,
-        dtype: Any = None,
-        param_dtype: Any = jnp.float32,
+        dtype: DTypeLike | None = None,
+        param_dtype: DTypeLike = jnp.float32,
         deterministic: bool = False,
     ):
         params = cell.init(rngs.params(), in_features, param_dtype)
@@ -105,13 +125,28 @@ class RNN(nnx.Module):
         self.truncate = truncate
 
     def set_view(self, deterministic: bool | None = None):
-        """Sets the options that `nnx.view(model, deterministic=…)` gives.
+        """Sets the options that `nnx.view(model, deterministic=…)` passes.
 
         Args:
-            deterministic: Whether to leave the regularizer out; None leaves it as it is.
+            deterministic: Whether to turn the regularizer off; None changes nothing.
         """
         if deterministic is not None:
             self.deterministic = deterministic
+
+    @overload
+    def __call__(
+        self, inputs: Any, *, return_carry: Literal[True], **options: Unpack[RNNOptions]
+    ) -> tuple[State, Array]: ...
+
+    @overload
+    def __call__(
+        self, inputs: Any, *, return_carry: Literal[False], **options: Unpack[RNNOptions]
+    ) -> Array: ...
+
+    @overload
+    def __call__(
+        self, inputs: Any, *, return_carry: None = None, **options: Unpack[RNNOptions]
+    ) -> Array | tuple[State, Array]: ...
 
     def __call__(
         self,
@@ -127,24 +162,25 @@ class RNN(nnx.Module):
         keep_order: bool | None = None,
         rngs: nnx.Rngs | nnx.RngStream | None = None,
     ) -> Float[Array, "..."] | tuple[State, Float[Array, "..."]]:
-        """Reads the inputs.
+        """Applies the cell to every step of the inputs.
 
         Args:
             inputs: `[*B, T, I]`, or `[T, *B, I]` with `time_major`.
             initial_carry: The state before the first step.
-            seq_lengths: `[*B]` integers, each example's length.
+            seq_lengths: `[*B]` integers, the length of each example.
             resets: Booleans shaped as the inputs without their features. Where True, the carry
                 becomes `reset_state` before the step.
-            reset_state: The state that a reset puts in place; None takes the learned initial state,
+            reset_state: The state that a reset starts from; None takes the learned initial state
                 if there is one, else the cell's own.
-            return_carry: Overrides the layer's own, as do the others.
+            return_carry: Overrides the layer's attribute of this name, as do the next three.
             time_major: See above.
             reverse: See above.
             keep_order: See above.
-            rngs: Its stream "dropout" serves the regularizer in this call, in place of the layer's.
+            rngs: The stream "dropout" of these is used for the regularizer in this call instead of
+                the layer's.
 
         Returns:
-            The outputs `[*B, T, P]` (or `[T, *B, P]`), with the last carry if asked for.
+            The outputs `[*B, T, P]` (or `[T, *B, P]`), or `(carry, outputs)` with `return_carry`.
 
         Raises:
             ValueError: As `jaxrnn.unroll`.
@@ -152,6 +188,7 @@ class RNN(nnx.Module):
         time_major = self.time_major if time_major is None else time_major
         reverse = self.reverse if reverse is None else reverse
         keep_order = self.keep_order if keep_order is None else keep_order
+        return_carry = self.return_carry if return_carry is None else return_carry
         inputs = jnp.asarray(inputs)
         if jnp.issubdtype(inputs.dtype, jnp.integer):
             inputs = inputs.astype(self.param_dtype)
@@ -162,7 +199,7 @@ class RNN(nnx.Module):
             reset_state = learned if reset_state is None else reset_state
         key: jax.Array | None = None
         if self.rngs is not None and not self.deterministic:
-            # nnx.Bidirectional passes on a stream that is for initial carries.
+            # What nnx.Bidirectional passes is a stream for initial carries, not Rngs.
             key = rngs.dropout() if isinstance(rngs, nnx.Rngs) else self.rngs()
         outputs, carry = unroll(
             self.cell,
@@ -184,5 +221,4 @@ class RNN(nnx.Module):
         )
         if reverse and not keep_order:
             outputs = reverse_time(outputs, seq_lengths, time_major=time_major)
-        with_carry = self.return_carry if return_carry is None else return_carry
-        return (carry, outputs) if with_carry else outputs
+        return (carry, outputs) if return_carry else outputs

@@ -1,8 +1,9 @@
 """ReNet: recurrent layers that read an image in place of convolutions.
 
 Visin et al., "ReNet: A recurrent neural network based alternative to convolutional networks", 2015.
-The time steps of a sequence are the rows of an image. Noise and shapes as in `jaxrnn.linen`;
-besides, H height, W width, D features of a place, S side of a patch.
+A sequence is read as an image whose rows are the time steps. Dropout and shapes are as in
+`jaxrnn.linen`; in addition H height, W width, D features of a pixel, S side of a patch, R rows and
+Q columns of patches, F features of a patch.
 """
 
 from __future__ import annotations
@@ -12,20 +13,22 @@ from typing import Any
 import flax.linen as nn
 import jax.numpy as jnp
 import numpy as np
+from jax.typing import DTypeLike
 from jaxtyping import Array, Float, Num
 
 from jaxrnn.cell import Cell
-from jaxrnn.linen import RNN, blank, check_rate, dropout, readout
+from jaxrnn.linen import Stack, check_rate, dropout, mask_inputs, readout
 
 
 class ReNetLayer(nn.Module):
-    """A layer of ReNet: patches are read down and up each column, what was found along each row.
+    """One layer of ReNet: reads every column of patches in both directions, then every row.
 
-    After the first reading a place knows its column, after the second the whole image.
+    After the columns the features of a patch depend on its column, after the rows on the whole
+    image.
 
     Attributes:
         cell: The recurrent cell of the four directions, each with its own parameters.
-        patch: S, the rows and columns that one place stands for.
+        patch: S, the side of a patch in pixels.
         implementation: As in `jaxrnn.unroll`.
         dtype: As in `jaxrnn.unroll`.
         param_dtype: The dtype of the parameters.
@@ -34,48 +37,42 @@ class ReNetLayer(nn.Module):
     cell: Cell
     patch: int = 1
     implementation: str | None = None
-    dtype: Any = None
-    param_dtype: Any = jnp.float32
+    dtype: DTypeLike | None = None
+    param_dtype: DTypeLike = jnp.float32
 
     @nn.compact
     def __call__(self, image: Float[Array, "*B H W D"]) -> Float[Array, "*B R Q F"]:
-        """Reads the image.
+        """Applies the layer to an image.
 
         Returns:
-            R = H / S rows of Q = W / S places, each with the F = 2 P outputs of both ways.
+            R = H / S rows of Q = W / S patches, each with the F = 2 P outputs of both directions.
 
         Raises:
-            ValueError: If patches do not fill it.
+            ValueError: If patches of this size do not tile the image.
         """
-        columns = jnp.swapaxes(patchify(image, self.patch), -3, -2)
-        found = jnp.swapaxes(self._both_ways("column", columns), -3, -2)
-        return self._both_ways("row", found)
-
-    def _both_ways(self, name, sequences):
-        def read(name, reverse):
-            layer = RNN(
+        column, row = (
+            Stack(
                 self.cell,
-                reverse=reverse,
-                keep_order=True,
+                bidirectional=True,
                 implementation=self.implementation,
                 dtype=self.dtype,
                 param_dtype=self.param_dtype,
                 name=name,
             )
-            return layer(sequences)
-
-        both = read(name, False), read(f"{name}_reverse", True)
-        return jnp.concatenate(both, axis=-1)
+            for name in ("column", "row")
+        )
+        columns = column(jnp.swapaxes(patchify(image, self.patch), -3, -2))
+        return row(jnp.swapaxes(columns, -3, -2))
 
 
 def patchify(image: Float[Array, "*B H W D"], side: int) -> Float[Array, "*B R Q F"]:
-    """The image in square patches.
+    """Splits an image into square patches.
 
     Returns:
-        R = H / S rows of Q = W / S patches, each its F = S·S·D pixels' features side by side.
+        R = H / S rows of Q = W / S patches, each with the F = S·S·D features of its pixels.
 
     Raises:
-        ValueError: If patches do not fill it.
+        ValueError: If patches of this size do not tile the image.
     """
     *batch, height, width, depth = image.shape
     if height % side or width % side:
@@ -87,16 +84,15 @@ def patchify(image: Float[Array, "*B H W D"], side: int) -> Float[Array, "*B R Q
 
 
 class ReNet(nn.Module):
-    """Classifies an image by layers that sweep over it, and a linear readout of all places.
+    """An image classifier: layers of ReNet and a linear readout of all patches.
 
-    Visin et al., "ReNet: a recurrent neural network based alternative to convolutional networks",
-    2015; without its fully connected layer.
+    Without the fully connected layer of Visin et al. (2015).
 
     Attributes:
         cell: The recurrent cell of every layer.
         num_classes: C, the number of classes.
-        patches: S of each layer.
-        dropout: The share of what each layer found that is dropped, in training; in [0, 1).
+        patches: The side S of the patches of each layer.
+        dropout: The dropout rate of each layer's outputs in training, in [0, 1).
         implementation: As in `jaxrnn.unroll`.
         dtype: As in `jaxrnn.unroll`; also of the readout's product.
         param_dtype: The dtype of the parameters.
@@ -107,21 +103,21 @@ class ReNet(nn.Module):
     patches: tuple[int, ...] = (2, 2)
     dropout: float | Array | None = None
     implementation: str | None = None
-    dtype: Any = None
-    param_dtype: Any = jnp.float32
+    dtype: DTypeLike | None = None
+    param_dtype: DTypeLike = jnp.float32
 
     @nn.compact
     def __call__(
-        self, inputs: Num[Array | np.ndarray, "*B T I"], lengths: Any = None
+        self, inputs: Num[Array | np.ndarray, "*B T I"], seq_lengths: Any = None
     ) -> Float[Array, "*B C"]:
         """Returns logits; steps past an example's length are read as zeros.
 
         Raises:
-            ValueError: If patches do not fill the image or what a layer found, or `dropout` is not
-                in [0, 1).
+            ValueError: If the patches of a layer do not tile its input, or `dropout` is not in
+                [0, 1).
         """
         check_rate("dropout", self.dropout)
-        hidden = blank(inputs, lengths)[..., None]
+        hidden = mask_inputs(inputs, seq_lengths)[..., None]
         for number, patch in enumerate(self.patches):
             layer = ReNetLayer(
                 self.cell,
@@ -132,4 +128,5 @@ class ReNet(nn.Module):
                 name=f"layer_{number}",
             )
             hidden = dropout(self, layer(hidden), self.dropout)
-        return readout(self, hidden.reshape(*inputs.shape[:-2], -1))
+        hidden = hidden.reshape(*inputs.shape[:-2], -1)
+        return readout(hidden, self.num_classes, self.dtype, self.param_dtype)

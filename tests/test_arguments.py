@@ -223,16 +223,15 @@ def test_a_step_that_returns_what_it_must_not_is_named():
 
 @pytest.mark.parametrize("rate", [1.0, -0.5, 50, float("nan"), "half"])
 def test_dropout_is_a_rate(rate):
-    for model in (Stack(LSTM, 2, dropout=rate), Classifier(LSTM, 2, 2, dropout=rate)):
+    for model in (Stack(LSTM, 2, dropout=rate), Classifier(Stack(LSTM, 2, dropout=rate), 2)):
         with pytest.raises(ValueError, match=r"dropout must be a number in \[0, 1\)"):
             jax.eval_shape(model.init, KEY, INPUTS)
 
 
 def test_layers_refuse_lengths_that_are_no_integers():
-    for model in (RNN(LSTM), Stack(LSTM, residual=True), Classifier(LSTM, 2)):
-        name = "seq_lengths" if isinstance(model, RNN) else "lengths"
+    for model in (RNN(LSTM), Stack(LSTM, residual=True), Classifier(Stack(LSTM), 2)):
         with pytest.raises(ValueError, match="lengths must be integers"):
-            model.init(KEY, INPUTS, **{name: jnp.array([2.9, 1.0, 0.0])})
+            model.init(KEY, INPUTS, seq_lengths=jnp.array([2.9, 1.0, 0.0]))
 
 
 @pytest.mark.parametrize("bidirectional", [False, True])

@@ -15,7 +15,7 @@ from quick_jit import jit
 import jaxrnn
 from jaxrnn.arguments import as_dict
 from jaxrnn.backends import parallel
-from jaxrnn.linen import RNN, Classifier, Stack
+from jaxrnn.linen import RNN, Classifier, Stack, last_output
 from jaxrnn.renet import ReNet
 
 KEY = jax.random.key(0)
@@ -111,7 +111,7 @@ def test_layers_reset_too(learn):
     )
     found = layer.apply(variables, inputs, resets=resets, initial_carry=carried)
     close(found, expected)
-    for model in (Stack(cell, 2, bidirectional=True), Classifier(cell, 2, every_step=True)):
+    for model in (Stack(cell, 2, bidirectional=True), Classifier(Stack(cell), 2, every_step=True)):
         variables = model.init(KEY, inputs)
         read = functools.partial(model.apply, variables, inputs)
         outputs = jax.tree.leaves(read(resets=resets))[0]
@@ -190,11 +190,12 @@ def test_layers_take_no_steps_and_no_examples(shape):
     inputs, cell = jnp.zeros(shape), jaxrnn.rnn(4)
     for bidirectional in (False, True):
         stack = Stack(cell, 1, bidirectional, residual=True)
-        outputs, last = jit(stack.init_with_output)(KEY, inputs)[0]
+        outputs = jit(stack.init_with_output)(KEY, inputs)[0]
+        last = last_output(outputs, bidirectional=bidirectional)
         assert outputs.shape == (*shape[:2], 4 * (1 + bidirectional))
         assert last.shape == (shape[0], 4 * (1 + bidirectional))
         assert not np.any(last)
-    logits = jit(Classifier(cell, 3).init_with_output)(KEY, inputs)[0]
+    logits = jit(Classifier(Stack(cell), 3).init_with_output)(KEY, inputs)[0]
     assert logits.shape == (shape[0], 3)
 
 
@@ -333,15 +334,16 @@ def test_parameters_in_bfloat16_are_near_those_in_float32(name):
 
 def test_layers_keep_parameters_in_float32_whatever_is_read():
     inputs = jax.random.normal(KEY, (B, T, I))
-    for model in (
-        Stack(jaxrnn.lstm(H), 2, bidirectional=True, residual=True, dtype=jnp.bfloat16),
-        Classifier(jaxrnn.lstm(H), 3, dtype=jnp.bfloat16),
-        ReNet(jaxrnn.gru(2), 3, patches=(1,), dtype=jnp.bfloat16),
+    for make_model in (
+        functools.partial(Stack, jaxrnn.lstm(H), 2, bidirectional=True, residual=True),
+        lambda dtype: Classifier(Stack(jaxrnn.lstm(H), dtype=dtype), 3),
+        functools.partial(ReNet, jaxrnn.gru(2), 3, patches=(1,)),
     ):
+        model = make_model(dtype=jnp.bfloat16)
         outputs, variables = jit(model.init_with_output)(KEY, inputs.astype(jnp.bfloat16))
         leaves = jax.tree.leaves((outputs, variables))
         assert {leaf.dtype for leaf in leaves} == {jnp.dtype(jnp.float32)}
-        exact = jax.tree.leaves(jit(model.clone(dtype=None).apply)(variables, inputs))
+        exact = jax.tree.leaves(jit(make_model(dtype=None).apply)(variables, inputs))
         for a, b in zip(jax.tree.leaves(outputs), exact, strict=True):
             assert 0 < np.abs(a - b).max() < 0.05
 
@@ -427,7 +429,7 @@ def test_layers_have_forward_mode_by_scan():
     inputs = jax.random.normal(KEY, (1, 2, 2))
     for model in (
         RNN(jaxrnn.gru(4), implementation="scan"),
-        Classifier(jaxrnn.gru(4), 2, implementation="scan"),
+        Classifier(Stack(jaxrnn.gru(4), implementation="scan"), 2),
         ReNet(jaxrnn.gru(2), 2, patches=(1,), implementation="scan"),
     ):
         variables = jit(model.init)(KEY, inputs)

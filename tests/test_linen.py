@@ -12,7 +12,7 @@ from flax import traverse_util
 import jaxrnn
 from jaxrnn import convert
 from jaxrnn.arguments import as_dict
-from jaxrnn.linen import RNN, Classifier, Stack
+from jaxrnn.linen import RNN, Classifier, Stack, last_output
 
 KEY = jax.random.key(0)
 
@@ -22,7 +22,7 @@ def count(params):
 
 
 def test_the_tutorials_model_has_its_number_of_parameters():
-    model = Classifier(jaxrnn.lstm(128), num_classes=10)
+    model = Classifier(Stack(jaxrnn.lstm(128)), num_classes=10)
     params = model.init(KEY, jnp.zeros((1, 28, 28)))["params"]
     assert count(params) == 4 * 128 * (28 + 128 + 1) + 128 * 10 + 10 == 81_674
     np.testing.assert_array_equal(params["stack"]["layer_0"]["cell"]["bias"][128:256], 1)
@@ -121,8 +121,8 @@ def test_dropout_and_noise_only_with_a_key():
     inputs = jax.random.normal(KEY, (3, 5, 4))
     noise = jaxrnn.Regularizer(recurrent_dropout=0.5, tied=True)
     for options in ({"dropout": 0.5}, {"regularizer": noise}):
-        plain = Classifier(jaxrnn.gru(4), 3, num_layers=2)
-        model = Classifier(jaxrnn.gru(4), 3, num_layers=2, **options)
+        plain = Classifier(Stack(jaxrnn.gru(4), num_layers=2), 3)
+        model = Classifier(Stack(jaxrnn.gru(4), num_layers=2, **options), 3)
         variables = model.init(KEY, inputs)
         still = model.apply(variables, inputs)
         np.testing.assert_array_equal(still, plain.apply(variables, inputs))
@@ -141,8 +141,9 @@ def test_residual_layers_add_their_inputs_up_to_the_length():
     inputs = jnp.where(read, jax.random.normal(KEY, (3, 5, 4)), jnp.nan)
     stack = Stack(jaxrnn.gru(4), residual=True)
     variables = stack.init(KEY, inputs)
-    outputs, last = stack.apply(variables, inputs, lengths)
-    plain, _ = Stack(jaxrnn.gru(4)).apply(variables, inputs, lengths)
+    outputs = stack.apply(variables, inputs, lengths)
+    last = last_output(outputs, lengths)
+    plain = Stack(jaxrnn.gru(4)).apply(variables, inputs, lengths)
     np.testing.assert_allclose(outputs, plain + jnp.where(read, inputs, 0.0), atol=1e-6)
     np.testing.assert_array_equal(last[:2], outputs[np.arange(2), np.asarray(lengths[:2]) - 1])
     np.testing.assert_array_equal(last[2], jnp.zeros(4))
@@ -151,7 +152,8 @@ def test_residual_layers_add_their_inputs_up_to_the_length():
 def test_residual_layers_in_both_directions_add_them_where_each_ends():
     inputs, lengths = jax.random.normal(KEY, (3, 5, 4)), jnp.array([5, 2, 0])
     stack = Stack(jaxrnn.gru(2), num_layers=2, bidirectional=True, residual=True)
-    outputs, last = stack.apply(stack.init(KEY, inputs), inputs, lengths)
+    outputs = stack.apply(stack.init(KEY, inputs), inputs, lengths)
+    last = last_output(outputs, lengths, bidirectional=True)
     for row, length in enumerate([5, 2]):
         np.testing.assert_array_equal(last[row, :2], outputs[row, length - 1, :2])
         np.testing.assert_array_equal(last[row, 2:], outputs[row, 0, 2:])
@@ -160,7 +162,8 @@ def test_residual_layers_in_both_directions_add_them_where_each_ends():
 
 @pytest.mark.parametrize("learn", [False, True])
 def test_a_stack_reads_on_where_it_stopped(learn):
-    model = Classifier(jaxrnn.lstm(8), 3, num_layers=2, residual=True, learn_initial_state=learn)
+    stack = Stack(jaxrnn.lstm(8), num_layers=2, residual=True, learn_initial_state=learn)
+    model = Classifier(stack, 3)
     inputs = jax.random.normal(KEY, (3, 6, 8))
     variables = model.init(KEY, inputs)
     read = jax.jit(partial(model.apply, return_carry=True))
@@ -173,15 +176,15 @@ def test_a_stack_reads_on_where_it_stopped(learn):
 
 def test_parameters_take_the_dtype_asked_for_and_inputs_are_cast():
     images = np.ones((2, 4, 5), np.uint8)
-    for model in (RNN, Stack, partial(Classifier, num_classes=2)):
-        layer = model(cell=jaxrnn.gru(3), param_dtype=jnp.bfloat16)
+    low = {"cell": jaxrnn.gru(3), "param_dtype": jnp.bfloat16}
+    for layer in (RNN(**low), Stack(**low), Classifier(Stack(**low), num_classes=2)):
         leaves = jax.tree.leaves(layer.init_with_output(KEY, images))
         assert {leaf.dtype for leaf in leaves} == {jnp.dtype(jnp.bfloat16)}
     assert RNN(jaxrnn.gru(3)).init_with_output(KEY, images)[0].dtype == jnp.float32
 
 
 def test_flaxs_tools_know_their_way_in_the_parameters():
-    model = Classifier(jaxrnn.lstm(3), 2, bidirectional=True, learn_initial_state=True)
+    model = Classifier(Stack(jaxrnn.lstm(3), 1, True, learn_initial_state=True), 2)
     params = model.init(KEY, jnp.zeros((1, 2, 4)))["params"]
     flat = traverse_util.flatten_dict(params, sep="/")
     layers = [f"stack/layer_0{side}" for side in ("", "_reverse")]
@@ -204,22 +207,22 @@ def test_both_directions_give_and_take_their_carry(residual):
     model = Stack(cell, 2, bidirectional=True, residual=residual)
     variables = model.init(KEY, inputs)
     read = partial(model.apply, variables, inputs, [5, 2], return_carry=True)
-    carry, (outputs, last) = read()
+    carry, outputs = read()
     assert jax.tree.map(jnp.shape, carry) == ((jaxrnn.GRUState((2, 3)),) * 2,) * 2
     params = variables["params"]["layer_0"]["cell"], variables["params"]["layer_0_reverse"]["cell"]
     for own, found, reverse in zip(params, carry[0], (False, True), strict=True):
         _, expected = jaxrnn.unroll(cell, own, inputs, lengths=[5, 2], reverse=reverse)
         np.testing.assert_allclose(found.hidden, expected.hidden, atol=1e-6)
-    _, (other, _) = read(initial_carry=carry)
+    _, other = read(initial_carry=carry)
     assert np.any(other[0] != outputs[0])
     zero = jax.tree.map(jnp.zeros_like, carry)
-    np.testing.assert_array_equal(read(initial_carry=zero)[1][1], last)
+    np.testing.assert_array_equal(read(initial_carry=zero)[1], outputs)
 
 
 def test_every_step_says_what_a_prefix_would():
     inputs = jax.random.normal(KEY, (3, 5, 4))
-    in_step = Classifier(jaxrnn.lstm(6), 3, every_step=True)
-    at_the_end = Classifier(jaxrnn.lstm(6), 3)
+    in_step = Classifier(Stack(jaxrnn.lstm(6)), 3, every_step=True)
+    at_the_end = Classifier(Stack(jaxrnn.lstm(6)), 3)
     variables = in_step.init(KEY, inputs)
     logits = in_step.apply(variables, inputs)
     assert logits.shape == (3, 5, 3)
@@ -231,7 +234,7 @@ def test_every_step_says_what_a_prefix_would():
 @pytest.mark.parametrize("bidirectional", [False, True])
 @pytest.mark.parametrize("num_layers", [1, 2])
 def test_a_prefix_is_classified_as_if_it_were_the_whole(num_layers, bidirectional):
-    model = Classifier(jaxrnn.lstm(6), 4, num_layers, bidirectional)
+    model = Classifier(Stack(jaxrnn.lstm(6), num_layers, bidirectional), 4)
     inputs = jax.random.normal(KEY, (3, 7, 5))
     variables = model.init(KEY, inputs)
     for length in (1, 4, 7):
@@ -241,7 +244,7 @@ def test_a_prefix_is_classified_as_if_it_were_the_whole(num_layers, bidirectiona
 
 
 def test_bidirectional_reads_the_whole_row_in_both_directions():
-    model = Classifier(jaxrnn.lstm(6), 4, bidirectional=True)
+    model = Classifier(Stack(jaxrnn.lstm(6), bidirectional=True), 4)
     inputs = jax.random.normal(KEY, (7, 5))
     variables = model.init(KEY, inputs)
     sensitivity = jax.jacobian(lambda x: model.apply(variables, x))(inputs)

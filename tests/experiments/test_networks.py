@@ -49,7 +49,11 @@ def test_a_sweep_reads_columns_of_patches_and_then_rows():
     cell, image = jaxrnn.gru(3), jax.random.normal(KEY, (2, 6, 4, 2))
     layer = ReNetLayer(cell, patch=2)
     variables = layer.init(KEY, image)
-    params = {name: jaxrnn.GRUParams(**own["cell"]) for name, own in variables["params"].items()}
+    params = {
+        name + layer.removeprefix("layer_0"): jaxrnn.GRUParams(**own["cell"])
+        for name, stack in variables["params"].items()
+        for layer, own in stack.items()
+    }
 
     def read(name, line):
         state, outputs = cell.initial_state(params[name], (2,)), []

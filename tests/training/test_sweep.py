@@ -7,7 +7,7 @@ import numpy as np
 import pytest
 
 import jaxrnn
-from jaxrnn.linen import Classifier
+from jaxrnn.linen import Classifier, Stack
 from jaxrnn.training import data, sweep, train
 from jaxrnn.training.data.idx import Split
 
@@ -20,11 +20,11 @@ pytestmark = pytest.mark.usefixtures("standard_promotion")
 
 def build(numbers):
     cell = jaxrnn.lstm(8, forget_bias=numbers.get("forget_bias", 1.0))
-    return Classifier(cell, 3), train.optimizer(numbers["learning_rate"])
+    return Classifier(Stack(cell), 3), train.optimizer(numbers["learning_rate"])
 
 
 def noisy(numbers):
-    model = Classifier(jaxrnn.lstm(8), 3, num_layers=2, dropout=0.5)
+    model = Classifier(Stack(jaxrnn.lstm(8), num_layers=2, dropout=0.5), 3)
     return model, train.optimizer(numbers["learning_rate"])
 
 

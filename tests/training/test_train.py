@@ -10,10 +10,10 @@ import pytest
 from quick_jit import jit
 
 import jaxrnn
-from jaxrnn.linen import Classifier
+from jaxrnn.linen import Classifier, Stack
 from jaxrnn.training import train
 
-MODEL = Classifier(jaxrnn.lstm(8), num_classes=3)
+MODEL = Classifier(Stack(jaxrnn.lstm(8)), num_classes=3)
 OPTIMIZER = train.optimizer(1e-2)
 MESH = train.make_mesh(1)
 
@@ -70,7 +70,7 @@ def test_a_batch_in_slices_makes_the_same_gradient(examples, slices):
 
 
 def test_slices_draw_their_own_noise():
-    model = Classifier(jaxrnn.lstm(4), num_classes=3, num_layers=2, dropout=0.5)
+    model = Classifier(Stack(jaxrnn.lstm(4), num_layers=2, dropout=0.5), num_classes=3)
     one = jnp.full((1, 6, 5), 100, jnp.uint8)
     batch = jnp.concatenate([one, one]), jnp.array([1, 1], jnp.uint8)
     seen = []
@@ -129,7 +129,7 @@ def test_standardized_features_are_taken_as_they_are():
     rng = np.random.default_rng(0)
     features = rng.normal(size=(64, 4, 3))  # float64, as NumPy makes them
     batch = jnp.asarray(features), jnp.asarray(features[:, :2].sum((1, 2)) > 0).astype(jnp.int32)
-    model, optimizer = Classifier(jaxrnn.gru(6), num_classes=2), train.optimizer(3e-2)
+    model, optimizer = Classifier(Stack(jaxrnn.gru(6)), num_classes=2), train.optimizer(3e-2)
     state = train.create_state(model, optimizer, jax.random.key(0), jnp.zeros((1, 4, 3)))
     step = jit(lambda state: train.train_step(model, optimizer, state, batch))
     losses = []

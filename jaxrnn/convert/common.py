@@ -1,0 +1,229 @@
+"""What the conversions share: reading arrays by name and shape, and which cells a library has."""
+
+from __future__ import annotations
+
+from collections.abc import Collection, Mapping
+from string import ascii_uppercase, digits
+from typing import Any
+
+import jax.numpy as jnp
+import numpy as np
+
+from jaxrnn.arguments import as_dict
+from jaxrnn.cell import Cell
+from jaxrnn.cells.gru import GRUParams, gru
+from jaxrnn.cells.lstm import LSTMParams, lstm, odyssey
+from jaxrnn.cells.rnn import RNNParams, rnn
+
+Kind = str  # "rnn", "lstm" or "gru"
+Arrays = Mapping[str, Any]
+Params = RNNParams | LSTMParams | GRUParams
+PARAMS = {"rnn": RNNParams, "lstm": LSTMParams, "gru": GRUParams}
+# The size of all gates side by side, in jaxrnn's order i, f, g, o or r, z, n.
+WIDTHS = {"rnn": "H", "lstm": "4H", "gru": "3H"}
+
+
+class WeightReader:
+    """Reads arrays from a mapping and checks their shapes against each other.
+
+    The letters of the shapes are sizes; each stands for the same number in all arrays read.
+    """
+
+    def __init__(self, arrays: Any):
+        check_named(arrays)
+        self.arrays = arrays
+        self.names_read: set[str] = set()
+        self.sizes: dict[str, Any] = {"": 1}  # by letter, as far as they are known
+
+    def __contains__(self, name: str) -> bool:
+        return name in self.arrays
+
+    def __call__(self, name: str, shape: str) -> np.ndarray:
+        """The array of this name.
+
+        Args:
+            name: Its name.
+            shape: Its expected shape, as "4H I" for [4·H, I].
+
+        Raises:
+            ValueError: If the array is missing, or is not of floating-point numbers of this shape.
+        """
+        if name not in self.arrays:
+            raise ValueError(f"{name} is missing; there are {sorted(self.arrays)}")
+        self.names_read.add(name)
+        array, sizes = _as_floats(name, self.arrays[name]), dict(self.sizes)
+        axes = [
+            (axis, int(axis.rstrip(ascii_uppercase) or 1), axis.lstrip(digits))
+            for axis in shape.split()
+        ]
+        fits = array.ndim == len(axes)
+        for (_, times, letter), size in zip(axes, array.shape, strict=False):
+            fits &= 0 < size == times * sizes.setdefault(letter, size // times)
+        if not fits:
+            expected = [
+                str(times * self.sizes[letter]) if letter in self.sizes else axis
+                for axis, times, letter in axes
+            ]
+            raise ValueError(
+                f"{name} must have shape [{', '.join(expected)}], got {list(array.shape)}"
+            )
+        self.sizes = sizes
+        return array
+
+    def done(self) -> None:
+        """Raises ValueError if an array has not been read."""
+        if extra := sorted(set(self.arrays) - self.names_read):
+            raise ValueError(f"{', '.join(extra)}: not expected here")
+
+
+def check_named(arrays: Any) -> None:
+    """Raises ValueError if the arrays are not in a mapping."""
+    if not isinstance(arrays, Mapping):
+        raise ValueError(f"weights must be arrays by name, got {type(arrays).__name__}")
+
+
+def gate_width(kind: Kind) -> str:
+    """The size of all gates side by side, as "4H" for an LSTM."""
+    if kind not in WIDTHS:
+        raise ValueError(f"kind must be one of {tuple(WIDTHS)}, got {kind!r}")
+    return WIDTHS[kind]
+
+
+def _as_floats(name: str, values: Any) -> np.ndarray:
+    """The values as an array of floating-point numbers in the machine's byte order."""
+    try:
+        array = np.asarray(values)
+    except Exception as error:  # NumPy's, or that of the library whose array this is
+        raise ValueError(f"{name} must be an array: {error}") from error
+    if not hasattr(values, "dtype") and np.issubdtype(array.dtype, np.integer):
+        array = array.astype(float)  # a list of Python's integers
+    if not jnp.issubdtype(array.dtype, jnp.floating):
+        raise ValueError(f"{name} must be of floating-point numbers, got {array.dtype}")
+    return array.astype(array.dtype.newbyteorder("="), copy=False)
+
+
+def make_params(
+    kind: Kind,
+    kernel: np.ndarray,
+    recurrent_kernel: np.ndarray,
+    bias: np.ndarray,
+    **optional: np.ndarray,
+) -> Params:
+    """The parameters of a kind of cell, as copies of the arrays."""
+    arrays = {"kernel": kernel, "recurrent_kernel": recurrent_kernel, "bias": bias, **optional}
+    return PARAMS[kind](**{name: jnp.array(array) for name, array in arrays.items()})
+
+
+def weights_of(
+    cell: Any, params: Any, library: str, supported: Collection[str]
+) -> tuple[Kind, dict[str, np.ndarray]]:
+    """The kind of a cell and its parameters, checked as in `kind_and_options` and `arrays_of`."""
+    kind, options = kind_and_options(cell, library, supported)
+    return kind, arrays_of(kind, options, params)
+
+
+def kind_and_options(
+    cell: Any, library: str, supported: Collection[str]
+) -> tuple[Kind, dict[str, Any]]:
+    """The kind of a cell, and the options of its constructor that change what it computes.
+
+    Args:
+        cell: The cell.
+        library: The library's name for error messages.
+        supported: The options of `jaxrnn`'s constructors that the library's cells can compute.
+
+    Raises:
+        ValueError: If the library cannot compute this cell.
+    """
+    if not isinstance(cell, Cell):
+        raise ValueError(f"cell must be a jaxrnn.Cell, got {type(cell).__name__}")
+    if cell.origin is None or not cell.origin.describes(cell):
+        function = cell.gate or cell.step
+        raise ValueError(
+            f"{library} has no {getattr(function, '__qualname__', repr(function))}: cell must be "
+            "made by a constructor of jaxrnn, with nothing replaced but init"
+        )
+    constructor, options = cell.origin.constructor, cell.origin.options
+    if constructor is odyssey and options["variant"] in ("V", "NP"):
+        same = lstm(options["hidden_size"], peephole=options["variant"] == "V")
+        return kind_and_options(same, library, supported)
+    kinds = {rnn: "rnn", lstm: "lstm", gru: "gru"}
+    if constructor not in kinds:
+        variant = f"(variant={options['variant']!r})" if constructor is odyssey else ""
+        raise ValueError(f"{library} has no {constructor.__name__}{variant}")
+    kind = kinds[constructor]
+    used = {name: value for name, value in options.items() if value is not None}
+    if kind == "lstm" and not used["peephole"]:
+        del used["peephole"]
+    if kind == "gru":  # a library may have either kind of GRU, or only one
+        used[f"reset_after={bool(used.pop('reset_after'))}"] = True
+    if refused := sorted(used.keys() - {*supported, "hidden_size"}):
+        raise ValueError(f"{library}'s {kind.upper()} has no {' and no '.join(refused)}")
+    return kind, used
+
+
+def arrays_of(
+    kind: Kind, options: dict[str, Any], params: Any, place: str = "params"
+) -> dict[str, np.ndarray]:
+    """The parameters as NumPy arrays by name.
+
+    Args:
+        kind: The kind of their cell.
+        options: The options of its constructor.
+        params: The parameters.
+        place: Their name for error messages.
+
+    Raises:
+        ValueError: If they do not fit the cell.
+    """
+    shapes = {
+        "recurrent_kernel": f"{'P' if 'projection_size' in options else 'H'} {WIDTHS[kind]}",
+        "kernel": f"I {WIDTHS[kind]}",
+        "bias": WIDTHS[kind],
+    }
+    if "peephole" in options:
+        shapes["peephole"] = "3 H"
+    if "projection_size" in options:
+        shapes["projection"] = "H P"
+    if "reset_after=True" in options:
+        shapes["recurrent_bias"] = "H"
+    given = as_dict(params)
+    if not isinstance(given, Mapping):
+        raise ValueError(
+            f"{place} must be the cell's named tuple or a dict of its arrays, "
+            f"got {type(params).__name__}"
+        )
+    read = WeightReader({f"{place}.{name}": array for name, array in given.items()})
+    read.sizes |= {"H": options["hidden_size"], "P": options.get("projection_size")}
+    arrays = {name: read(f"{place}.{name}", shape) for name, shape in shapes.items()}
+    read.done()
+    return arrays
+
+
+def join_gru_bias(biases: np.ndarray) -> tuple[np.ndarray, np.ndarray]:
+    """The bias and the recurrent bias of jaxrnn's GRU, from two biases `[2, 3H]`.
+
+    The second bias is added to the first but for its last part, which stands inside the reset.
+    """
+    hidden = biases.shape[-1] // 3
+    bias = biases[0] + biases[1] * np.repeat(np.array([1, 1, 0], biases.dtype), hidden)
+    return bias, biases[1, 2 * hidden :]
+
+
+def split_bias(arrays: dict[str, np.ndarray]) -> np.ndarray:
+    """Two biases `[2, G·H]`, of which the second holds a GRU's recurrent bias and else zeros."""
+    second = np.zeros_like(arrays["bias"])
+    if "recurrent_bias" in arrays:
+        second[-len(arrays["recurrent_bias"]) :] = arrays["recurrent_bias"]
+    return np.stack([arrays["bias"], second])
+
+
+def reorder(array: np.ndarray, source: str, target: str) -> np.ndarray:
+    """The array with the gates on its last axis moved from one order to another."""
+    blocks = dict(zip(source, np.split(array, len(source), axis=-1), strict=True))
+    return np.concatenate([blocks[name] for name in target], axis=-1)
+
+
+def copies(arrays: Arrays) -> dict[str, np.ndarray]:
+    """Contiguous copies of the arrays."""
+    return {name: np.array(array, order="C") for name, array in arrays.items()}

@@ -1,0 +1,160 @@
+"""Weights to and from Flax Linen and NNX.
+
+Their `SimpleCell`, `LSTMCell`, `OptimizedLSTMCell` and `GRUCell`.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from typing import Any
+
+import numpy as np
+
+from jaxrnn.cell import Cell
+from jaxrnn.convert.common import (
+    WIDTHS,
+    Arrays,
+    Kind,
+    Params,
+    WeightReader,
+    check_named,
+    copies,
+    gate_width,
+    make_params,
+    weights_of,
+)
+
+OPTIONS = ("activation", "reset_after=True")
+# Pairs of dense layers, one for the input and one for the hidden state: a pair for each gate, or
+# one pair for all gates.
+Layers = dict[Kind, list[tuple[str, str]]]
+LINEN: Layers = {
+    "rnn": [("i", "h")],
+    "lstm": [("ii", "hi"), ("if", "hf"), ("ig", "hg"), ("io", "ho")],
+    "gru": [("ir", "hr"), ("iz", "hz"), ("in", "hn")],
+}
+NNX: Layers = {kind: [("dense_i", "dense_h")] for kind in WIDTHS}
+NNX_BY_GATE = {**NNX, "lstm": [("ii", "hi"), ("if_", "hf"), ("ig", "hg"), ("io", "ho")]}
+
+
+def from_linen(kind: Kind, params: Mapping[str, Arrays]) -> Params:
+    """Converts the parameters of a cell of `flax.linen`.
+
+    Args:
+        kind: The cell.
+        params: By layer, as `{"hi": {"kernel": …, "bias": …}, …}`.
+
+    Returns:
+        The parameters.
+
+    Raises:
+        ValueError: If a name is missing or unexpected, or a shape is wrong; names it.
+    """
+    return _from_layers(kind, _flat(params), LINEN)
+
+
+def to_linen(cell: Cell, params: Params | Arrays) -> dict[str, dict[str, np.ndarray]]:
+    """The reverse of `from_linen`; the table in `jaxrnn.convert` lists the options to set in Flax.
+
+    Args:
+        cell: The cell.
+        params: Its parameters: the named tuple, or a dict of its arrays.
+
+    Returns:
+        The parameters of Flax's cell by layer.
+
+    Raises:
+        ValueError: If Linen cannot compute this cell, or the parameters do not fit it; names what
+            is wrong.
+    """
+    kind, arrays = weights_of(cell, params, "flax.linen", OPTIONS)
+    return _to_layers(kind, arrays, LINEN)
+
+
+def from_nnx(kind: Kind, params: Mapping[str, Arrays]) -> Params:
+    """Converts the parameters of a cell of `flax.nnx`.
+
+    Args:
+        kind: The cell.
+        params: By layer, as `nnx.to_pure_dict(nnx.state(cell, nnx.Param))` returns them.
+
+    Returns:
+        The parameters; the recurrent bias of a GRU, which NNX does not have, is zero.
+
+    Raises:
+        ValueError: If a name is missing or unexpected, or a shape is wrong; names it.
+    """
+    flat = _flat(params)
+    together = any(name.startswith("dense_") for name in flat)
+    return _from_layers(kind, flat, NNX if together else NNX_BY_GATE)
+
+
+def to_nnx(
+    cell: Cell, params: Params | Arrays, *, optimized: bool = True
+) -> dict[str, dict[str, np.ndarray]]:
+    """The reverse of `from_nnx`; the table in `jaxrnn.convert` lists the options to set in Flax.
+
+    Args:
+        cell: The cell.
+        params: Its parameters: the named tuple, or a dict of its arrays.
+        optimized: Whether the parameters of an LSTM are for `OptimizedLSTMCell` rather than for
+            `LSTMCell`.
+
+    Returns:
+        The parameters of Flax's cell by layer.
+
+    Raises:
+        ValueError: If NNX cannot compute this cell, or the parameters do not fit it; names what is
+            wrong.
+    """
+    kind, arrays = weights_of(cell, params, "flax.nnx", OPTIONS)
+    if np.any(arrays.get("recurrent_bias", 0)):
+        raise ValueError("params.recurrent_bias must be zero for flax.nnx, whose GRU has none")
+    return _to_layers(kind, arrays, NNX if optimized else NNX_BY_GATE)
+
+
+def _bias_layer(kind: Kind, pair: tuple[str, str]) -> str:
+    """The layer of a pair that has the bias: the hidden state's in an LSTM, else the input's."""
+    return pair[1 if kind == "lstm" else 0]
+
+
+def _from_layers(kind: Kind, flat: Arrays, library: Layers) -> Params:
+    """The parameters, from the arrays of Flax's dense layers."""
+    read, width, pairs = WeightReader(flat), gate_width(kind), library[kind]
+    by_gate = len(pairs) > 1
+    each = "H" if by_gate else width
+    recurrent = [read(f"{h}/kernel", f"H {each}") for _, h in pairs]
+    kernel = [read(f"{i}/kernel", f"I {each}") for i, _ in pairs]
+    bias = [read(f"{_bias_layer(kind, pair)}/bias", each) for pair in pairs]
+    optional = {}
+    if kind == "gru":
+        zeros = np.zeros(read.sizes["H"], bias[0].dtype)
+        optional["recurrent_bias"] = read("hn/bias", "H") if by_gate else zeros
+    read.done()
+    joined = (np.concatenate(parts, axis=-1) for parts in (kernel, recurrent, bias))
+    return make_params(kind, *joined, **optional)
+
+
+def _to_layers(
+    kind: Kind, arrays: dict[str, np.ndarray], library: Layers
+) -> dict[str, dict[str, np.ndarray]]:
+    """The arrays of Flax's dense layers, from the parameters."""
+    layers, pairs = {}, library[kind]
+    names = ["kernel", "recurrent_kernel", "bias"]
+    parts = (np.split(arrays[name], len(pairs), axis=-1) for name in names)
+    for (i, h), kernel, recurrent, bias in zip(pairs, *parts, strict=True):
+        layers |= {i: {"kernel": kernel}, h: {"kernel": recurrent}}
+        layers[_bias_layer(kind, (i, h))]["bias"] = bias
+    if kind == "gru" and len(pairs) > 1:
+        layers["hn"]["bias"] = arrays["recurrent_bias"]
+    return {name: copies(layer) for name, layer in layers.items()}
+
+
+def _flat(layers: Any) -> dict[str, Any]:
+    """The arrays by names such as `hi/kernel`."""
+    check_named(layers)
+    flat = {}
+    for name, each in layers.items():
+        inner = each.items() if isinstance(each, Mapping) else ()
+        flat |= {f"{name}/{leaf}": array for leaf, array in inner} or {name: each}
+    return flat
