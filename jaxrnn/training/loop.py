@@ -101,7 +101,8 @@ def fit(
     count, seeds, own_hparams = _fill_mesh(trainer, seed, hparams or {})
     per_run = NamedSharding(mesh, P(RUN) if count else P())
     keys, own_hparams = jax.device_put((run_keys(seeds), own_hparams), per_run)
-    examples, datasets = replicate((examples, dict(evaluations or {})), mesh)
+    examples = replicate(examples, mesh)
+    datasets = {name: replicate(dataset, mesh) for name, dataset in (evaluations or {}).items()}
     if state is None:
         inputs = (scale(jax.tree.leaves(examples)[0][:1]),) if inputs is None else inputs
         now = trainer.init(keys, own_hparams, *inputs)
