@@ -1,7 +1,6 @@
 """The benchmark's arithmetic, and that every task runs; how long it takes is no test's business."""
 
 import functools
-import inspect
 
 import benchmark
 import jax
@@ -9,10 +8,9 @@ import peers
 import pytest
 import quick_jit
 
-from jaxrnn.training import sweep, train
+from jaxrnn.training import train
 
 OURS = [library for library in peers.LIBRARIES if library.startswith(("jaxrnn", peers.FLOOR))]
-STATIC = {"build", "loss_fn", "mesh", "model", "optimizer", "slices"}
 
 
 @pytest.fixture
@@ -27,14 +25,10 @@ def small(monkeypatch):
         for name, task in benchmark.TASKS.items()
     }
     monkeypatch.setattr(benchmark, "TASKS", tasks)
-    for module, names in (
-        (train, ("create_state", "train_chunk", "_count_correct")),
-        (sweep, ("_create", "_advance", "_count_correct")),
-    ):
-        for name in names:
-            function = getattr(module, name).__wrapped__
-            static = STATIC & inspect.signature(function).parameters.keys()
-            monkeypatch.setattr(module, name, quick_jit.jit(function, static_argnames=static))
+    for name in ("init", "advance", "_sum_metric"):
+        function = getattr(train.Trainer, name).__wrapped__
+        monkeypatch.setattr(train.Trainer, name, quick_jit.jit(function, static_argnums=0))
+    monkeypatch.setattr(train, "EVALUATION_BATCH", 2)
     monkeypatch.setattr(jax, "jit", quick_jit.jit)
 
     ticks = iter(range(1000))
