@@ -23,7 +23,7 @@ CELLS: dict[str, Callable[..., jaxrnn.Cell]] = {
     "rnn": jaxrnn.rnn,
     "rnn-relu": partial(jaxrnn.rnn, activation=jax.nn.relu),
     "rnn-sigmoid": partial(jaxrnn.rnn, activation=jax.nn.sigmoid),
-    "irnn": partial(jaxrnn.rnn, activation=jax.nn.relu, recurrent_init=jaxrnn.identity()),
+    "irnn": partial(jaxrnn.rnn, activation=jax.nn.relu, recurrent_kernel_init=jaxrnn.identity()),
     "indrnn": jaxrnn.indrnn,
     "lstm": jaxrnn.lstm,
     "lstm-peephole": partial(jaxrnn.lstm, peephole=True),
@@ -83,7 +83,8 @@ def make_cell(name: str, hidden_size: int, **options: Any) -> jaxrnn.Cell:
 
 
 def flag(option: str) -> str:
-    """The command-line flag of an option."""
+    """The command-line flag of an option, or of a cell's argument."""
+    option = {"recurrent_kernel_init": "recurrent_init"}.get(option, option)
     return f"--{option.replace('_', '-')}"
 
 

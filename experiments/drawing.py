@@ -1,7 +1,7 @@
-"""Networks that draw a sequence row by row: one to many, and many to many.
+"""Networks that generate an image row by row: one to many, and many to many.
 
-Shapes: B batch (any number of axes), T time, I input features, K features of a code, F features
-drawn, Z numbers of a style.
+Shapes: B batch (any number of axes), T time steps read, S time steps generated, I input features,
+F output features, K features of a code, Z dimensions of a style.
 """
 
 from __future__ import annotations
@@ -18,12 +18,12 @@ from jaxrnn.linen import RNN, Stack, dropout_key, last_output
 
 
 class Decoder(nn.Module):
-    """One to many: a code is read at every step, and every step draws one row of a sequence.
+    """One to many: reads the same code at every step and generates one row per step.
 
     Attributes:
         cell: The recurrent cell.
-        num_steps: T, the steps drawn.
-        num_features: F, the features of each.
+        num_steps: S, the number of steps to generate.
+        num_features: F, the number of features of each step.
         implementation: As in `jaxrnn.unroll`.
     """
 
@@ -33,8 +33,8 @@ class Decoder(nn.Module):
     implementation: str | None = None
 
     @nn.compact
-    def __call__(self, code: Float[Array, "*B K"]) -> Float[Array, "*B T F"]:
-        """Returns logits of the rows; `jax.nn.sigmoid` of them is the drawing."""
+    def __call__(self, code: Float[Array, "*B K"]) -> Float[Array, "*B S F"]:
+        """Returns the logits of the rows; `jax.nn.sigmoid` of them is the image."""
         inputs = jnp.broadcast_to(
             code[..., None, :], (*code.shape[:-1], self.num_steps, code.shape[-1])
         )
@@ -43,12 +43,12 @@ class Decoder(nn.Module):
 
 
 class EncoderDecoder(nn.Module):
-    """Many to many: one network reads a sequence to its end, another draws what follows.
+    """Many to many: an encoder reads a sequence, a decoder generates what follows it.
 
     Attributes:
         cell: The recurrent cell of both.
-        num_steps: T', the steps drawn.
-        num_features: F, the features of each.
+        num_steps: S, the number of steps to generate.
+        num_features: F, the number of features of each step.
         implementation: As in `jaxrnn.unroll`.
     """
 
@@ -61,7 +61,7 @@ class EncoderDecoder(nn.Module):
     def __call__(
         self, inputs: Float[Array, "*B T I"], seq_lengths: Any = None
     ) -> Float[Array, "*B S F"]:
-        """Returns logits of the rows that follow what was read up to each example's length."""
+        """Returns the logits of the rows that follow each example's last step."""
         encoder = Stack(self.cell, implementation=self.implementation, name="encoder")
         code = last_output(encoder(inputs, seq_lengths), seq_lengths)
         decoder = Decoder(
@@ -74,15 +74,16 @@ class ConditionalVAE(nn.Module):
     """One to many with a style: a conditional variational autoencoder over sequences.
 
     Sohn et al., "Learning structured output representation using deep conditional generative
-    models", 2015. A label and a random style are the code from which the rows are drawn; in
-    training the style is read off the sequence that is to be drawn.
+    models", 2015. The decoder generates a sequence from its label and a latent variable, the style.
+    The encoder gives the posterior of the style given the sequence and its label; the prior is a
+    standard normal.
 
     Attributes:
         cell: The recurrent cell of encoder and decoder.
         num_classes: C, the number of labels.
-        num_steps: T, the steps drawn.
-        num_features: F, the features of each.
-        style_size: Numbers in a style.
+        num_steps: T, the number of steps.
+        num_features: F, the number of features of each step.
+        style_size: Z, the dimensions of the style.
         implementation: As in `jaxrnn.unroll`.
     """
 
@@ -94,7 +95,7 @@ class ConditionalVAE(nn.Module):
     implementation: str | None = None
 
     def setup(self):
-        """The parts."""
+        """Creates the encoder, the posterior and the decoder."""
         self.encoder = Stack(self.cell, implementation=self.implementation)
         self.posterior = nn.Dense(2 * self.style_size)
         self.decoder = Decoder(self.cell, self.num_steps, self.num_features, self.implementation)
@@ -102,11 +103,11 @@ class ConditionalVAE(nn.Module):
     def __call__(
         self, inputs: Float[Array, "*B T F"], labels: Int[Array, "*B"]
     ) -> tuple[Float[Array, "*B T F"], Float[Array, "*B"]]:
-        """Reads the style of the inputs, adds the posterior's noise in training, and draws them.
+        """Reconstructs the inputs from the posterior's mean, in training from a sample of it.
 
         Returns:
-            Logits of the rows, and how many nats of style were used (the Kullback-Leibler
-            divergence from a standard normal).
+            The logits of the rows, and the Kullback-Leibler divergence of the posterior from the
+            prior in nats.
         """
         read = last_output(self.encoder(inputs))
         label = jax.nn.one_hot(labels, self.num_classes, dtype=inputs.dtype)
@@ -120,6 +121,6 @@ class ConditionalVAE(nn.Module):
         return self.draw(labels, style), nats.sum(-1)
 
     def draw(self, labels: Int[Array, "*B"], style: Float[Array, "*B Z"]) -> Float[Array, "*B T F"]:
-        """Logits of the rows for labels in the given styles."""
+        """Returns the logits of the rows, given labels and styles."""
         label = jax.nn.one_hot(labels, self.num_classes, dtype=style.dtype)
         return self.decoder(jnp.concatenate([label, style], axis=-1))

@@ -75,7 +75,7 @@ def build_cell(config: Config) -> jaxrnn.Cell:
     options = {
         "forget_bias": config.forget_bias,
         "chrono": config.chrono,
-        "recurrent_init": INITIALIZERS.get(config.recurrent_init or ""),
+        "recurrent_kernel_init": INITIALIZERS.get(config.recurrent_init or ""),
     }
     own = parse_cell_options(config.cell_options)
     if twice := [name for name in own if options.get(name) is not None]:

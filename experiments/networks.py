@@ -1,7 +1,7 @@
-"""Two networks without a recurrence, to compare with: they read a sequence as an image.
+"""Two baselines without recurrence, an MLP and a CNN, that read a sequence as an image.
 
-The time steps of a sequence are the rows of an image. Shapes as in `jaxrnn.linen`; besides, H
-height, W width, D features of a place.
+The time steps of a sequence are the rows of an image. Shapes are as in `jaxrnn.linen`; in addition
+H height, W width, K by L the window of a convolution, D output channels.
 """
 
 from __future__ import annotations
@@ -18,12 +18,12 @@ from jaxrnn.linen import mask_inputs
 
 
 class MLP(nn.Module):
-    """A dense network over the whole sequence at once: the baseline without a recurrence.
+    """A multilayer perceptron over all time steps at once.
 
     Attributes:
         num_classes: C, the number of classes.
-        hidden_sizes: Units of each hidden layer.
-        activation: Their nonlinearity.
+        hidden_sizes: The number of units of each hidden layer.
+        activation: The activation function of the hidden layers.
     """
 
     num_classes: int
@@ -47,8 +47,9 @@ class CNN(nn.Module):
 
     Attributes:
         num_classes: C, the number of classes.
-        channels: Channels of the 3 × 3 convolutions, each followed by 2 × 2 maximum pooling.
-        hidden_size: Units of the dense layer.
+        channels: The output channels of each 3 × 3 convolution, which is followed by 2 × 2 max
+            pooling.
+        hidden_size: The number of units of the dense layer.
     """
 
     num_classes: int
@@ -71,9 +72,10 @@ class CNN(nn.Module):
 def convolve(
     images: Float[Array, "*B H W C"], kernel: Float[Array, "K L C D"], *_: Any, **__: Any
 ) -> Float[Array, "*B H W D"]:
-    """A convolution at every pixel, with zeros around, as one product with shifted images.
+    """A convolution of stride 1 with zero padding, as one matrix product with shifted images.
 
-    For `nn.Conv`: XLA:CPU's own is four times slower in a loop, as over training steps.
+    For the `conv_general_dilated` of `nn.Conv`. XLA:CPU's own convolution is four times slower
+    inside a loop, such as one over training steps.
     """
     (rows, columns), (height, width) = kernel.shape[:2], images.shape[-3:-1]
     margins = [(0, 0)] * (images.ndim - 3)

@@ -16,7 +16,6 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 
-IMPLEMENTATIONS = ("scan", "fused", "parallel", "cudnn")
 MEMORY = ("save", "recompute", "offload")
 
 
@@ -95,6 +94,17 @@ def floating(name: str, value: Any) -> jax.Array:
     return found
 
 
+def check_inputs(inputs: Any, time_major: bool) -> jax.Array:
+    """The inputs `[*B, T, I]`, or `[T, *B, I]` with `time_major`, as a floating-point array."""
+    inputs = floating("inputs", inputs)
+    if inputs.ndim < 2:
+        layout = "[T, ..., I]" if time_major else "[..., T, I]"
+        raise ValueError(f"inputs must be {layout}, at least 2 axes, got shape {inputs.shape}")
+    if isinstance(inputs.shape[-1], int) and not inputs.shape[-1]:
+        raise ValueError(f"inputs must have at least one feature, got shape {inputs.shape}")
+    return inputs
+
+
 def check_dtype(dtype: Any) -> Any:
     """The dtype of the products, or None."""
     if dtype is None:
@@ -166,7 +176,9 @@ def check_resets(resets: Any, shape: tuple) -> jax.Array | None:
 
 
 def check_state(name: str, state: Any, expected: Any) -> Any:
-    """The state as arrays of the expected structure, shapes and dtypes."""
+    """The state as arrays of the expected structure, shapes and dtypes; None is the expected."""
+    if state is None:
+        return expected
     structure = jax.tree.structure(expected)
 
     def wrong():

@@ -1,21 +1,23 @@
-"""What a recurrent cell is: an affine drive, a recurrent product and an elementwise gate.
+"""What a recurrent cell is: an affine map and an elementwise gate.
 
     drive    z_t = x_t·U + b          needs no state, so every time step can be computed at once
     product  r_t = h_{t-1}·W          the only matrix product that has to wait for the step before
-    gate     s_t = gate(z_t, r_t, s_{t-1})      elementwise; s is the state, h its first leaf
+    gate     s_t = gate(z_t + r_t, s_{t-1})     elementwise; s is the state, h its first leaf
 
-`gated` turns a gate into a `Cell`. A cell that does not fit gives its own `step`.
+`gated` makes a `Cell` from a gate, `linear` from a linear recurrence. Any other cell gives its own
+`step`.
 
 Shapes: B batch (any number of axes, also none), I input features, H hidden units, G gates.
 """
 
 from __future__ import annotations
 
+import collections
 import dataclasses
 import functools
 import inspect
-from collections.abc import Callable
-from typing import Any, NamedTuple
+from collections.abc import Callable, Sequence
+from typing import TYPE_CHECKING, Any, Generic, NamedTuple, ParamSpec, TypeVar
 
 import jax
 import jax.numpy as jnp
@@ -24,10 +26,25 @@ from jaxtyping import Array, Float, Inexact
 
 Params = Any
 State = Any
+P = TypeVar("P")
+S = TypeVar("S")
+Options = ParamSpec("Options")
+AnyCell = TypeVar("AnyCell", bound="Cell")
 
 
-class Cell(NamedTuple):
-    """A recurrent cell as a tuple of pure functions.
+class _Functions(NamedTuple):
+    init: Callable[..., Any]
+    initial_state: Callable[..., Any]
+    step: Callable[[Any, Any, Array], tuple[Any, Array]]
+    gate: Gate | None = None
+    recurrence: Recurrence | None = None
+    outputs_state: bool = False
+    origin: Origin | None = None
+
+
+# Generic in a class of its own, since runtime type checkers refuse a named tuple that is generic.
+class Cell(_Functions, Generic[P, S]):
+    """A recurrent cell as a tuple of pure functions, over its parameters P and its state S.
 
     Attributes:
         init: `(key, input_size, dtype=float32) -> params`.
@@ -35,20 +52,67 @@ class Cell(NamedTuple):
         step: `(params, state, x [..., I]) -> (state, y)`, one time step;
             `functools.partial(cell.step, params)` is the body of a `jax.lax.scan`.
         gate: The elementwise part of a cell made by `gated`, or None.
-        summed: Whether the gate takes the sum of drive and product instead of both.
-        recurrence: The coefficients of a cell made by `jaxrnn.cell.linear`, or None.
-        is_cudnn_lstm: Whether this is the LSTM that cuDNN computes.
+        recurrence: The coefficients of a cell made by `linear`, or None.
+        outputs_state: Whether the output of `step` is the first leaf of the state that it returns.
         origin: How one of the library's constructors made this cell, or None.
     """
 
-    init: Callable[..., Params]
-    initial_state: Callable[..., State]
-    step: Callable[[Params, State, Array], tuple[State, Array]]
-    gate: Callable[..., State] | None = None
-    summed: bool = False
-    recurrence: Any = None
-    is_cudnn_lstm: bool = False
-    origin: Origin | None = None
+    __slots__ = ()
+
+    if TYPE_CHECKING:
+        init: Callable[..., P]  # pyright: ignore[reportIncompatibleVariableOverride]
+        initial_state: Callable[..., S]  # pyright: ignore[reportIncompatibleVariableOverride]
+        step: Callable[[P, S, Array], tuple[S, Array]]  # pyright: ignore[reportIncompatibleVariableOverride]
+
+        def __new__(  # noqa: D102
+            cls,
+            init: Callable[..., P],
+            initial_state: Callable[..., S],
+            step: Callable[[P, S, Array], tuple[S, Array]],
+            gate: Gate | None = None,
+            recurrence: Recurrence | None = None,
+            outputs_state: bool = False,
+            origin: Origin | None = None,
+        ) -> Cell[P, S]: ...
+
+
+class Gate(NamedTuple):
+    """The elementwise part of a cell.
+
+    Attributes:
+        function: `(params, z, state) -> state`, or with `separate`
+            `(params, drive, product, state) -> state`; `z`, `drive` and `product` are named tuples
+            of G arrays `[..., H]`.
+        names: The names of the G gates, in the order in which they stand in the kernels.
+        separate: Whether the function takes drive and product apart, and not their sum.
+    """
+
+    function: Callable[..., Any]
+    names: tuple[str, ...]
+    separate: bool
+
+    def __call__(self, params: Params, *arguments: Array, state: State) -> State:
+        """The state after a step.
+
+        Args:
+            params: The cell's parameters; see `elementwise`.
+            *arguments: `[..., G·H]`, as `arguments` gives them.
+            state: The state before the step.
+        """
+        named = _named(self.names)
+        split = (named(*jnp.split(each, len(self.names), axis=-1)) for each in arguments)
+        return self.function(params, *split, state)
+
+    def arguments(self, drive: Array, product: Array | None) -> tuple[Array, ...]:
+        """What the gate takes, `[..., G·H]`: the drive, their sum, or both."""
+        if product is None:
+            return (drive,)
+        return (drive, product) if self.separate else (drive + product,)
+
+
+@functools.cache
+def _named(names: tuple[str, ...]):
+    return collections.namedtuple("Gates", names)
 
 
 @dataclasses.dataclass(frozen=True, eq=False)
@@ -79,44 +143,68 @@ class Origin:
 
 
 def _computation(cell: Cell) -> tuple:
-    return cell.initial_state, cell.step, cell.gate, cell.summed, cell.recurrence
+    return cell.initial_state, cell.step, cell.gate, cell.recurrence
 
 
-def gated(gate: Callable, init: Callable, initial_state: Callable, *, summed: bool = False) -> Cell:
+def gated(
+    gate: Callable[..., S],
+    gates: str | Sequence[str],
+    init: Callable[..., P],
+    initial_state: Callable[..., S],
+    *,
+    separate: bool = False,
+) -> Cell[P, S]:
     """Makes a cell from an elementwise gate.
 
+        def gate(params, z, state):
+            return State((1 - σ(z.f))·state.hidden + σ(z.f)·tanh(z.n))
+
+        cell = gated(gate, "f n", init, initial_state)
+
     Args:
-        gate: `(weights, drive [..., G·H], product [..., G·H], state) -> state`, elementwise over
-            the batch and the units; `weights` are the parameters without the kernels and the bias.
-            A number that a gradient is to reach must be among them: the deferred gradient does not
-            reach what the gate closes over (only implementation="scan" does).
+        gate: `(params, z, state) -> state`, elementwise over the batch and the units. `z` is a
+            named tuple of G pre-activations `[..., H]`, each the sum of drive and product.
+            `params` are the parameters without the kernels and the bias. A number that a gradient
+            is to reach must be among them: the deferred gradient does not reach what the gate
+            closes over (only implementation="scan" does).
+        gates: The names of the G gates in the order in which they stand in the kernels, as
+            `collections.namedtuple` takes them.
         init: As in `Cell`; returns a named tuple with `kernel [I, G·H]`, `recurrent_kernel
             [H, G·H]`, `bias [G·H]`, and whatever elementwise parameters the gate uses. Where the
-            recurrent kernel is None there is no product, and the gate takes the drive alone.
+            recurrent kernel is None there is no product, and `z` is the drive alone.
         initial_state: As in `Cell`; returns a named tuple whose first leaf is the hidden state,
             which is also the output.
-        summed: The gate is `(weights, drive + product, state) -> state`. Say so where it holds:
-            the two products can then be made as one.
+        separate: The gate is `(params, drive, product, state) -> state`, because it does not take
+            the sum of the two, as a GRU's does not.
 
     Returns:
         The cell, with `step` = the gate applied to the two products.
+
+    Raises:
+        ValueError: If `gates` are no distinct names.
     """
+    names = tuple(gates.replace(",", " ").split()) if isinstance(gates, str) else tuple(gates)
+    if not names:
+        raise ValueError(f"gates must be at least one name, got {gates!r}")
+    try:
+        _named(names)
+    except (TypeError, ValueError) as error:
+        raise ValueError(f"gates must be distinct names, got {gates!r}: {error}") from None
+    elements = Gate(gate, names, separate)
 
     def step(params, state, x):
-        products = make_products(params, state[0], x, summed)
-        state = gate(elementwise(params), *products, state)
+        state = gated_step(elements, params, state, state[0], x)
         return state, state[0]
 
-    return Cell(init, initial_state, step, gate, summed)
+    return Cell(init, initial_state, step, elements, outputs_state=True)
 
 
-def make_products(params: Params, hidden: Array, x: Array, summed: bool) -> tuple[Array, ...]:
-    """What the gate of a step takes: drive and product, or their sum, or the drive alone."""
+def gated_step(gate: Gate, params: Params, state: State, hidden: Array, x: Array) -> State:
+    """The state after a step whose recurrent product sees `hidden`."""
     drive = affine(x, params.kernel, params.bias)
-    if params.recurrent_kernel is None:
-        return (drive,)
-    recurrent = product(hidden, params.recurrent_kernel)
-    return (drive + recurrent,) if summed else (drive, recurrent)
+    kernel = params.recurrent_kernel
+    recurrent = None if kernel is None else product(hidden, kernel)
+    return gate(elementwise(params), *gate.arguments(drive, recurrent), state=state)
 
 
 def pointwise(function: Callable[..., Array]) -> Callable[..., Array]:
@@ -195,10 +283,10 @@ def zeros(params: Params, batch_shape: tuple, size: int) -> Float[Array, "*batch
 
 
 # Options that only say how parameters start. They may be traced numbers, which must not be kept.
-_STARTS = {"forget_bias", "chrono", "kernel_init", "recurrent_init", "radius", "max_phase"}
+_STARTS = {"forget_bias", "chrono", "kernel_init", "recurrent_kernel_init", "radius", "max_phase"}
 
 
-def cached(constructor: Callable[..., Cell]) -> Callable[..., Cell]:
+def cached(constructor: Callable[Options, AnyCell]) -> Callable[Options, AnyCell]:
     """Makes a constructor give the same cell for the same options.
 
     What was compiled for a cell is then found again. A function is the same only if it is the same
@@ -245,7 +333,7 @@ def sigmoid(x: Array) -> Array:
 
 
 class Recurrence(NamedTuple):
-    """What makes up a cell of this kind.
+    """A linear recurrence `s_t = a_t∘s_{t-1} + b_t`; a and b depend on the inputs only.
 
     Attributes:
         coefficients: `(params, x [..., I]) -> (a, b)`, each `[..., H]` or of a shape that is
@@ -261,8 +349,19 @@ class Recurrence(NamedTuple):
     readout: Callable[[Params, Array, Array], Array] = lambda params, packed, x: packed
 
 
-def linear(recurrence: Recurrence, init: Callable, initial_state: Callable) -> Cell:
-    """Makes a cell of a linear recurrence; `init` and `initial_state` as in `Cell`."""
+def linear(
+    recurrence: Recurrence, init: Callable[..., P], initial_state: Callable[..., S]
+) -> Cell[P, S]:
+    """Makes a cell from a linear recurrence, whose steps can be computed all at once.
+
+    Args:
+        recurrence: The recurrence.
+        init: As in `Cell`.
+        initial_state: As in `Cell`.
+
+    Returns:
+        The cell.
+    """
 
     def step(params, state, x):
         a, b = recurrence.coefficients(params, x)

@@ -29,7 +29,7 @@ def kernels(
     gates: int,
     dtype,
     kernel_init: Initializer | None = None,
-    recurrent_init: Initializer | None = None,
+    recurrent_kernel_init: Initializer | None = None,
 ) -> tuple[Float[Array, "I G"], Float[Array, "P G"]]:
     """The two kernels, gates side by side.
 
@@ -45,7 +45,7 @@ def kernels(
 
     input_key, recurrent_key = jax.random.split(key)
     return make(input_key, input_size, kernel_init), make(
-        recurrent_key, output_size, recurrent_init
+        recurrent_key, output_size, recurrent_kernel_init
     )
 
 

@@ -11,7 +11,7 @@ Shapes: B batch (any number of axes), T time, I input features, P output feature
 
 from __future__ import annotations
 
-from typing import Any, Literal, TypedDict, Unpack, overload
+from typing import Any, Generic, Literal, TypedDict, Unpack, overload
 
 import flax.linen as nn
 import jax
@@ -23,7 +23,8 @@ from jaxtyping import Array, Float, Num
 
 from jaxrnn.arguments import as_dict as as_dict
 from jaxrnn.arguments import as_named, check_lengths, check_params, describe, rate
-from jaxrnn.cell import Cell, State, broadcast
+from jaxrnn.backends.steps import zeros_where
+from jaxrnn.cell import Cell, S, State, broadcast
 from jaxrnn.regularize import Regularizer, dropout_mask
 from jaxrnn.unroll import reverse_time, unroll
 
@@ -52,7 +53,7 @@ class StackOptions(TypedDict, total=False):
     reset_state: Carry | None
 
 
-class RNN(nn.Module):
+class RNN(nn.Module, Generic[S]):
     """A recurrent layer over `jaxrnn.unroll` that replaces `flax.linen.RNN`.
 
     A call takes the same arguments, and the layer can be used in `flax.linen.Bidirectional`. It
@@ -80,7 +81,7 @@ class RNN(nn.Module):
             cell keeps its state in a wider one, as the LRU does.
     """
 
-    cell: Cell
+    cell: Cell[Any, S]
     time_major: bool = False
     return_carry: bool = False
     reverse: bool = False
@@ -97,7 +98,7 @@ class RNN(nn.Module):
     @overload
     def __call__(
         self, inputs: Any, *, return_carry: Literal[True], **options: Unpack[RNNOptions]
-    ) -> tuple[State, Array]: ...
+    ) -> tuple[S, Array]: ...
 
     @overload
     def __call__(
@@ -107,7 +108,7 @@ class RNN(nn.Module):
     @overload
     def __call__(
         self, inputs: Any, *, return_carry: None = None, **options: Unpack[RNNOptions]
-    ) -> Array | tuple[State, Array]: ...
+    ) -> Array | tuple[S, Array]: ...
 
     @nn.compact
     def __call__(
@@ -123,7 +124,7 @@ class RNN(nn.Module):
         time_major: bool | None = None,
         reverse: bool | None = None,
         keep_order: bool | None = None,
-    ) -> Float[Array, "..."] | tuple[State, Float[Array, "..."]]:
+    ) -> Float[Array, "..."] | tuple[S, Float[Array, "..."]]:
         """Applies the cell to every step of the inputs.
 
         Args:
@@ -350,6 +351,9 @@ class Classifier(nn.Module):
 
         model = Classifier(Stack(jaxrnn.lstm(128)), num_classes=10)
 
+    Its parameters are those of the `stack`, as `stack/layer_0/cell/kernel`, and those of the
+    `readout`.
+
     Attributes:
         stack: The recurrent layers.
         num_classes: C, the number of classes.
@@ -411,8 +415,10 @@ class Classifier(nn.Module):
             outputs; or `(carry, logits)` with `return_carry`.
 
         Raises:
-            ValueError: As `Stack`.
+            ValueError: As `Stack`, or if `stack` is something else.
         """
+        if not isinstance(self.stack, Stack):
+            raise ValueError(f"stack must be a Stack, got {type(self.stack).__name__}")
         carry, outputs = self.stack(
             inputs,
             seq_lengths,
@@ -484,8 +490,8 @@ def mask_inputs(
     if seq_lengths is None:
         return inputs
     time = jnp.arange(inputs.shape[-2], dtype=seq_lengths.dtype)
-    mask = jnp.expand_dims(time, range(seq_lengths.ndim)) < seq_lengths[..., None]
-    return jnp.where(mask[..., None], inputs, jnp.zeros_like(inputs))
+    past_end = jnp.expand_dims(time, range(seq_lengths.ndim)) >= seq_lengths[..., None]
+    return zeros_where(past_end, inputs)
 
 
 def dropout_key(module: nn.Module) -> Array | None:

@@ -5,7 +5,7 @@ Shapes: B batch (any number of axes), T time, I input features, P output feature
 
 from __future__ import annotations
 
-from typing import Any, Literal, TypedDict, Unpack, overload
+from typing import Any, Generic, Literal, TypedDict, Unpack, overload
 
 import jax
 import jax.numpy as jnp
@@ -14,7 +14,7 @@ from flax import nnx
 from jax.typing import DTypeLike
 from jaxtyping import Array, Float, Num
 
-from jaxrnn.cell import Cell, State, broadcast
+from jaxrnn.cell import Cell, S, State, broadcast
 from jaxrnn.regularize import Regularizer
 from jaxrnn.unroll import reverse_time, unroll
 
@@ -52,7 +52,7 @@ class RNNOptions(TypedDict, total=False):
     rngs: nnx.Rngs | nnx.RngStream | None
 
 
-class RNN(nnx.Module):
+class RNN(nnx.Module, Generic[S]):
     """A recurrent layer over `jaxrnn.unroll` that replaces `flax.nnx.RNN`.
 
     A call takes the same arguments, and the layer can be used in `flax.nnx.Bidirectional`. It
@@ -88,7 +88,7 @@ class RNN(nnx.Module):
 
     def __init__(
         self,
-        cell: Cell,
+        cell: Cell[Any, S],
         in_features: int,
         *,
         rngs: nnx.Rngs,
@@ -136,7 +136,7 @@ class RNN(nnx.Module):
     @overload
     def __call__(
         self, inputs: Any, *, return_carry: Literal[True], **options: Unpack[RNNOptions]
-    ) -> tuple[State, Array]: ...
+    ) -> tuple[S, Array]: ...
 
     @overload
     def __call__(
@@ -146,7 +146,7 @@ class RNN(nnx.Module):
     @overload
     def __call__(
         self, inputs: Any, *, return_carry: None = None, **options: Unpack[RNNOptions]
-    ) -> Array | tuple[State, Array]: ...
+    ) -> Array | tuple[S, Array]: ...
 
     def __call__(
         self,
@@ -161,7 +161,7 @@ class RNN(nnx.Module):
         reverse: bool | None = None,
         keep_order: bool | None = None,
         rngs: nnx.Rngs | nnx.RngStream | None = None,
-    ) -> Float[Array, "..."] | tuple[State, Float[Array, "..."]]:
+    ) -> Float[Array, "..."] | tuple[S, Float[Array, "..."]]:
         """Applies the cell to every step of the inputs.
 
         Args:

@@ -1,13 +1,13 @@
-"""Regularisers of the recurrence: zoneout, recurrent dropout, weight dropout.
+"""Recurrent regularization: zoneout, recurrent dropout, weight dropout.
 
-They are noise on the way from step to step; without a key there is none, as at evaluation.
+Without a key nothing is dropped, as at evaluation.
 
 Shapes: B batch (any number of axes), T time, H hidden units, G gates.
 """
 
 from __future__ import annotations
 
-from typing import NamedTuple
+from typing import Any, NamedTuple
 
 import jax
 import jax.numpy as jnp
@@ -19,17 +19,19 @@ from jaxrnn.cell import Cell, Params, State
 
 
 class Regularizer(NamedTuple):
-    """Which noise, as probabilities in [0, 1); None is none. No gradient reaches a probability.
+    """Rates of recurrent regularization, in [0, 1); None is none. No gradient reaches a rate.
 
     Attributes:
-        zoneout: How likely a unit keeps its old value (Krueger et al., 2017); one number for
-            every leaf of the state, or one for each, as (hidden, cell) for an LSTM. Without a key
-            the state is the mean of old and new.
-        recurrent_dropout: How likely the recurrent product does not see a unit, the others scaled
-            up to make up for it. Gated cells only.
-        tied: Whether that mask is the same at every step of a sequence, as in variational dropout
-            (Gal & Ghahramani, 2016), or drawn anew at each. There is no default.
-        weight_dropout: How likely an entry of the recurrent kernel is zero, for all steps and rows
+        zoneout: The probability that a unit of the state keeps its old value (Krueger et al.,
+            2017): one number for every leaf of the state, or one for each, as (hidden, cell) for
+            an LSTM. Without a key the state is the mean of old and new. The outputs are those of
+            the state under zoneout where they are the state (`Cell.outputs_state`).
+        recurrent_dropout: The share of the hidden state that is dropped from the recurrent
+            product; the rest is scaled up to make up for it. Gated cells only.
+        tied: Whether the recurrent-dropout mask is the same at every step of a sequence, as in
+            variational dropout (Gal & Ghahramani, 2016), or drawn anew at each. There is no
+            default.
+        weight_dropout: The share of the recurrent kernel that is zero, for all steps and examples
             (DropConnect, Wan et al., 2013, as in the AWD-LSTM of Merity et al., 2018).
     """
 
@@ -39,7 +41,7 @@ class Regularizer(NamedTuple):
     weight_dropout: float | Array | None = None
 
 
-def check(regularizer: Regularizer, cell: Cell, params: Params) -> None:
+def _check(regularizer: Regularizer, cell: Cell, params: Params) -> None:
     """Raises ValueError if a rate is wrong or the regularizer not for this cell."""
     if regularizer.recurrent_dropout is not None and not isinstance(regularizer.tied, bool):
         raise ValueError(
@@ -68,56 +70,67 @@ def check(regularizer: Regularizer, cell: Cell, params: Params) -> None:
         )
 
 
-def drop_weights(key: Array, params: Params, share: float | Array) -> Params:
-    """The parameters with entries of the recurrent kernel dropped, the others scaled up."""
-    kernel = params.recurrent_kernel
-    return params._replace(
-        recurrent_kernel=kernel * dropout_mask(key, kernel.shape, share, kernel.dtype)
-    )
-
-
-def noise(
-    key: Array | None, regularizer: Regularizer, state: State, time: int
-) -> tuple[Float[Array, "T *B H"] | None, State | None]:
-    """The noise of every step.
+def regularize(
+    key: Array | None,
+    regularizer: Regularizer | None,
+    cell: Cell,
+    params: Params,
+    state: State,
+    time: Any,
+) -> tuple[Params, Float[Array, "T *B H"] | None, State | None]:
+    """Draws the masks of a sequence.
 
     Args:
-        key: Where it is drawn from; None at evaluation.
-        regularizer: Which.
+        key: The random key; None, as at evaluation, draws nothing.
+        regularizer: The regularizer, or None.
+        cell: The cell.
+        params: Its parameters.
         state: A state, for its shapes.
-        time: T, the number of steps.
+        time: T, the number of steps; may be a symbolic size without a regularizer.
 
     Returns:
-        By what the recurrent product sees the hidden state multiplied; and how much of each leaf
-        of the state is renewed, `[T, *B, H]` zeros and ones, or at evaluation `[T]` shares.
+        The parameters, under weight dropout; the recurrent-dropout mask; and the zoneout mask: for
+        each leaf of the state `[T, *B, H]` ones and zeros, or without a key `[T]` probabilities.
+
+    Raises:
+        ValueError: If a rate is wrong or the regularizer not for this cell.
     """
-    drop, mix = None, None
-    leaves, treedef = jax.tree.flatten(state)
-    if regularizer.zoneout is not None:
-        rates = regularizer.zoneout
-        rates = rates if isinstance(rates, tuple) else (rates,) * len(leaves)
-        if len(rates) != len(leaves):
-            raise ValueError(
-                f"regularizer.zoneout must be a number or {len(leaves)} of them, got {rates}"
-            )
-        mix = []
-        for i, (leaf, value) in enumerate(zip(leaves, rates, strict=True)):
-            renewed = 1.0 - lax.stop_gradient(value)
-            if key is None:
-                mix.append(jnp.full(time, renewed, leaf.dtype))
-            else:
-                keep = jax.random.bernoulli(
-                    jax.random.fold_in(key, i), renewed, (time, *leaf.shape)
-                )
-                mix.append(keep.astype(leaf.dtype))
-        mix = treedef.unflatten(mix)
-    if regularizer.recurrent_dropout is not None and key is not None:
-        hidden, steps = leaves[0], 1 if regularizer.tied else time
-        shape = (steps, *hidden.shape)
-        mask_key = jax.random.fold_in(key, len(leaves))
-        mask = dropout_mask(mask_key, shape, regularizer.recurrent_dropout, hidden.dtype)
-        drop = jnp.broadcast_to(mask, (time, *hidden.shape))
-    return drop, mix
+    if regularizer is None:
+        return params, None, None
+    _check(regularizer, cell, params)
+    if key is not None and regularizer.weight_dropout is not None:
+        key, weight_key = jax.random.split(key)
+        kernel = params.recurrent_kernel
+        mask = dropout_mask(weight_key, kernel.shape, regularizer.weight_dropout, kernel.dtype)
+        params = params._replace(recurrent_kernel=kernel * mask)
+    dropout = None
+    if key is not None and regularizer.recurrent_dropout is not None:
+        hidden, *others = jax.tree.leaves(state)
+        shape = (1 if regularizer.tied else time, *hidden.shape)
+        own_key = jax.random.fold_in(key, 1 + len(others))
+        dropout = dropout_mask(own_key, shape, regularizer.recurrent_dropout, hidden.dtype)
+        dropout = jnp.broadcast_to(dropout, (time, *hidden.shape))
+    return params, dropout, _zoneout_mask(key, regularizer.zoneout, state, time)
+
+
+def _zoneout_mask(key, zoneout, state, time):
+    if zoneout is None:
+        return None
+    leaves, structure = jax.tree.flatten(state)
+    rates = zoneout if isinstance(zoneout, tuple) else (zoneout,) * len(leaves)
+    if len(rates) != len(leaves):
+        raise ValueError(
+            f"regularizer.zoneout must be a number or {len(leaves)} of them, got {rates}"
+        )
+
+    def mask(number, leaf, rate):
+        updated = 1.0 - lax.stop_gradient(rate)
+        if key is None:
+            return jnp.full(time, updated, leaf.dtype)
+        own_key = jax.random.fold_in(key, number)
+        return jax.random.bernoulli(own_key, updated, (time, *leaf.shape)).astype(leaf.dtype)
+
+    return structure.unflatten(map(mask, range(len(leaves)), leaves, rates))
 
 
 def dropout_mask(key: Array, shape: tuple[int, ...], share: float | Array, dtype) -> Array:

@@ -174,11 +174,10 @@ def own_cell(*, width=2, state=jaxrnn.RNNState, dtype=jnp.float32, bias=True):
     def initial_state(params, batch_shape=()):
         return state(jnp.zeros((*batch_shape, H)))
 
-    def gate(weights, total, before):
-        f, n = jnp.split(total, 2, axis=-1)
-        return state((jax.nn.sigmoid(f) * before[0] + n).astype(dtype))
+    def gate(params, z, before):
+        return state((jax.nn.sigmoid(z.f) * before[0] + z.n).astype(dtype))
 
-    return jaxrnn.gated(gate, init, initial_state, summed=True)
+    return jaxrnn.gated(gate, "f n", init, initial_state)
 
 
 @pytest.mark.parametrize(
@@ -226,6 +225,11 @@ def test_dropout_is_a_rate(rate):
     for model in (Stack(LSTM, 2, dropout=rate), Classifier(Stack(LSTM, 2, dropout=rate), 2)):
         with pytest.raises(ValueError, match=r"dropout must be a number in \[0, 1\)"):
             jax.eval_shape(model.init, KEY, INPUTS)
+
+
+def test_a_classifier_is_made_of_a_stack():
+    with pytest.raises(ValueError, match="stack must be a Stack, got Cell"):
+        jax.eval_shape(Classifier(LSTM, 2).init, KEY, INPUTS)
 
 
 def test_layers_refuse_lengths_that_are_no_integers():

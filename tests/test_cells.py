@@ -448,10 +448,10 @@ def test_odyssey_without_a_gate_has_fewer_parameters():
 def test_initializers_make_each_gate_by_itself():
     orthogonal = jax.nn.initializers.orthogonal()
     for cell, count in ((jaxrnn.lstm, 4), (jaxrnn.gru, 3), (jaxrnn.mgu, 2), (jaxrnn.janet, 2)):
-        params = cell(8, recurrent_init=orthogonal).init(jax.random.key(0), I)
+        params = cell(8, recurrent_kernel_init=orthogonal).init(jax.random.key(0), I)
         for block in np.split(np.asarray(params.recurrent_kernel), count, axis=-1):
             np.testing.assert_allclose(block @ block.T, np.eye(8), atol=1e-5)
-    irnn = jaxrnn.rnn(8, recurrent_init=jaxrnn.identity(0.5)).init(jax.random.key(0), I)
+    irnn = jaxrnn.rnn(8, recurrent_kernel_init=jaxrnn.identity(0.5)).init(jax.random.key(0), I)
     np.testing.assert_array_equal(irnn.recurrent_kernel, np.eye(8) / 2)
 
 

@@ -642,11 +642,12 @@ def test_every_cell_is_computed_or_refused_by_name(library):
             assert words == REFUSED[library][name].format(NAMES[library])
 
 
-def own_gate(weights, total, state):
-    return jaxrnn.RNNState(jnp.sin(total))
+def own_gate(params, z, state):
+    return jaxrnn.RNNState(jnp.sin(z.h))
 
 
-OWN = jaxrnn.gated(own_gate, jaxrnn.rnn(H).init, jaxrnn.rnn(H).initial_state, summed=True)
+OWN = jaxrnn.gated(own_gate, "h", jaxrnn.rnn(H).init, jaxrnn.rnn(H).initial_state)
+SEPARATE = CELLS["rnn"].gate._replace(separate=True)
 
 
 @pytest.mark.parametrize("library", LIBRARIES)
@@ -654,9 +655,9 @@ OWN = jaxrnn.gated(own_gate, jaxrnn.rnn(H).init, jaxrnn.rnn(H).initial_state, su
     ("cell", "words"),
     [
         (OWN, "own_gate"),
-        (CELLS["rnn"]._replace(gate=own_gate), "own_gate"),
+        (CELLS["rnn"]._replace(gate=OWN.gate), "own_gate"),
         (CELLS["gru"]._replace(step=OWN.step), "gru.<locals>.gate"),
-        (CELLS["rnn"]._replace(initial_state=OWN.initial_state, summed=False), "rnn.<locals>.gate"),
+        (CELLS["rnn"]._replace(gate=SEPARATE), "rnn.<locals>.gate"),
     ],
     ids=["own", "gate replaced", "step replaced", "rest replaced"],
 )
@@ -671,7 +672,7 @@ def test_a_cell_that_only_starts_otherwise_is_written(library):
     write, params = getattr(convert, f"to_{library}"), random(name)
     for cell in (
         jaxrnn.scaled(CELLS[name], 0.5),
-        jaxrnn.rnn(H, recurrent_init=jaxrnn.identity()),
+        jaxrnn.rnn(H, recurrent_kernel_init=jaxrnn.identity()),
         CELLS[name]._replace(init=None),
     ):
         jax.tree.map(np.testing.assert_array_equal, write(cell, params), write(CELLS[name], params))

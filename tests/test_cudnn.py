@@ -1,7 +1,6 @@
 """cuDNN's LSTM: the layout of its weights, and what stands around the call, without a GPU."""
 
 import functools
-import importlib
 
 import jax
 import jax.numpy as jnp
@@ -11,7 +10,8 @@ from jax.experimental import rnn
 from quick_jit import jit
 
 import jaxrnn
-from jaxrnn.backends.cudnn import cudnn, pack
+from jaxrnn.backends import cudnn
+from jaxrnn.backends.cudnn import pack
 
 T, I, H = 7, 3, 4  # noqa: E741
 CELL = jaxrnn.lstm(H)
@@ -29,10 +29,11 @@ def reference(inputs, hidden, cell, weights, lengths, input_size, hidden_size, *
 
 @pytest.fixture
 def without_gpu(monkeypatch):
-    """Lets implementation="cudnn" run here, on the reference."""
-    module = importlib.import_module("jaxrnn.unroll")
-    monkeypatch.setattr(module, "why_not", lambda *_: None)
-    monkeypatch.setattr(module, "cudnn", functools.partial(cudnn, lstm=reference))
+    """Lets implementation="cudnn" run here as on a GPU, on the reference."""
+    on_cuda = functools.partial(cudnn._run_on_cuda, lstm=reference)
+    monkeypatch.setattr(cudnn, "_is_installed", lambda: True)
+    monkeypatch.setattr(cudnn, "_run_on_cuda", on_cuda)
+    monkeypatch.setattr(cudnn, "run", lambda cell, *arguments, **_: on_cuda(*arguments))
     yield
     jax.clear_caches()  # which hold programs made of it
 
@@ -130,12 +131,30 @@ def test_says_what_it_cannot_compute(cell, dtype, resets, reason):
             )
 
 
-@pytest.mark.skipif(jax.default_backend() == "gpu", reason="there is a GPU")
-def test_says_that_there_is_no_gpu():
+@pytest.mark.skipif(cudnn._is_installed(), reason="JAX's CUDA plugin is installed")
+def test_says_that_there_is_no_plugin():
     params, inputs, _ = problem((2,))
-    backend = jax.default_backend()
-    with pytest.raises(ValueError, match=f"the backend is {backend}, not an NVIDIA GPU"):
+    with pytest.raises(ValueError, match="JAX's CUDA plugin is not installed"):
         jaxrnn.unroll(CELL, params, inputs, implementation="cudnn")
+
+
+def test_the_platform_of_lowering_decides(monkeypatch):
+    on_cuda = functools.partial(cudnn._run_on_cuda, lstm=reference)
+    monkeypatch.setattr(cudnn, "_is_installed", lambda: True)
+    monkeypatch.setattr(
+        cudnn, "_run_on_cuda", lambda *given: jax.tree.map(jnp.sin, on_cuda(*given))
+    )
+    params, inputs, _ = problem((2,))
+    run = jax.jit(
+        lambda name: jaxrnn.unroll(CELL, params, inputs, implementation=name), static_argnums=0
+    )
+    text = {
+        platform: jax.export.export(run, platforms=[platform])("cudnn").mlir_module()
+        for platform in ("cpu", "cuda")
+    }
+    assert ["stablehlo.sine" in text[platform] for platform in ("cpu", "cuda")] == [False, True]
+    assert_close(run("cudnn"), run("fused"))
+    jax.clear_caches()  # which hold programs made of the reference
 
 
 @pytest.mark.skipif(

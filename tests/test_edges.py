@@ -11,6 +11,7 @@ import pytest
 from all_cells import CELLS, H, I
 from networks import MLP
 from quick_jit import jit
+from random_variables import random_variables
 
 import jaxrnn
 from jaxrnn.arguments import as_dict
@@ -112,8 +113,7 @@ def test_layers_reset_too(learn):
     found = layer.apply(variables, inputs, resets=resets, initial_carry=carried)
     close(found, expected)
     for model in (Stack(cell, 2, bidirectional=True), Classifier(Stack(cell), 2, every_step=True)):
-        variables = model.init(KEY, inputs)
-        read = functools.partial(model.apply, variables, inputs)
+        read = functools.partial(model.apply, random_variables(model, inputs), inputs)
         outputs = jax.tree.leaves(read(resets=resets))[0]
         plain = jax.tree.leaves(read())[0]
         assert np.all(np.abs(outputs - plain)[:, 3:].max(-1) > 1e-4)
@@ -190,12 +190,13 @@ def test_layers_take_no_steps_and_no_examples(shape):
     inputs, cell = jnp.zeros(shape), jaxrnn.rnn(4)
     for bidirectional in (False, True):
         stack = Stack(cell, 1, bidirectional, residual=True)
-        outputs = jit(stack.init_with_output)(KEY, inputs)[0]
+        outputs = jit(stack.apply)(random_variables(stack, inputs), inputs)
         last = last_output(outputs, bidirectional=bidirectional)
         assert outputs.shape == (*shape[:2], 4 * (1 + bidirectional))
         assert last.shape == (shape[0], 4 * (1 + bidirectional))
         assert not np.any(last)
-    logits = jit(Classifier(Stack(cell), 3).init_with_output)(KEY, inputs)[0]
+    model = Classifier(Stack(cell), 3)
+    logits = jit(model.apply)(random_variables(model, inputs), inputs)
     assert logits.shape == (shape[0], 3)
 
 
@@ -245,8 +246,7 @@ def test_traced_lengths_beyond_the_end_count_as_the_end(reverse, dtype):
 def test_models_of_images_clamp_lengths_too():
     inputs = jax.random.normal(KEY, (2, 4, 4))
     for model in (MLP(3, (5,)), ReNet(jaxrnn.gru(2), 3, patches=(2,))):
-        variables = model.init(KEY, inputs)
-        read = jit(functools.partial(model.apply, variables, inputs))
+        read = jit(functools.partial(model.apply, random_variables(model, inputs), inputs))
         close(read(jnp.array([9, 2])), read(jnp.array([4, 2])))
 
 
@@ -340,7 +340,8 @@ def test_layers_keep_parameters_in_float32_whatever_is_read():
         functools.partial(ReNet, jaxrnn.gru(2), 3, patches=(1,)),
     ):
         model = make_model(dtype=jnp.bfloat16)
-        outputs, variables = jit(model.init_with_output)(KEY, inputs.astype(jnp.bfloat16))
+        variables = random_variables(model, inputs.astype(jnp.bfloat16))
+        outputs = jit(model.apply)(variables, inputs.astype(jnp.bfloat16))
         leaves = jax.tree.leaves((outputs, variables))
         assert {leaf.dtype for leaf in leaves} == {jnp.dtype(jnp.float32)}
         exact = jax.tree.leaves(jit(make_model(dtype=None).apply)(variables, inputs))
@@ -353,14 +354,15 @@ def test_layers_keep_parameters_in_float32_whatever_is_read():
 
 def test_coefficients_of_a_linear_recurrence_may_lack_axes():
     recurrence = jaxrnn.Recurrence(
-        lambda params, x: (params["decay"], jaxrnn.product(x, params["kernel"]))
+        lambda params, x: (params["decay"], jaxrnn.product(x, params["kernel"])),
+        lambda packed, dtype: jaxrnn.RNNState(packed),
     )
 
     def init(key, input_size, dtype=jnp.float32):
         kernel = jax.random.normal(key, (input_size, 3), dtype)
         return {"kernel": kernel, "decay": jnp.linspace(0.1, 0.9, 3, dtype=dtype)}
 
-    cell = jaxrnn.cell.linear(
+    cell = jaxrnn.linear(
         recurrence, init, lambda params, batch=(): jaxrnn.RNNState(jnp.zeros((*batch, 3)))
     )
     params, inputs = cell.init(KEY, 3), jax.random.normal(KEY, (3, 3, 3))
@@ -382,12 +384,12 @@ class Counting(NamedTuple):
 def test_a_gated_cell_may_count_in_integers():
     plain = jaxrnn.rnn(H)
     cell = jaxrnn.gated(
-        lambda weights, total, state: Counting(jnp.tanh(total), state.count + 1),
+        lambda params, z, state: Counting(jnp.tanh(z.h), state.count + 1),
+        "h",
         plain.init,
         lambda params, batch=(): Counting(
             jnp.zeros((*batch, H)), jnp.zeros((*batch, 1), jnp.int32)
         ),
-        summed=True,
     )
     params, inputs = plain.init(KEY, I), jax.random.normal(KEY, (B, 3, I))
     options = {"lengths": [3, 2], "resets": np.zeros((B, 3), bool)}
@@ -398,7 +400,7 @@ def test_a_gated_cell_may_count_in_integers():
     close(gradient(cell)(params), gradient(plain)(params))
     _, state = jaxrnn.unroll(cell, params, inputs, **options)
     np.testing.assert_array_equal(state.count[:, 0], [3, 2])
-    with pytest.raises(ValueError, match="'fused' needs a state of floats"):
+    with pytest.raises(ValueError, match="'fused' cannot compute this: it needs a state of floats"):
         jaxrnn.unroll(cell, params, inputs, implementation="fused")
 
 
@@ -432,7 +434,6 @@ def test_layers_have_forward_mode_by_scan():
         Classifier(Stack(jaxrnn.gru(4), implementation="scan"), 2),
         ReNet(jaxrnn.gru(2), 2, patches=(1,), implementation="scan"),
     ):
-        variables = jit(model.init)(KEY, inputs)
-        read = functools.partial(model.apply, variables)
+        read = functools.partial(model.apply, random_variables(model, inputs))
         both = jit(lambda x, read=read: (jax.jacfwd(read)(x), jax.jacrev(read)(x)))
         close(*both(inputs))

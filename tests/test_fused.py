@@ -18,7 +18,7 @@ from jax.test_util import check_grads, check_jvp, check_vjp
 from quick_jit import jit
 
 import jaxrnn
-from jaxrnn.unroll import BLOCK
+from jaxrnn.backends.blocks import BLOCK
 
 T, H = BLOCK + 3, 4  # one block and a rest
 NARROW, WIDE = 3, 6  # inputs narrower than the state share one product with it, wider ones do not
@@ -56,15 +56,13 @@ def slow_cell(size):
         zero = lambda: jnp.zeros((*batch_shape, size), params.bias.dtype)  # noqa: E731
         return SlowState(zero(), zero(), zero())
 
-    def gate(weights, drive, product, state):
-        rates = jax.tree.map(lambda rate: jnp.broadcast_to(rate, state.hidden.shape), weights.rates)
-        slow_drive, drive = jnp.split(drive, 2, axis=-1)
-        product, slow_product = jnp.split(product, 2, axis=-1)
-        slow = rates["slow"] * state.slow + jnp.sin(slow_drive * slow_product)
+    def gate(params, drive, product, state):
+        rates = jax.tree.map(lambda rate: jnp.broadcast_to(rate, state.hidden.shape), params.rates)
+        slow = rates["slow"] * state.slow + jnp.sin(drive.a * product.b)
         slower = rates["slower"] * state.slower + slow * state.hidden
-        return SlowState(jnp.tanh(slower + drive * product), slow, slower)
+        return SlowState(jnp.tanh(slower + drive.b * product.a), slow, slower)
 
-    return jaxrnn.gated(gate, init, initial_state)
+    return jaxrnn.gated(gate, ("a", "b"), init, initial_state, separate=True)
 
 
 CELLS = all_cells.CELLS | {"user-gated": slow_cell(H)}
@@ -586,7 +584,7 @@ def test_a_plain_cell_with_any_memory_reversed_and_mapped():
 
 def test_a_plain_cell_has_no_deferred_gradient():
     given = plain_problem()
-    with pytest.raises(ValueError, match=r"implementation 'fused' needs a cell made by .*gated"):
+    with pytest.raises(ValueError, match=r"implementation 'fused' cannot .* made by .*gated"):
         jaxrnn.unroll(PLAIN, given.params, given.inputs, implementation="fused")
 
 

@@ -8,6 +8,8 @@ import jax.numpy as jnp
 import numpy as np
 import pytest
 from flax import traverse_util
+from quick_jit import jit
+from random_variables import random_variables
 
 import jaxrnn
 from jaxrnn import convert
@@ -23,10 +25,19 @@ def count(params):
 
 def test_the_tutorials_model_has_its_number_of_parameters():
     model = Classifier(Stack(jaxrnn.lstm(128)), num_classes=10)
-    params = model.init(KEY, jnp.zeros((1, 28, 28)))["params"]
+    params = jax.eval_shape(model.init, KEY, jnp.zeros((1, 28, 28)))["params"]
     assert count(params) == 4 * 128 * (28 + 128 + 1) + 128 * 10 + 10 == 81_674
-    np.testing.assert_array_equal(params["stack"]["layer_0"]["cell"]["bias"][128:256], 1)
+
+
+def test_the_forget_gate_starts_open_and_the_readout_without_a_bias():
+    model = Classifier(Stack(jaxrnn.lstm(2)), num_classes=3)
+    params = jit(model.init)(KEY, jnp.zeros((1, 2, 3)))["params"]
+    np.testing.assert_array_equal(
+        params["stack"]["layer_0"]["cell"]["bias"], [0, 0, 1, 1] + 4 * [0]
+    )
     np.testing.assert_array_equal(params["readout"]["bias"], 0)
+    limit = (6 / (2 + 3)) ** 0.5  # Glorot & Bengio, 2010
+    assert 0 < np.abs(params["readout"]["kernel"]).max() < limit
 
 
 def test_rnn_is_unroll_with_the_parameters_held_by_flax():
@@ -34,7 +45,7 @@ def test_rnn_is_unroll_with_the_parameters_held_by_flax():
     inputs = jax.random.normal(KEY, (2, 5, 3))
     lengths = jnp.array([2, 5])
     layer = RNN(cell, reverse=True, keep_order=True, return_carry=True)
-    variables = layer.init(KEY, inputs)
+    variables = random_variables(layer, inputs)
     carry, outputs = layer.apply(variables, inputs, seq_lengths=lengths)
     params = variables["params"]["cell"]
     expected = jaxrnn.unroll(cell, params, inputs, lengths=lengths, reverse=True)
@@ -45,7 +56,7 @@ def flax_twin(**options):
     """flax.linen.RNN and ours with the same weights, as functions of the call's arguments."""
     inputs = jax.random.normal(KEY, (3, 5, 2))
     theirs = nn.RNN(nn.GRUCell(4), **options)
-    variables = theirs.init(KEY, inputs)
+    variables = random_variables(theirs, inputs)
     params = convert.from_linen("gru", variables["params"]["cell"])
     ours = RNN(jaxrnn.gru(4), **options)
     cell = as_dict(params)
@@ -90,7 +101,7 @@ def test_rnn_goes_into_flaxs_bidirectional():
     inputs = jax.random.normal(KEY, (3, 5, 2))
     lengths = jnp.array([5, 2, 0])
     layer = nn.Bidirectional(RNN(jaxrnn.gru(4)), RNN(jaxrnn.gru(4)))
-    variables = layer.init(KEY, inputs)
+    variables = random_variables(layer, inputs)
     outputs = layer.apply(variables, inputs, seq_lengths=lengths)
     forward, backward = (
         variables["params"][name]["cell"] for name in ("forward_rnn", "backward_rnn")
@@ -103,10 +114,10 @@ def test_rnn_goes_into_flaxs_bidirectional():
 def test_a_learned_initial_state_is_a_parameter_that_learns():
     layer = RNN(jaxrnn.lstm(4), learn_initial_state=True)
     inputs = jax.random.normal(KEY, (3, 5, 2))
-    variables = layer.init(KEY, inputs)
+    variables = random_variables(layer, inputs)
     start = variables["params"]["initial_state"]
     assert jax.tree.map(jnp.shape, start) == {"hidden": (4,), "cell": (4,)}
-    gradient = jax.grad(lambda params: layer.apply({"params": params}, inputs).sum())
+    gradient = jit(jax.grad(lambda params: layer.apply({"params": params}, inputs).sum()))
     assert all(np.all(leaf) for leaf in gradient(variables["params"])["initial_state"].values())
     changed = jax.tree.map(lambda leaf: leaf + 0.5, start)
     cell, params = jaxrnn.lstm(4), variables["params"]["cell"]
@@ -120,12 +131,13 @@ def test_a_learned_initial_state_is_a_parameter_that_learns():
 def test_dropout_and_noise_only_with_a_key():
     inputs = jax.random.normal(KEY, (3, 5, 4))
     noise = jaxrnn.Regularizer(recurrent_dropout=0.5, tied=True)
+    plain = Classifier(Stack(jaxrnn.gru(4), num_layers=2), 3)
+    variables = random_variables(plain, inputs)
+    expected = plain.apply(variables, inputs)
     for options in ({"dropout": 0.5}, {"regularizer": noise}):
-        plain = Classifier(Stack(jaxrnn.gru(4), num_layers=2), 3)
         model = Classifier(Stack(jaxrnn.gru(4), num_layers=2, **options), 3)
-        variables = model.init(KEY, inputs)
         still = model.apply(variables, inputs)
-        np.testing.assert_array_equal(still, plain.apply(variables, inputs))
+        np.testing.assert_array_equal(still, expected)
         one, same, other = (
             model.apply(variables, inputs, rngs={"dropout": jax.random.key(seed)})
             for seed in (1, 1, 2)
@@ -140,7 +152,7 @@ def test_residual_layers_add_their_inputs_up_to_the_length():
     read = (jnp.arange(5)[None] < lengths[:, None])[..., None]
     inputs = jnp.where(read, jax.random.normal(KEY, (3, 5, 4)), jnp.nan)
     stack = Stack(jaxrnn.gru(4), residual=True)
-    variables = stack.init(KEY, inputs)
+    variables = random_variables(stack, inputs)
     outputs = stack.apply(variables, inputs, lengths)
     last = last_output(outputs, lengths)
     plain = Stack(jaxrnn.gru(4)).apply(variables, inputs, lengths)
@@ -152,12 +164,29 @@ def test_residual_layers_add_their_inputs_up_to_the_length():
 def test_residual_layers_in_both_directions_add_them_where_each_ends():
     inputs, lengths = jax.random.normal(KEY, (3, 5, 4)), jnp.array([5, 2, 0])
     stack = Stack(jaxrnn.gru(2), num_layers=2, bidirectional=True, residual=True)
-    outputs = stack.apply(stack.init(KEY, inputs), inputs, lengths)
+    outputs = stack.apply(random_variables(stack, inputs), inputs, lengths)
     last = last_output(outputs, lengths, bidirectional=True)
-    for row, length in enumerate([5, 2]):
-        np.testing.assert_array_equal(last[row, :2], outputs[row, length - 1, :2])
-        np.testing.assert_array_equal(last[row, 2:], outputs[row, 0, 2:])
+    for example, length in enumerate([5, 2]):
+        np.testing.assert_array_equal(last[example, :2], outputs[example, length - 1, :2])
+        np.testing.assert_array_equal(last[example, 2:], outputs[example, 0, 2:])
     assert not np.any(last[2])
+
+
+def test_the_last_output_is_where_each_direction_ends():
+    lengths = np.array([[4, 1, 2], [3, 4, 0]])
+    outputs = np.random.default_rng(0).normal(size=(2, 3, 4, 6)).astype(np.float32)
+    outputs[1, 2] = 0  # as of an example of length 0
+    forward, backward = np.zeros((2, 3, 6)), outputs[:, :, 0]
+    for example, length in np.ndenumerate(lengths):
+        forward[example] = outputs[example][length - 1]
+    both = np.concatenate([forward[..., :3], backward[..., 3:]], -1)
+    read = partial(last_output, jnp.array(outputs))
+    np.testing.assert_array_equal(read(lengths), forward)
+    np.testing.assert_array_equal(jit(read)(jnp.array(lengths)), forward)
+    np.testing.assert_array_equal(read(lengths, bidirectional=True), both)
+    np.testing.assert_array_equal(read(), outputs[:, :, -1])
+    both = np.concatenate([outputs[:, :, -1, :3], backward[..., 3:]], -1)
+    np.testing.assert_array_equal(read(bidirectional=True), both)
 
 
 @pytest.mark.parametrize("learn", [False, True])
@@ -165,12 +194,12 @@ def test_a_stack_reads_on_where_it_stopped(learn):
     stack = Stack(jaxrnn.lstm(8), num_layers=2, residual=True, learn_initial_state=learn)
     model = Classifier(stack, 3)
     inputs = jax.random.normal(KEY, (3, 6, 8))
-    variables = model.init(KEY, inputs)
-    read = jax.jit(partial(model.apply, return_carry=True))
+    variables = random_variables(model, inputs)
+    read = jit(partial(model.apply, return_carry=True))
     carry = None
-    for row in range(6):
-        carry, logits = read(variables, inputs[:, row : row + 1], initial_carry=carry)
-    whole = jax.jit(model.apply)(variables, inputs)
+    for step in range(6):
+        carry, logits = read(variables, inputs[:, step : step + 1], initial_carry=carry)
+    whole = jit(model.apply)(variables, inputs)
     np.testing.assert_allclose(logits, whole, atol=1e-5)
 
 
@@ -178,14 +207,18 @@ def test_parameters_take_the_dtype_asked_for_and_inputs_are_cast():
     images = np.ones((2, 4, 5), np.uint8)
     low = {"cell": jaxrnn.gru(3), "param_dtype": jnp.bfloat16}
     for layer in (RNN(**low), Stack(**low), Classifier(Stack(**low), num_classes=2)):
-        leaves = jax.tree.leaves(layer.init_with_output(KEY, images))
+        leaves = jax.tree.leaves(jax.eval_shape(layer.init_with_output, KEY, images))
         assert {leaf.dtype for leaf in leaves} == {jnp.dtype(jnp.bfloat16)}
-    assert RNN(jaxrnn.gru(3)).init_with_output(KEY, images)[0].dtype == jnp.float32
+    layer = RNN(jaxrnn.gru(3))
+    variables = random_variables(layer, images)
+    np.testing.assert_array_equal(
+        layer.apply(variables, images), layer.apply(variables, images.astype(np.float32))
+    )
 
 
 def test_flaxs_tools_know_their_way_in_the_parameters():
     model = Classifier(Stack(jaxrnn.lstm(3), 1, True, learn_initial_state=True), 2)
-    params = model.init(KEY, jnp.zeros((1, 2, 4)))["params"]
+    params = random_variables(model, jnp.zeros((1, 2, 4)))["params"]
     flat = traverse_util.flatten_dict(params, sep="/")
     layers = [f"stack/layer_0{side}" for side in ("", "_reverse")]
     assert flat.keys() == {
@@ -205,7 +238,7 @@ def test_both_directions_give_and_take_their_carry(residual):
     """As flax.linen.Bidirectional: layer by layer a pair, of the states where each has ended."""
     cell, inputs = jaxrnn.gru(3), jax.random.normal(KEY, (2, 5, 6))
     model = Stack(cell, 2, bidirectional=True, residual=residual)
-    variables = model.init(KEY, inputs)
+    variables = random_variables(model, inputs)
     read = partial(model.apply, variables, inputs, [5, 2], return_carry=True)
     carry, outputs = read()
     assert jax.tree.map(jnp.shape, carry) == ((jaxrnn.GRUState((2, 3)),) * 2,) * 2
@@ -220,38 +253,62 @@ def test_both_directions_give_and_take_their_carry(residual):
 
 
 def test_every_step_says_what_a_prefix_would():
-    inputs = jax.random.normal(KEY, (3, 5, 4))
+    inputs = jax.random.normal(KEY, (3, 3, 4))
     in_step = Classifier(Stack(jaxrnn.lstm(6)), 3, every_step=True)
     at_the_end = Classifier(Stack(jaxrnn.lstm(6)), 3)
-    variables = in_step.init(KEY, inputs)
+    variables = random_variables(in_step, inputs)
     logits = in_step.apply(variables, inputs)
-    assert logits.shape == (3, 5, 3)
-    for t in range(5):
+    assert logits.shape == (3, 3, 3)
+    for t in range(3):
         expected = at_the_end.apply(variables, inputs[:, : t + 1])
         np.testing.assert_allclose(logits[:, t], expected, atol=1e-5)
 
 
-@pytest.mark.parametrize("bidirectional", [False, True])
-@pytest.mark.parametrize("num_layers", [1, 2])
+@pytest.mark.parametrize(("num_layers", "bidirectional"), [(1, False), (2, True)])
 def test_a_prefix_is_classified_as_if_it_were_the_whole(num_layers, bidirectional):
     model = Classifier(Stack(jaxrnn.lstm(6), num_layers, bidirectional), 4)
-    inputs = jax.random.normal(KEY, (3, 7, 5))
-    variables = model.init(KEY, inputs)
-    for length in (1, 4, 7):
-        expected = model.apply(variables, inputs[:, :length])
-        actual = model.apply(variables, inputs, jnp.full(3, length))
+    inputs = jax.random.normal(KEY, (3, 4, 5))
+    variables = random_variables(model, inputs)
+    read = jit(model.apply)
+    for length in (1, 3):
+        expected = read(variables, inputs[:, :length])
+        actual = read(variables, inputs, jnp.full(3, length))
         np.testing.assert_allclose(actual, expected, atol=1e-5)
 
 
-def test_bidirectional_reads_the_whole_row_in_both_directions():
+def test_bidirectional_reads_the_whole_sequence_in_both_directions():
     model = Classifier(Stack(jaxrnn.lstm(6), bidirectional=True), 4)
     inputs = jax.random.normal(KEY, (7, 5))
-    variables = model.init(KEY, inputs)
-    sensitivity = jax.jacobian(lambda x: model.apply(variables, x))(inputs)
-    assert jnp.abs(sensitivity).sum(axis=(0, 2)).min() > 0
+    variables = random_variables(model, inputs)
+    jacobian = jit(jax.jacobian(model.apply, argnums=1))
+
+    def sensitivity(variables):
+        return jnp.abs(jacobian(variables, inputs)).sum(axis=(0, 2))
+
+    assert sensitivity(variables).min() > 0
     # With the readout of the forward half taken away, the last step still matters: backward's own.
     readout = variables["params"]["readout"]["kernel"].at[:6].set(0)
     variables["params"]["readout"]["kernel"] = readout
-    sensitivity = jax.jacobian(lambda x: model.apply(variables, x))(inputs)
-    steps = jnp.abs(sensitivity).sum(axis=(0, 2))
+    steps = sensitivity(variables)
     assert steps[0] > steps[-1] > 0
+
+
+def test_the_readout_has_dtypes_of_its_own():
+    inputs = jnp.ones((1, 2, 3))
+    low = {"dtype": jnp.bfloat16, "param_dtype": jnp.bfloat16}
+
+    def dtype(model):
+        variables = jax.eval_shape(model.init, KEY, inputs)
+        return variables["params"]["readout"]["kernel"].dtype
+
+    assert dtype(Classifier(Stack(jaxrnn.gru(2), **low), 2)) == jnp.bfloat16
+    assert dtype(Classifier(Stack(jaxrnn.gru(2), **low), 2, param_dtype=jnp.float32)) == jnp.float32
+    exact = Classifier(Stack(jaxrnn.gru(2)), 2)
+    variables = random_variables(exact, inputs)
+    expected = jit(exact.apply)(variables, inputs)
+    for model in (
+        Classifier(Stack(jaxrnn.gru(2)), 2, dtype=jnp.bfloat16),
+        Classifier(Stack(jaxrnn.gru(2), dtype=jnp.bfloat16), 2, dtype=jnp.float32),
+    ):
+        actual = jit(model.apply)(variables, inputs)
+        assert 0 < np.abs(actual - expected).max() < 0.05

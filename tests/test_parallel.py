@@ -7,7 +7,7 @@ import pytest
 from quick_jit import jit
 
 import jaxrnn
-from jaxrnn import linear
+from jaxrnn.backends import parallel
 
 T, B, H = 13, 3, 4
 
@@ -25,8 +25,10 @@ def test_rounds_and_turns_give_the_same_states_and_gradients(dtype):
         def total(states):
             return lambda a, b: (states(a, b) * weights).sum().real
 
-        ways = [lambda a, b, way=way: way(a, b, None) for way in (linear._at_once, linear._in_turn)]
-        ways.append(linear.states_of)
+        ways = [
+            lambda a, b, way=way: way(a, b, None) for way in (parallel._at_once, parallel._in_turn)
+        ]
+        ways.append(parallel.states_of)
         found = [jit(jax.grad(total(way), (0, 1)))(a, b) for way in ways]
         for way in ways:
             np.testing.assert_allclose(way(a, b), np.array(expected), rtol=1e-10)

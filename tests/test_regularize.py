@@ -10,7 +10,7 @@ from test_fused import assert_close, assert_same, problem, run
 
 import jaxrnn
 from jaxrnn import Regularizer
-from jaxrnn.regularize import drop_weights, noise
+from jaxrnn.regularize import regularize
 
 KEY = jax.random.key(3)
 H = all_cells.H
@@ -59,7 +59,7 @@ def test_recurrent_dropout_is_what_the_product_does_not_see(tied):
     cell = jaxrnn.lstm(H)  # in it nothing but the product sees the hidden state
     params, inputs, state, _ = problem(cell, time=6)
     regularizer = Regularizer(recurrent_dropout=0.5, tied=tied)
-    drop, mix = noise(KEY, regularizer, state, 6)
+    _, drop, mix = regularize(KEY, regularizer, cell, params, state, 6)
     assert mix is None
     assert set(np.unique(drop)) == {0.0, 2.0}
     same = np.all(drop == drop[:1], axis=0)
@@ -74,13 +74,14 @@ def test_zoneout_keeps_old_values():
     cell = jaxrnn.lstm(H)
     params, inputs, state, _ = problem(cell, time=6)
     regularizer = Regularizer(zoneout=(0.2, 0.7))
-    drop, mix = noise(KEY, regularizer, state, 6)
+    _, drop, mix = regularize(KEY, regularizer, cell, params, state, 6)
     assert drop is None
     actual = jaxrnn.unroll(
         cell, params, inputs, initial_state=state, regularizer=regularizer, key=KEY
     )
     assert_close(actual, loop(cell, params, inputs, state, mix=mix))
-    _, mix = noise(KEY, regularizer, jax.tree.map(lambda leaf: jnp.zeros((500, H)), state), 6)
+    many = jax.tree.map(lambda leaf: jnp.zeros((500, H)), state)
+    *_, mix = regularize(KEY, regularizer, cell, params, many, 6)
     np.testing.assert_allclose([leaf.mean() for leaf in mix], [0.8, 0.3], atol=0.02)
     # Without a key, one step is the mean over the noise.
     one = jaxrnn.unroll(cell, params, inputs[:, :1], initial_state=state, regularizer=regularizer)[
@@ -97,7 +98,7 @@ def test_zoneout_of_a_cell_with_its_own_step_keeps_its_outputs_too():
     cell = jaxrnn.mgu(H)
     params, inputs, state, _ = problem(cell, time=6)
     regularizer = Regularizer(zoneout=0.5)
-    _, mix = noise(KEY, regularizer, state, 6)
+    *_, mix = regularize(KEY, regularizer, cell, params, state, 6)
     actual = jaxrnn.unroll(
         cell, params, inputs, initial_state=state, regularizer=regularizer, key=KEY
     )
@@ -107,7 +108,8 @@ def test_zoneout_of_a_cell_with_its_own_step_keeps_its_outputs_too():
 def test_weight_dropout_is_a_kernel_with_holes():
     cell = jaxrnn.gru(40)
     params = cell.init(KEY, 3, jnp.float64)
-    dropped = drop_weights(KEY, params, 0.25)
+    regularizer = Regularizer(weight_dropout=0.25)
+    dropped, *_ = regularize(KEY, regularizer, cell, params, cell.initial_state(params), 6)
     zero = dropped.recurrent_kernel == 0
     np.testing.assert_allclose(zero.mean(), 0.25, atol=0.02)
     np.testing.assert_allclose(

@@ -14,14 +14,16 @@ from jaxrnn import convert
 from jaxrnn.linen import RNN, Carry, Classifier, Stack, last_output
 from jaxrnn.nnx import RNN as NNXRNN
 
+LSTM = jaxrnn.Cell[jaxrnn.LSTMParams, jaxrnn.LSTMState]
 
-def linen_layers(x: Array, lengths: Array, flag: bool) -> None:
-    layer = RNN(jaxrnn.lstm(4), reverse=True)
+
+def linen_layers(lstm: LSTM, x: Array, lengths: Array, flag: bool) -> None:
+    layer = RNN(lstm, reverse=True)
     assert_type(layer(x, return_carry=False), Array)
-    assert_type(layer(x, seq_lengths=lengths, return_carry=True), tuple[Any, Array])
+    assert_type(layer(x, seq_lengths=lengths, return_carry=True), tuple[jaxrnn.LSTMState, Array])
     # The attribute decides.
-    assert_type(layer(x), Array | tuple[Any, Array])
-    assert_type(layer(x, return_carry=flag), Array | tuple[Any, Array])
+    assert_type(layer(x), Array | tuple[jaxrnn.LSTMState, Array])
+    assert_type(layer(x, return_carry=flag), Array | tuple[jaxrnn.LSTMState, Array])
     layer(x, lengths=lengths)  # pyright: ignore[reportCallIssue]
     layer(x, lengths)  # pyright: ignore[reportCallIssue]
     RNN(jaxrnn.lstm(4), reversed=True)  # pyright: ignore[reportCallIssue]
@@ -41,11 +43,11 @@ def linen_layers(x: Array, lengths: Array, flag: bool) -> None:
     Classifier(stack, num_classes=10, num_layers=2)  # pyright: ignore[reportCallIssue]
 
 
-def nnx_layers(x: Array, lengths: Array) -> None:
-    layer = NNXRNN(jaxrnn.lstm(4), 3, rngs=nnx.Rngs(0))
+def nnx_layers(lstm: LSTM, x: Array, lengths: Array) -> None:
+    layer = NNXRNN(lstm, 3, rngs=nnx.Rngs(0))
     assert_type(layer(x, return_carry=False), Array)
-    assert_type(layer(x, seq_lengths=lengths, return_carry=True), tuple[Any, Array])
-    assert_type(layer(x), Array | tuple[Any, Array])
+    assert_type(layer(x, seq_lengths=lengths, return_carry=True), tuple[jaxrnn.LSTMState, Array])
+    assert_type(layer(x), Array | tuple[jaxrnn.LSTMState, Array])
     layer(x, lengths=lengths)  # pyright: ignore[reportCallIssue]
     NNXRNN(jaxrnn.lstm(4), 3)  # pyright: ignore[reportCallIssue]
 

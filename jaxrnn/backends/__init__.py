@@ -1,1 +1,59 @@
-"""Ways to run a cell over a sequence."""
+"""Ways to run a cell over a sequence, each a module with the same two functions.
+
+supports(cell, state, steps, dtype) -> None, or why the backend cannot compute this
+run(cell, params, start, reset_state, steps, *, dtype, unroll) -> (outputs, state)
+
+cell         the cell
+params       its parameters
+start        the state before the first step, leaves [*B, ...]
+reset_state  the state that a reset puts in place, or None if there are no resets
+steps        the sequence, time first; see `jaxrnn.backends.steps`
+dtype        the dtype of the products' operands; None is that of the kernels
+unroll       steps per iteration of the loop
+outputs      [T, *B, P]; past an example's length they may be anything
+state        the state after the last step
+"""
+
+from __future__ import annotations
+
+from types import ModuleType
+from typing import Any
+
+import jax
+
+from jaxrnn.backends import cudnn, fused, parallel, scan
+from jaxrnn.backends.steps import Steps
+from jaxrnn.cell import Cell, State
+
+BACKENDS: dict[str, ModuleType] = {
+    "scan": scan,
+    "fused": fused,
+    "parallel": parallel,
+    "cudnn": cudnn,
+}
+
+
+def choose(cell: Cell, state: State, steps: Steps, dtype: Any, name: str | None) -> str:
+    """The backend asked for, or the fastest.
+
+    "parallel" and "fused" were the fastest wherever they were measured (see
+    experiments/benchmark.py and docs/accelerators.md), also for evaluation, where "fused" runs the
+    loop of "scan".
+
+    Args:
+        cell: The cell.
+        state: A state of it.
+        steps: The sequence.
+        dtype: The dtype of the products' operands, or None.
+        name: A name of `BACKENDS`, or None for the fastest.
+
+    Raises:
+        ValueError: If the backend asked for cannot compute this.
+    """
+    if name is None:
+        order = "parallel", "fused", "scan"
+        name = next(n for n in order if BACKENDS[n].supports(cell, state, steps, dtype) is None)
+    elif reason := BACKENDS[name].supports(cell, state, steps, dtype):
+        raise ValueError(f"implementation {name!r} cannot compute this: {reason}")
+    # Without jit there is no one program of a step whose pullback could be saved.
+    return "scan" if name == "fused" and jax.config.jax_disable_jit else name

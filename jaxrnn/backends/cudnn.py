@@ -5,20 +5,24 @@ Shapes: B batch (any number of axes), T time, I input features, H hidden units, 
 
 from __future__ import annotations
 
+from functools import partial
 from typing import Any
 
-import jax
 import jax.numpy as jnp
+from jax import lax
 from jax.experimental import rnn
+from jaxlib import gpu_rnn
 from jaxtyping import Array, Float
 
-from jaxrnn.backends.fused import Steps, where
+from jaxrnn.backends import fused
+from jaxrnn.backends.steps import Steps, select
 from jaxrnn.cell import Cell, Params, State
+from jaxrnn.cells.lstm import lstm
 
 
-def why_not(cell: Cell, steps: Steps, dtype: Any = None) -> str | None:
-    """Why cuDNN cannot compute this, or None if it can."""
-    if not cell.is_cudnn_lstm:
+def supports(cell: Cell, state: State, steps: Steps, dtype: Any) -> str | None:
+    """None if cuDNN can compute this, or why not."""
+    if not _is_plain_lstm(cell):
         return "its cell is not jaxrnn.lstm without options"
     if steps.inputs.dtype != jnp.float32:
         return f"its inputs are {steps.inputs.dtype}, not float32"
@@ -30,35 +34,50 @@ def why_not(cell: Cell, steps: Steps, dtype: Any = None) -> str | None:
         return "it has no steps or no examples"
     if steps.resets is not None:
         return "it has resets"
-    if steps.drop is not None or steps.mix is not None:
+    if steps.dropout_mask is not None or steps.zoneout_mask is not None:
         return "it has a regularizer"
-    if jax.default_backend() not in ("gpu", "cuda"):
-        return f"the backend is {jax.default_backend()}, not an NVIDIA GPU"
-    if "rocm" in jax.devices()[0].client.platform_version.lower():
-        return "the backend is ROCm, not an NVIDIA GPU"
+    if not _is_installed():
+        return "JAX's CUDA plugin is not installed"
     return None
 
 
-def cudnn(
-    params: Params, start: State, steps: Steps, *, lstm: Any = rnn.lstm
+def _is_installed() -> bool:
+    """Whether a program with cuDNN's LSTM can be traced, be it for this machine or another."""
+    return hasattr(gpu_rnn, "compute_rnn_workspace_reserve_space_sizes")
+
+
+def _is_plain_lstm(cell: Cell) -> bool:
+    if cell.origin is None or not cell.origin.describes(cell):
+        return False
+    plain = lstm(cell.origin.options["hidden_size"]).origin
+    return (cell.origin.constructor, cell.origin.options) == (plain.constructor, plain.options)
+
+
+def run(
+    cell: Cell,
+    params: Params,
+    start: State,
+    reset_state: State | None,
+    steps: Steps,
+    *,
+    dtype: Any = None,
+    unroll: int = 1,
 ) -> tuple[Float[Array, "T *B H"], State]:
-    """Runs `jaxrnn.lstm` with cuDNN.
+    """Runs `jaxrnn.lstm`; see `jaxrnn.backends`. Lowered for another platform it is "fused"."""
+    other = partial(fused.run, cell, dtype=dtype, unroll=unroll)
+    return lax.platform_dependent(
+        params, start, reset_state, steps, cuda=_run_on_cuda, default=other
+    )
 
-    Args:
-        params: `LSTMParams` without peepholes or projection.
-        start: The state before the first step.
-        steps: The sequence, time first, without resets.
-        lstm: `jax.experimental.rnn.lstm` or a function of the same signature.
 
-    Returns:
-        The outputs, zero past each example's length, and the state after its last step.
-    """
+def _run_on_cuda(params, start, reset_state, steps, *, lstm=rnn.lstm):
+    """Runs the LSTM with cuDNN, or with a function of the signature of its `lstm`."""
     time, *batch_shape, input_size = steps.inputs.shape
     hidden_size = params.recurrent_kernel.shape[0]
     inputs = steps.inputs.reshape(time, -1, input_size).swapaxes(0, 1)
     lengths = jnp.full(len(inputs), time, jnp.int32)
-    if steps.alive is not None:
-        lengths = steps.alive.sum(0, dtype=jnp.int32).reshape(-1)
+    if steps.mask is not None:
+        lengths = steps.mask.sum(0, dtype=jnp.int32).reshape(-1)
     outputs, hidden, cell = lstm(
         inputs,
         start.hidden.reshape(1, -1, hidden_size),
@@ -75,9 +94,8 @@ def cudnn(
     state = start._replace(
         hidden=hidden.reshape(start.hidden.shape), cell=cell.reshape(start.cell.shape)
     )
-    if steps.alive is not None:
-        outputs = where(steps.alive, outputs, jnp.zeros_like(outputs))
-        state = where(steps.alive[0], state, start)
+    if steps.mask is not None:
+        state = select(steps.mask[0], state, start)
     return outputs, state
 
 

@@ -14,102 +14,117 @@ Shapes: B batch (any number of axes), T time, I input features, H hidden units, 
 from __future__ import annotations
 
 from functools import partial
-from typing import Any, NamedTuple
+from typing import Any
 
 import jax
 import jax.numpy as jnp
 from jax import lax
-from jaxtyping import Array, Bool, Float
+from jaxtyping import Array, Float
 
+from jaxrnn.arguments import describe
+from jaxrnn.backends.steps import Steps, begin, finish, recurrent_input
 from jaxrnn.cell import Cell, Params, State, affine, elementwise, product, with_kernels_in
 
 
-class Steps(NamedTuple):
-    """What a scan over time runs over, time first, in the order of processing."""
-
-    inputs: Float[Array, "T *B I"]
-    alive: Bool[Array, "T *B"] | None  # False past an example's length
-    resets: Bool[Array, "T *B"] | None  # True where the state is reset before the step
-    drop: Float[Array, "T *B H"] | None = None  # times it the recurrent product sees the state
-    mix: State | None = None  # how much of the state is new; the rest is kept
-
-
-def where(condition: Bool[Array, "*B"], this: State, that: State) -> State:
-    """`this` for the examples where the condition holds, else `that`; over trees."""
-
-    def select(a, b):
-        extra = a.ndim - condition.ndim
-        return jnp.where(condition.reshape(condition.shape + (1,) * extra), a, b)
-
-    return jax.tree.map(select, this, that)
+def supports(cell: Cell, state: State, steps: Steps, dtype: Any) -> str | None:
+    """None for a gated cell, or why not."""
+    if cell.gate is None:
+        return "it needs a cell made by jaxrnn.gated, got one with a step of its own"
+    # Each leaf is taken to have a gradient.
+    if not all(jnp.issubdtype(leaf.dtype, jnp.inexact) for leaf in jax.tree.leaves(state)):
+        return f"it needs a state of floats, got {describe(state)}"
+    return None
 
 
-def mixed(mix: State | None, new: State, old: State) -> State:
-    """The state that zoneout lets through: `new` where `mix` is 1, `old` where it is 0."""
-    if mix is None:
-        return new
-    return jax.tree.map(lambda new, old, mix: old + mix * (new - old), new, old, mix)
-
-
-@partial(jax.custom_vjp, nondiff_argnums=(0, 1, 2))
-def fused(
+def run(
     cell: Cell,
-    unroll: int,
-    dtype: Any,
     params: Params,
     start: State,
     reset_state: State | None,
     steps: Steps,
+    *,
+    dtype: Any = None,
+    unroll: int = 1,
 ) -> tuple[Float[Array, "T *B H"], State]:
-    """Runs a cell made by `jaxrnn.gated` over time, with the deferred gradient.
-
-    Args:
-        cell: The cell.
-        unroll: Steps per iteration of the loop.
-        dtype: The dtype of the products' operands; None is that of the kernels.
-        params: The cell's parameters.
-        start: The state before the first step.
-        reset_state: The state that a reset puts back.
-        steps: The sequence.
-
-    Returns:
-        The outputs, zero past an example's length, and the state after the last step.
-    """
-    return _forward(cell, unroll, dtype, params, start, reset_state, steps, with_pullbacks=False)[
-        :2
-    ]
+    """Runs a cell made by `jaxrnn.gated` over time; see `jaxrnn.backends`."""
+    return _fused(cell, unroll, dtype, params, start, reset_state, steps)
 
 
-def _forward(cell, unroll, dtype, params, start, reset_state, steps, with_pullbacks):
+@partial(jax.custom_vjp, nondiff_argnums=(0, 1, 2))
+def _fused(cell, unroll, dtype, params, start, reset_state, steps):
+    arguments = params, start, reset_state, steps
+    outputs, state, _, _ = _forward(cell, unroll, dtype, *arguments, with_pullbacks=False)
+    return outputs, state
+
+
+def _forward(cell, unroll, dtype, params, start, reset_state, steps, *, with_pullbacks):
     weights, products = elementwise(params), _Products(cell, params, dtype)
 
+    def gate(weights, arguments, before):
+        return cell.gate(weights, *arguments, state=before)
+
     def body(state, now):
-        ahead, now = now
-        alive = now.alive
-        before = state if now.resets is None else where(now.resets, reset_state, state)
-        hidden = before[0] if now.drop is None else before[0] * now.drop
-        row, arguments = products.make(hidden, ahead)
-
-        def gate(weights, *arguments):
-            return mixed(now.mix, cell.gate(weights, *arguments), arguments[-1])
-
+        now, ahead = now
+        before = begin(now, reset_state, state)
+        saved, arguments = products.make(recurrent_input(now, before), ahead)
         if with_pullbacks:
-            after, pullback = jax.vjp(gate, weights, *arguments, before)
+            after, pullback = jax.vjp(gate, weights, arguments, before)
         else:
-            after, pullback, row = gate(weights, *arguments, before), None, None
-        output = after[0]
-        if alive is not None:
-            after = where(alive, after, state)
-            output = where(alive, output, jnp.zeros_like(output))
-        return after, (output, pullback, row)
+            after, pullback, saved = gate(weights, arguments, before), None, None
+        state = finish(now, after, before)
+        return state, (state[0], pullback, saved)
 
-    state, (outputs, pullbacks, rows) = lax.scan(
+    state, (outputs, pullbacks, saved) = lax.scan(
         body,
         start,
-        (products.ahead(steps.inputs), steps._replace(inputs=None)),
+        (steps._replace(inputs=None), products.ahead(steps.inputs)),
         unroll=unroll,
     )
-    return outputs, state, pullbacks, rows
+    return outputs, state, pullbacks, saved
+
+
+def _fused_forward(cell, unroll, dtype, *arguments):
+    outputs, state, *saved = _forward(cell, unroll, dtype, *arguments, with_pullbacks=True)
+    return (outputs, state), (*arguments, *saved)
+
+
+def _fused_backward(cell, unroll, dtype, residuals, cotangents):
+    params, start, reset_state, steps, pullbacks, saved = residuals
+    d_outputs, d_state = cotangents
+    products = _Products(cell, params, dtype)
+    kernel = None
+    if products.recurrent:
+        # Transposed once: XLA:CPU takes a fifth longer to multiply by a transposed view.
+        kernel = lax.optimization_barrier(products.params.recurrent_kernel.T)
+
+    def body(carry, now):
+        d_state, d_weights, d_reset = carry
+        now, pullback, d_output = now
+        d_state = _add_hidden(d_state, d_output)
+        d_after, d_before = jax.linear_transpose(partial(finish, now), start, start)(d_state)
+        d_gate, d_arguments, d_seen = pullback(d_after)
+        d_before = _add(d_before, d_seen)
+        if products.recurrent:
+            d_hidden = product(d_arguments[-1], kernel)
+            (d_seen,) = jax.linear_transpose(partial(recurrent_input, now), start)(d_hidden)
+            d_before = _add(d_before, d_seen)
+        d_again, d_state = jax.linear_transpose(partial(begin, now), reset_state, start)(d_before)
+        return (d_state, _add(d_weights, d_gate), _add(d_reset, d_again)), d_arguments
+
+    zeros = partial(jax.tree.map, jnp.zeros_like)
+    (d_state, d_weights, d_reset), d_arguments = lax.scan(
+        body,
+        (d_state, zeros(elementwise(params)), zeros(reset_state)),
+        (steps._replace(inputs=None), pullbacks, d_outputs),
+        reverse=True,
+        unroll=unroll,
+    )
+    d_kernel, d_recurrent, d_bias, d_inputs = products.gradients(steps.inputs, saved, d_arguments)
+    d_params = d_weights._replace(kernel=d_kernel, recurrent_kernel=d_recurrent, bias=d_bias)
+    return d_params, d_state, d_reset, Steps(d_inputs, None, None)
+
+
+_fused.defvjp(_fused_forward, _fused_backward)
 
 
 class _Products:
@@ -127,11 +142,11 @@ class _Products:
         # In a narrower dtype the stacked bias would be rounded too.
         self.stacked = (
             self.recurrent
-            and cell.summed
+            and not cell.gate.separate
             and len(params.kernel) <= len(params.recurrent_kernel)
             and params.kernel.dtype == params.bias.dtype
         )
-        self.summed = cell.summed
+        self.gate = cell.gate
         self.transposed = partial(_transposed_product, params.kernel.dtype, kernel_dtype)
         if self.stacked:
             kernels = params.recurrent_kernel, params.kernel, params.bias[None]
@@ -150,9 +165,8 @@ class _Products:
             row = jnp.concatenate([hidden, ahead, one], axis=-1)
             return row, (row @ self.matrix,)
         if not self.recurrent:
-            return None, (ahead,)
-        recurrent = product(hidden, self.params.recurrent_kernel)
-        return hidden, ((ahead + recurrent,) if self.summed else (ahead, recurrent))
+            return None, self.gate.arguments(ahead, None)
+        return hidden, self.gate.arguments(ahead, product(hidden, self.params.recurrent_kernel))
 
     def gradients(self, inputs, saved, d_arguments):
         """The gradients of the kernels, the bias and the inputs."""
@@ -166,75 +180,23 @@ class _Products:
             return d_kernel, d_recurrent, d_bias[0], d_inputs
         d_kernel = self.transposed(inputs, d_drives)
         d_recurrent = self.transposed(saved, d_products) if self.recurrent else None
-        return d_kernel, d_recurrent, rows(d_drives).sum(0), d_inputs
+        return d_kernel, d_recurrent, _rows(d_drives).sum(0), d_inputs
 
 
 def _transposed_product(dtype, result_dtype, left, right):
     """`leftᵀ·right` over all steps and examples, with operands in `dtype`."""
-    left, right = (rows(side).astype(dtype) for side in (left, right))
+    left, right = (_rows(side).astype(dtype) for side in (left, right))
     return jnp.matmul(left.T, right, preferred_element_type=result_dtype)
-
-
-def _fused_forward(cell, unroll, dtype, *arguments):
-    outputs, state, *saved = _forward(cell, unroll, dtype, *arguments, with_pullbacks=True)
-    return (outputs, state), (*arguments, *saved)
-
-
-def _fused_backward(cell, unroll, dtype, saved, cotangents):
-    params, _, reset_state, steps, pullbacks, saved_rows = saved
-    d_outputs, d_state = cotangents
-    products = _Products(cell, params, dtype)
-    transposed = None
-    if products.recurrent:
-        # Transposed once: XLA:CPU takes a fifth longer to multiply by a transposed view.
-        transposed = lax.optimization_barrier(products.params.recurrent_kernel.T)
-
-    def body(carry, now):
-        d_state, d_weights, d_reset = carry
-        d_output, pullback, (_, alive, resets, drop, _) = now
-        d_after = _add_hidden(d_state, d_output)
-        if alive is not None:
-            nothing = jax.tree.map(jnp.zeros_like, d_state)
-            d_after, d_copied = where(alive, d_after, nothing), where(alive, nothing, d_state)
-        d_gate, *d_arguments, d_before = pullback(d_after)
-        if products.recurrent:
-            d_hidden = product(d_arguments[-1], transposed)
-            d_before = _add_hidden(d_before, d_hidden if drop is None else d_hidden * drop)
-        if resets is not None:
-            nothing = jax.tree.map(jnp.zeros_like, d_before)
-            d_reset = add(d_reset, where(resets, d_before, nothing))
-            d_before = where(resets, nothing, d_before)
-        if alive is not None:
-            d_before = add(d_before, d_copied)
-        return (d_before, add(d_weights, d_gate), d_reset), d_arguments
-
-    zeros = partial(jax.tree.map, jnp.zeros_like)
-    (d_state, d_weights, d_reset), d_arguments = lax.scan(
-        body,
-        (d_state, zeros(elementwise(params)), zeros(reset_state)),
-        (d_outputs, pullbacks, steps._replace(inputs=None)),
-        reverse=True,
-        unroll=unroll,
-    )
-    d_kernel, d_recurrent, d_bias, d_inputs = products.gradients(
-        steps.inputs, saved_rows, d_arguments
-    )
-    d_params = d_weights._replace(kernel=d_kernel, recurrent_kernel=d_recurrent, bias=d_bias)
-    return d_params, d_state, d_reset, Steps(d_inputs, None, None)
 
 
 def _add_hidden(state: State, hidden: Array) -> State:
     return state._replace(**{state._fields[0]: state[0] + hidden})
 
 
-def add(a: State, b: State) -> State:
-    """The sum of two trees."""
+def _add(a: State, b: State) -> State:
     return jax.tree.map(jnp.add, a, b)
 
 
-def rows(sequence: Float[Array, "T *B N"]) -> Float[Array, "R N"]:
-    """All steps of all examples of the batch as one matrix."""
+def _rows(sequence: Float[Array, "T *B N"]) -> Float[Array, "R N"]:
+    """All steps of all examples as one matrix."""
     return sequence.reshape(-1, sequence.shape[-1])
-
-
-fused.defvjp(_fused_forward, _fused_backward)

@@ -17,49 +17,48 @@ import jax.numpy as jnp
 from jax import lax
 from jaxtyping import Array, Bool, Float, Inexact
 
-from jaxrnn.backends.fused import Steps, where
-from jaxrnn.cell import Params, State, with_kernels_in
+from jaxrnn.backends.steps import Steps, select, zeros_where
+from jaxrnn.cell import Cell, Params, State, with_kernels_in
 
 
-def parallel(
-    recurrence: Recurrence,
-    dtype: Any,
+def supports(cell: Cell, state: State, steps: Steps, dtype: Any) -> str | None:
+    """None for linear recurrences, or why not."""
+    if cell.recurrence is None:
+        return (
+            "it needs a linear recurrence, such as jaxrnn.lru, "
+            "got a cell whose steps depend on the state"
+        )
+    return None
+
+
+def run(
+    cell: Cell,
     params: Params,
-    reset_state: State | None,
     start: State,
+    reset_state: State | None,
     steps: Steps,
+    *,
+    dtype: Any = None,
+    unroll: int = 1,
 ) -> tuple[Float[Array, "T *B P"], State]:
-    """Runs all steps at once.
-
-    Args:
-        recurrence: That of the cell.
-        dtype: The dtype of the products' operands; None is that of the kernels.
-        params: The cell's parameters.
-        reset_state: The state that a reset puts back.
-        start: The state before the first step.
-        steps: The sequence.
-
-    Returns:
-        The outputs, zero past an example's length, and the state after the last step.
-    """
+    """Runs all steps at once; see `jaxrnn.backends`. There is no loop to unroll."""
+    recurrence = cell.recurrence
     params, packed_start = with_kernels_in(dtype, params), recurrence.pack(start)
     a, b = recurrence.coefficients(params, steps.inputs)
     # A coefficient may lack axes, as a decay [H] that is the same for all examples and steps.
     shape = jnp.broadcast_shapes(a.shape, b.shape, steps.inputs.shape[:1] + packed_start.shape)
     a, b = jnp.broadcast_to(a, shape), jnp.broadcast_to(b, shape)
     if steps.resets is not None:
-        b = where(steps.resets, b + a * recurrence.pack(reset_state)[None], b)
-        a = where(steps.resets, jnp.zeros_like(a), a)
-    if steps.alive is not None:
-        a = where(steps.alive, a, jnp.ones_like(a))
-        b = where(steps.alive, b, jnp.zeros_like(b))
+        b = select(steps.resets, b + a * recurrence.pack(reset_state)[None], b)
+        a = zeros_where(steps.resets, a)
+    if steps.mask is not None:
+        a = select(steps.mask, a, jnp.ones_like(a))
+        b = zeros_where(~steps.mask, b)
     first = a[0] * packed_start
     if steps.resets is not None:  # 0 · NaN would carry on what a reset ends
-        first = where(steps.resets[0], jnp.zeros_like(first), first)
+        first = zeros_where(steps.resets[0], first)
     packed = states_of(a, b.at[0].add(first), steps.resets)
     outputs = recurrence.readout(params, packed, steps.inputs)
-    if steps.alive is not None:
-        outputs = where(steps.alive, outputs, jnp.zeros_like(outputs))
     return outputs, recurrence.unpack(packed[-1], outputs.dtype)
 
 
@@ -78,13 +77,11 @@ def states_of(
         b: The coefficients added.
         resets: Where nothing of an earlier state, not even NaN, is to reach a state.
     """
-    cut = lambda states: states  # noqa: E731
-    if resets is not None:
-        cut = lambda states: where(resets, jnp.zeros_like(states), states)  # noqa: E731
 
     def system(states):
         before = jnp.concatenate([jnp.zeros_like(states[:1]), states[:-1]])
-        return states - a * cut(before)
+        before = before if resets is None else zeros_where(resets, before)
+        return states - a * before
 
     def solve(_, b):
         return _solve(a, b, resets)
@@ -115,7 +112,7 @@ def _at_once(a, b, resets):
         carried = later[0] * earlier[1]
         if resets is None:
             return earlier[0] * later[0], carried + later[1]
-        carried = where(later[2], jnp.zeros_like(carried), carried)
+        carried = zeros_where(later[2], carried)
         return earlier[0] * later[0], carried + later[1], earlier[2] | later[2]
 
     return lax.associative_scan(join, (a, b) if resets is None else (a, b, resets))[1]
@@ -128,7 +125,7 @@ def _in_turn(a, b, resets):
         a, b, reset = now
         carried = a * state
         if reset is not None:
-            carried = where(reset, jnp.zeros_like(carried), carried)
+            carried = zeros_where(reset, carried)
         state = carried + b
         return state, state
 

@@ -41,7 +41,7 @@ def gru(
     reset_after: bool = True,
     chrono: float | None = None,
     kernel_init: Initializer | None = None,
-    recurrent_init: Initializer | None = None,
+    recurrent_kernel_init: Initializer | None = None,
 ) -> Cell:
     """Gated recurrent unit (Cho et al., 2014).
 
@@ -56,7 +56,7 @@ def gru(
         reset_after: Whether the reset gate acts after the product with the past.
         chrono: Start the bias of z so that it keeps for up to this many steps.
         kernel_init: How the kernel of each gate starts; see `jaxrnn.initializers.kernels`.
-        recurrent_init: How the recurrent kernel of each gate starts.
+        recurrent_kernel_init: How the recurrent kernel of each gate starts.
 
     Returns:
         A cell with `GRUParams` and `GRUState`.
@@ -74,7 +74,7 @@ def gru(
             keep = chrono_bias(bias_key, hidden_size, chrono, dtype)
             bias = bias.at[hidden_size : 2 * hidden_size].set(keep)
         return GRUParams(
-            *kernels(kernel_key, *sizes, dtype, kernel_init, recurrent_init),
+            *kernels(kernel_key, *sizes, dtype, kernel_init, recurrent_kernel_init),
             bias,
             recurrent_bias=jnp.zeros(hidden_size, dtype) if reset_after else None,
         )
@@ -83,15 +83,14 @@ def gru(
         return GRUState(zeros(params, batch_shape, hidden_size))
 
     @pointwise
-    def update(r, z, n_drive, n_past, hidden):
-        n = jnp.tanh(n_drive + sigmoid(r) * n_past)
-        return n + sigmoid(z) * (hidden - n)
+    def new_hidden(r, z, n, past, h):
+        n = jnp.tanh(n + sigmoid(r) * past)
+        return n + sigmoid(z) * (h - n)  # (1 - z)∘n + z∘h
 
-    def gate(weights, drive, product, state):
-        r_drive, z_drive, n_drive = jnp.split(drive, 3, axis=-1)
-        r_past, z_past, n_past = jnp.split(product, 3, axis=-1)
-        n_past = n_past + along(weights.recurrent_bias, n_past)
-        return GRUState(update(r_drive + r_past, z_drive + z_past, n_drive, n_past, state.hidden))
+    def gate(params, drive, product, state):
+        r, z = drive.r + product.r, drive.z + product.z
+        past = product.n + along(params.recurrent_bias, product.n)
+        return GRUState(new_hidden(r, z, drive.n, past, state.hidden))
 
     def reset_before_step(params, state, x):
         # The reset stands inside the product, so this is no gate.
@@ -103,11 +102,9 @@ def gru(
         state = GRUState(n + z * (state.hidden - n))
         return state, state.hidden
 
-    return (
-        gated(gate, init, initial_state)
-        if reset_after
-        else Cell(init, initial_state, reset_before_step)
-    )
+    if reset_after:
+        return gated(gate, "r z n", init, initial_state, separate=True)
+    return Cell(init, initial_state, reset_before_step, outputs_state=True)
 
 
 @cached
@@ -115,7 +112,7 @@ def mgu(
     hidden_size: int,
     *,
     kernel_init: Initializer | None = None,
-    recurrent_init: Initializer | None = None,
+    recurrent_kernel_init: Initializer | None = None,
 ) -> Cell:
     """Minimal gated unit (Zhou et al., "Minimal gated unit for recurrent neural networks", 2016).
 
@@ -126,7 +123,7 @@ def mgu(
     Args:
         hidden_size: H, the number of units.
         kernel_init: How the kernel of each gate starts; see `jaxrnn.initializers.kernels`.
-        recurrent_init: How the recurrent kernel of each gate starts.
+        recurrent_kernel_init: How the recurrent kernel of each gate starts.
 
     Returns:
         A cell with `RNNParams` (gates f, n) and `RNNState`.
@@ -138,7 +135,7 @@ def mgu(
 
     def init(key, input_size, dtype=jnp.float32):
         sizes = input_size, hidden_size, hidden_size, 2
-        made = kernels(key, *sizes, dtype, kernel_init, recurrent_init)
+        made = kernels(key, *sizes, dtype, kernel_init, recurrent_kernel_init)
         return RNNParams(*made, jnp.zeros(2 * hidden_size, dtype))
 
     def initial_state(params, batch_shape=()):
@@ -153,4 +150,4 @@ def mgu(
         state = RNNState(state.hidden + f * (n - state.hidden))
         return state, state.hidden
 
-    return Cell(init, initial_state, step)
+    return Cell(init, initial_state, step, outputs_state=True)

@@ -71,7 +71,7 @@ def lstm(
     cell_clip: float | None = None,
     chrono: float | None = None,
     kernel_init: Initializer | None = None,
-    recurrent_init: Initializer | None = None,
+    recurrent_kernel_init: Initializer | None = None,
 ) -> Cell:
     """Long short-term memory (Hochreiter & Schmidhuber, 1997; forget gate Gers et al., 2000).
 
@@ -93,7 +93,7 @@ def lstm(
         chrono: In place of `forget_bias`, start the biases so that the cell keeps for up to this
             many steps (Tallec & Ollivier, 2018), with those of the input gate their negatives.
         kernel_init: How the kernel of each gate starts; see `jaxrnn.initializers.kernels`.
-        recurrent_init: How the recurrent kernel of each gate starts.
+        recurrent_kernel_init: How the recurrent kernel of each gate starts.
 
     Returns:
         A cell with `LSTMParams` and `LSTMState`.
@@ -118,7 +118,7 @@ def lstm(
             f = chrono_bias(bias_key, hidden_size, chrono, dtype)
             i = -f
         return LSTMParams(
-            *kernels(key, *sizes, dtype, kernel_init, recurrent_init),
+            *kernels(key, *sizes, dtype, kernel_init, recurrent_kernel_init),
             jnp.concatenate([i, f, g, o]),
             peephole=jnp.zeros((3, hidden_size), dtype) if peephole else None,
             projection=glorot_uniform()(projection_key, (hidden_size, output_size), dtype)
@@ -131,54 +131,77 @@ def lstm(
             zeros(params, batch_shape, output_size), zeros(params, batch_shape, hidden_size)
         )
 
-    gate = _gate("ifgo", activation, activation, peephole=peephole, clip=cell_clip)
+    gate = _gate(activation, activation, cell_clip=cell_clip)
+    cell = gated(gate, "i f g o", init, initial_state)
+    if projection_size is None:
+        return cell
 
     def projected_step(params, state, x):
         # The projection is a second product within the step, so this is no gate.
-        total = affine(x, params.kernel, params.bias) + product(
-            state.hidden, params.recurrent_kernel
-        )
-        state = gate(params, total, state)
-        state = LSTMState(product(state.hidden, params.projection), state.cell)
+        state, hidden = cell.step(params, state, x)
+        state = LSTMState(product(hidden, params.projection), state.cell)
         return state, state.hidden
 
-    if projection_size is not None:
-        return Cell(init, initial_state, projected_step)
-    plain = activation is jnp.tanh and not peephole and cell_clip is None
-    return gated(gate, init, initial_state, summed=True)._replace(is_cudnn_lstm=plain)
+    return Cell(init, initial_state, projected_step, outputs_state=True)
 
 
-def _gate(names: str, activation, output_activation, *, peephole, clip=None, coupled=False):
-    """The gate of an LSTM that has the gates named, of "ifgo"; one that it lacks is always open."""
+class LSTMGates(NamedTuple):
+    """One array for each gate of an LSTM; None for a gate that does not exist."""
+
+    i: Array | None = None
+    f: Array | None = None
+    g: Array | None = None
+    o: Array | None = None
+
+
+def _gate(activation, output_activation, *, cell_clip=None, coupled=False):
+    """The gate of all LSTMs.
+
+    Args:
+        activation: Nonlinearity of the candidate.
+        output_activation: Nonlinearity of the output.
+        cell_clip: Keep the cell within ±cell_clip.
+        coupled: i = 1 - f.
+
+    Returns:
+        A gate over `LSTMState`. A gate that does not exist is always open; one without a peephole
+        does not see the cell.
+    """
 
     @pointwise
-    def write(i, f, g, cell):
-        keep = 1 if f is None else sigmoid(f)
-        if coupled:
-            return cell * keep + (1 - keep) * activation(g)
-        return cell * keep + (1 if i is None else sigmoid(i)) * activation(g)
+    def new_cell(i, f, g, c):
+        i, f = _opening(i), _opening(f)
+        return f * c + (1 - f if coupled else i) * activation(g)
 
     @pointwise
-    def show(o, cell):
-        return output_activation(cell) if o is None else sigmoid(o) * output_activation(cell)
+    def new_hidden(o, c):
+        return _opening(o) * output_activation(c)
 
-    peeping = [name for name in names if name in "ifo"]
-
-    def gate(weights, total, state):
-        parts = dict(zip(names, jnp.split(total, len(names), axis=-1), strict=True))
-
-        def look(name, cell):
-            part = parts.get(name)
-            if not peephole or part is None:
-                return part
-            return part + along(weights.peephole[peeping.index(name)], part) * cell
-
-        cell = write(look("i", state.cell), look("f", state.cell), parts["g"], state.cell)
-        if clip is not None:
-            cell = jnp.clip(cell, -clip, clip)
-        return LSTMState(show(look("o", cell), cell), cell)
+    def gate(params, z, state):
+        i, f, g, o = LSTMGates(**z._asdict())
+        p, c = _peepholes(params.peephole, z._fields), state.cell
+        c = new_cell(_peep(i, p.i, c), _peep(f, p.f, c), g, c)
+        c = c if cell_clip is None else jnp.clip(c, -cell_clip, cell_clip)
+        h = new_hidden(_peep(o, p.o, c), c)
+        return LSTMState(h, c)
 
     return gate
+
+
+def _opening(z):
+    """How far a gate is open; one that does not exist is open."""
+    return 1 if z is None else sigmoid(z)
+
+
+def _peep(z, peephole, cell):
+    """The pre-activation of a gate that sees the cell, if it does."""
+    return z if peephole is None else z + along(peephole, cell) * cell
+
+
+def _peepholes(rows, gates):
+    """The peepholes by name: `rows` has one for each gate but g; None has none."""
+    names = [name for name in gates if name != "g"]
+    return LSTMGates() if rows is None else LSTMGates(**dict(zip(names, rows, strict=True)))
 
 
 VARIANTS = ("V", "NIG", "NFG", "NOG", "NIAF", "NOAF", "CIFG", "NP", "FGR")
@@ -191,7 +214,7 @@ def odyssey(
     *,
     forget_bias: float | Array = 1.0,
     kernel_init: Initializer | None = None,
-    recurrent_init: Initializer | None = None,
+    recurrent_kernel_init: Initializer | None = None,
 ) -> Cell:
     """The LSTM with peepholes and its eight variants of "LSTM: A search space odyssey".
 
@@ -210,7 +233,7 @@ def odyssey(
         variant: The paper's name of the variant.
         forget_bias: Initial bias of the forget gate, if there is one.
         kernel_init: How the kernel of each gate starts; see `jaxrnn.initializers.kernels`.
-        recurrent_init: How the recurrent kernel of each gate starts.
+        recurrent_kernel_init: How the recurrent kernel of each gate starts.
 
     Returns:
         A cell with `LSTMParams` (kernels, bias and peepholes of the gates it has) and `LSTMState`;
@@ -223,7 +246,7 @@ def odyssey(
     without = {"NIG": "i", "CIFG": "i", "NFG": "f", "NOG": "o"}
     if variant not in VARIANTS:
         raise ValueError(f"variant must be one of {VARIANTS}, got {variant!r}")
-    names = "ifgo".replace(without.get(variant, "-"), "")
+    names = [name for name in "ifgo" if name != without.get(variant)]
     peephole = variant != "NP"
 
     def init(key, input_size, dtype=jnp.float32):
@@ -234,7 +257,7 @@ def odyssey(
         if variant == "FGR":
             gate_kernel = glorot_uniform()(gate_key, (3 * hidden_size, 3 * hidden_size), dtype)
         return LSTMParams(
-            *kernels(key, *sizes, dtype, kernel_init, recurrent_init),
+            *kernels(key, *sizes, dtype, kernel_init, recurrent_kernel_init),
             jnp.concatenate([bias.get(name, jnp.zeros(hidden_size, dtype)) for name in names]),
             peephole=jnp.zeros((len(names) - 1, hidden_size), dtype) if peephole else None,
             gate_kernel=gate_kernel,
@@ -253,24 +276,22 @@ def odyssey(
         )
         i, f, g, o = jnp.split(total, 4, axis=-1)
         seen = jnp.split(product(state.gates, params.gate_kernel), 3, axis=-1)
-        pi, pf, po = (along(row, i) for row in params.peephole)
-        i = sigmoid(i + pi * state.cell + seen[0])
-        f = sigmoid(f + pf * state.cell + seen[1])
-        cell = f * state.cell + i * jnp.tanh(g)
-        o = sigmoid(o + po * cell + seen[2])
+        p, c = _peepholes(params.peephole, names), state.cell
+        i = sigmoid(_peep(i, p.i, c) + seen[0])
+        f = sigmoid(_peep(f, p.f, c) + seen[1])
+        cell = f * c + i * jnp.tanh(g)
+        o = sigmoid(_peep(o, p.o, cell) + seen[2])
         state = FullGateState(o * jnp.tanh(cell), cell, jnp.concatenate([i, f, o], axis=-1))
         return state, state.hidden
 
     if variant == "FGR":
-        return Cell(init, initial_state, full_gate_step)
+        return Cell(init, initial_state, full_gate_step, outputs_state=True)
     gate = _gate(
-        names,
         _linear if variant == "NIAF" else jnp.tanh,
         _linear if variant == "NOAF" else jnp.tanh,
-        peephole=peephole,
         coupled=variant == "CIFG",
     )
-    return gated(gate, init, initial_state, summed=True)
+    return gated(gate, names, init, initial_state)
 
 
 def _linear(x: Array) -> Array:
@@ -285,7 +306,7 @@ def janet(
     forget_bias: float | Array = 1.0,
     chrono: float | None = None,
     kernel_init: Initializer | None = None,
-    recurrent_init: Initializer | None = None,
+    recurrent_kernel_init: Initializer | None = None,
 ) -> Cell:
     """Just another network: the LSTM with its forget gate only.
 
@@ -301,7 +322,7 @@ def janet(
         chrono: In its place, start that bias so that the cell keeps for up to this many steps, as
             the paper does.
         kernel_init: How the kernel of each gate starts; see `jaxrnn.initializers.kernels`.
-        recurrent_init: How the recurrent kernel of each gate starts.
+        recurrent_kernel_init: How the recurrent kernel of each gate starts.
 
     Returns:
         A cell with `RNNParams` (gates f, g) and `RNNState`.
@@ -318,7 +339,14 @@ def janet(
             forget = chrono_bias(bias_key, hidden_size, chrono, dtype)
         return RNNParams(
             *kernels(
-                key, input_size, hidden_size, hidden_size, 2, dtype, kernel_init, recurrent_init
+                key,
+                input_size,
+                hidden_size,
+                hidden_size,
+                2,
+                dtype,
+                kernel_init,
+                recurrent_kernel_init,
             ),
             jnp.concatenate([forget, jnp.zeros(hidden_size, dtype)]),
         )
@@ -327,14 +355,13 @@ def janet(
         return RNNState(zeros(params, batch_shape, hidden_size))
 
     @pointwise
-    def write(s, g, hidden):
-        return sigmoid(s) * hidden + (1 - sigmoid(s - beta)) * jnp.tanh(g)
+    def new_hidden(s, g, h):
+        return sigmoid(s) * h + (1 - sigmoid(s - beta)) * jnp.tanh(g)
 
-    def gate(weights, total, state):
-        s, g = jnp.split(total, 2, axis=-1)
-        return RNNState(write(s, g, state.hidden))
+    def gate(params, z, state):
+        return RNNState(new_hidden(z.f, z.g, state.hidden))
 
-    return gated(gate, init, initial_state, summed=True)
+    return gated(gate, "f g", init, initial_state)
 
 
 @cached
@@ -344,7 +371,7 @@ def layer_norm_lstm(
     forget_bias: float | Array = 1.0,
     epsilon: float = 1e-3,
     kernel_init: Initializer | None = None,
-    recurrent_init: Initializer | None = None,
+    recurrent_kernel_init: Initializer | None = None,
 ) -> Cell:
     """The LSTM with layer normalisation (Ba et al., "Layer normalization", 2016, equations 20–22).
 
@@ -361,7 +388,7 @@ def layer_norm_lstm(
             nothing to normalise, and the gradient grows by up to 1/√epsilon at every such step;
             with 1e-5 it overflows on the empty rows above a digit.
         kernel_init: How the kernel of each gate starts; see `jaxrnn.initializers.kernels`.
-        recurrent_init: How the recurrent kernel of each gate starts.
+        recurrent_kernel_init: How the recurrent kernel of each gate starts.
 
     Returns:
         A cell with `LayerNormLSTMParams` and `LSTMState`.
@@ -375,7 +402,7 @@ def layer_norm_lstm(
         bias = jnp.zeros(4 * hidden_size, dtype).at[hidden_size : 2 * hidden_size].set(forget_bias)
         sizes = input_size, hidden_size, hidden_size, 4
         return LayerNormLSTMParams(
-            *kernels(key, *sizes, dtype, kernel_init, recurrent_init),
+            *kernels(key, *sizes, dtype, kernel_init, recurrent_kernel_init),
             bias,
             scale=jnp.ones(4 * hidden_size, dtype),
             recurrent_scale=jnp.ones(4 * hidden_size, dtype),
@@ -400,4 +427,4 @@ def layer_norm_lstm(
         state = LSTMState(sigmoid(o) * jnp.tanh(shown), cell)
         return state, state.hidden
 
-    return Cell(init, initial_state, step)
+    return Cell(init, initial_state, step, outputs_state=True)

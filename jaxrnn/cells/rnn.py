@@ -49,18 +49,18 @@ def rnn(
     *,
     activation: Callable[[Array], Array] = jnp.tanh,
     kernel_init: Initializer | None = None,
-    recurrent_init: Initializer | None = None,
+    recurrent_kernel_init: Initializer | None = None,
 ) -> Cell:
     """The simple recurrent network of Elman (1990), `h' = activation(x·U + b + h·W)`.
 
-    With `activation=jax.nn.relu, recurrent_init=jaxrnn.identity()` it is the IRNN of Le et al.,
-    "A simple way to initialize recurrent networks of rectified linear units", 2015.
+    With `activation=jax.nn.relu, recurrent_kernel_init=jaxrnn.identity()` it is the IRNN of Le et
+    al., "A simple way to initialize recurrent networks of rectified linear units", 2015.
 
     Args:
         hidden_size: H, the number of units.
         activation: Elementwise nonlinearity: `jnp.tanh`, `jax.nn.relu`, `jax.nn.sigmoid`, …
         kernel_init: How the kernel of each gate starts; see `jaxrnn.initializers.kernels`.
-        recurrent_init: How the recurrent kernel of each gate starts.
+        recurrent_kernel_init: How the recurrent kernel of each gate starts.
 
     Returns:
         A cell with `RNNParams` and `RNNState`.
@@ -72,16 +72,16 @@ def rnn(
 
     def init(key, input_size, dtype=jnp.float32):
         sizes = input_size, hidden_size, hidden_size, 1
-        made = kernels(key, *sizes, dtype, kernel_init, recurrent_init)
+        made = kernels(key, *sizes, dtype, kernel_init, recurrent_kernel_init)
         return RNNParams(*made, jnp.zeros(hidden_size, dtype))
 
     def initial_state(params, batch_shape=()):
         return RNNState(zeros(params, batch_shape, hidden_size))
 
-    def gate(weights, total, state):
-        return RNNState(activation(total))
+    def gate(params, z, state):
+        return RNNState(activation(z.h))
 
-    return gated(gate, init, initial_state, summed=True)
+    return gated(gate, "h", init, initial_state)
 
 
 @cached
@@ -118,7 +118,7 @@ def indrnn(
     def initial_state(params, batch_shape=()):
         return RNNState(zeros(params, batch_shape, hidden_size))
 
-    def gate(weights, drive, state):
-        return RNNState(activation(drive + along(weights.recurrent_weight, drive) * state.hidden))
+    def gate(params, z, state):
+        return RNNState(activation(z.h + along(params.recurrent_weight, z.h) * state.hidden))
 
-    return gated(gate, init, initial_state)
+    return gated(gate, "h", init, initial_state)

@@ -138,7 +138,7 @@ def kind_and_options(
     if not isinstance(cell, Cell):
         raise ValueError(f"cell must be a jaxrnn.Cell, got {type(cell).__name__}")
     if cell.origin is None or not cell.origin.describes(cell):
-        function = cell.gate or cell.step
+        function = cell.gate.function if cell.gate else cell.step
         raise ValueError(
             f"{library} has no {getattr(function, '__qualname__', repr(function))}: cell must be "
             "made by a constructor of jaxrnn, with nothing replaced but init"

@@ -6,6 +6,8 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 from drawing import ConditionalVAE, EncoderDecoder
+from quick_jit import jit
+from random_variables import random_variables
 
 import jaxrnn
 
@@ -15,7 +17,7 @@ KEY = jax.random.key(0)
 def test_the_autoencoder_draws_what_its_style_says():
     model = ConditionalVAE(jaxrnn.lstm(6), 10, num_steps=5, num_features=4, style_size=2)
     inputs, labels = jax.random.uniform(KEY, (3, 5, 4)), jnp.array([1, 1, 2])
-    variables = model.init(KEY, inputs, labels)
+    variables = random_variables(model, inputs, labels)
     rows, nats = model.apply(variables, inputs, labels)
     assert rows.shape == inputs.shape
     assert np.all(nats > 0)
@@ -30,10 +32,10 @@ def test_the_autoencoder_draws_what_its_style_says():
 def test_the_encoder_decoder_continues_what_it_read():
     model = EncoderDecoder(jaxrnn.lstm(6), num_steps=3, num_features=4)
     inputs = jax.random.normal(KEY, (2, 5, 4))
-    variables = model.init(KEY, inputs)
-    sensitivity = jax.jacobian(lambda x: model.apply(variables, x))(inputs)
+    variables = random_variables(model, inputs)
+    sensitivity = jit(jax.jacobian(model.apply, argnums=1))(variables, inputs)
     assert sensitivity.shape == (2, 3, 4, 2, 5, 4)
-    depends = np.abs(sensitivity).sum((2, 5)) > 0  # [row, step drawn, row, step read]
+    depends = np.abs(sensitivity).sum((2, 5)) > 0  # [example, step drawn, example, step read]
     assert depends[0, :, 0].all()
     assert depends[1, :, 1].all()
     assert not depends[0, :, 1].any()

@@ -1,0 +1,129 @@
+"""What the gradient of a long sequence is computed from: all steps, or blocks of steps.
+
+Shapes: B batch (any number of axes), T time.
+"""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Callable
+from functools import partial
+from typing import Any
+
+import jax
+import jax.numpy as jnp
+from jax import lax
+from jax.ad_checkpoint import checkpoint_name
+from jaxtyping import Array, Float
+
+from jaxrnn.backends.steps import Steps, select
+from jaxrnn.cell import Params, State
+
+# Steps of a block. Longer blocks save more for a moment, shorter ones keep more starts.
+BLOCK = 14
+# On long sequences, once what the steps save outgrows the caches by far, recomputing blocks is
+# faster than writing and reading it; on short ones it never paid.
+LONG = 8 * BLOCK
+SAVE_BYTES = 2**26
+
+Run = Callable[[State, Steps], tuple[Float[Array, "T *B P"], State]]
+
+
+def choose_memory(
+    backend: str, memory: str | None, truncate: int | None, params: Params, inputs: Array
+) -> str:
+    """The kind of memory asked for, or the fastest; "by platform" where that decides.
+
+    Args:
+        backend: The name of the backend.
+        memory: "save", "recompute", "offload" or None.
+        truncate: Steps between two cuts of the gradient, or None.
+        params: The parameters.
+        inputs: The inputs, time first.
+
+    Raises:
+        ValueError: If blocks are asked for of a number of steps that is symbolic.
+    """
+    time = inputs.shape[0]
+    if not isinstance(time, int):  # a symbolic size, as in jax.export
+        for name, value in (("memory", memory), ("truncate", truncate)):
+            if value not in (None, "save"):
+                raise ValueError(f"{name} needs a fixed number of steps, got inputs {inputs.shape}")
+        return "save"
+    if memory is not None:
+        return memory
+    if truncate is not None:
+        return "recompute"
+    if backend == "parallel":
+        return "save" if time < LONG else "by platform"
+    return "save" if _is_short(params, inputs) else "recompute"
+
+
+def _is_short(params: Params, inputs: Array) -> bool:
+    """Whether what all steps save is better kept than computed again."""
+    if not all(isinstance(length, int) for length in inputs.shape):
+        return True  # a symbolic size of the batch
+    leaves = [leaf for leaf in jax.tree.leaves(params) if leaf.ndim == 2]
+    width = sum(leaf.shape[-1] for leaf in leaves)
+    saved = math.prod(inputs.shape[:-1]) * width * inputs.dtype.itemsize
+    return len(inputs) < LONG or saved <= SAVE_BYTES
+
+
+def run_in_memory(
+    run: Run, start: State, steps: Steps, memory: str, truncate: int | None
+) -> tuple[Any, State]:
+    """Runs the steps so that their gradient is computed from what `memory` says."""
+    if memory == "save" and truncate is None:
+        return run(start, steps)
+    if memory == "by platform":
+        # In blocks it would not be parallel in time. A CPU, where it is not, is faster through
+        # what stays in its caches.
+        blocks = partial(_in_blocks, run, memory="recompute", truncate=None)
+        return lax.platform_dependent(start, steps, cpu=blocks, default=run)
+    return _in_blocks(run, start, steps, memory, truncate)
+
+
+def _in_blocks(run: Run, start: State, steps: Steps, memory: str, truncate: int | None):
+    """Runs blocks of steps one after the other; the gradient recomputes each from its start."""
+    length = truncate or BLOCK
+    policy = None
+    if memory == "offload":
+        policy = jax.checkpoint_policies.save_and_offload_only_these_names(
+            names_which_can_be_saved=[],
+            names_which_can_be_offloaded=["start"],
+            offload_src="device",
+            offload_dst="pinned_host",
+        )
+
+    @partial(jax.checkpoint, prevent_cse=False, policy=policy)
+    def block(state, steps):
+        if memory == "offload":
+            state = jax.tree.map(lambda leaf: checkpoint_name(leaf, "start"), state)
+        outputs, state = run(state, steps)
+        return state, outputs
+
+    def advance(state, now):
+        steps, goes_on = now
+        state, outputs = block(state, steps)
+        if truncate is not None:
+            cut = lax.stop_gradient(state)
+            # What has ended is only copied from here on: its last state keeps its gradient.
+            state = cut if goes_on is None else select(goes_on, cut, state)
+        return state, outputs
+
+    blocks, rest = divmod(len(steps.inputs), length)
+    if truncate is not None and blocks and not rest:
+        blocks, rest = blocks - 1, length  # no cut after the last step
+    end = blocks * length
+    whole = jax.tree.map(lambda leaf: leaf[:end].reshape(blocks, length, *leaf.shape[1:]), steps)
+    goes_on = None
+    if truncate is not None and steps.mask is not None:
+        goes_on = steps.mask[length : end + 1 : length]
+    state, parts = start, []
+    if blocks:  # under jax.disable_jit a scan must not be empty
+        state, outputs = lax.scan(advance, state, (whole, goes_on))
+        parts.append(outputs.reshape(end, *outputs.shape[2:]))
+    if rest:
+        state, outputs = block(state, jax.tree.map(lambda leaf: leaf[end:], steps))
+        parts.append(outputs)
+    return jnp.concatenate(parts), state

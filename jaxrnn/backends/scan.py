@@ -1,0 +1,45 @@
+"""The reference: `jax.lax.scan` over the cell's step, and JAX's autodiff, in every mode."""
+
+from __future__ import annotations
+
+from typing import Any
+
+import jax
+from jax import lax
+from jaxtyping import Array, Float
+
+from jaxrnn.backends.steps import Steps, begin, finish, recurrent_input
+from jaxrnn.cell import Cell, Params, State, gated_step, with_kernels_in
+
+
+def supports(cell: Cell, state: State, steps: Steps, dtype: Any) -> str | None:
+    """None: it runs every cell."""
+    return None
+
+
+def run(
+    cell: Cell,
+    params: Params,
+    start: State,
+    reset_state: State | None,
+    steps: Steps,
+    *,
+    dtype: Any = None,
+    unroll: int = 1,
+) -> tuple[Float[Array, "T *B P"], State]:
+    """Runs the cell over time; see `jaxrnn.backends`."""
+
+    def body(state, now):
+        # Within the step, so that the gradients of the kernels add up in their own dtype.
+        cast = with_kernels_in(dtype, params)
+        before = begin(now, reset_state, state)
+        if now.dropout_mask is None:
+            after, output = cell.step(cast, before, now.inputs)
+        else:
+            hidden = recurrent_input(now, before)
+            after, output = gated_step(cell.gate, cast, before, hidden, now.inputs), None
+        state = finish(now, after, before)
+        return state, jax.tree.leaves(state)[0] if cell.outputs_state else output
+
+    state, outputs = lax.scan(body, start, steps, unroll=unroll)
+    return outputs, state
