@@ -22,7 +22,7 @@ FAINTEST = 0.1  # of the strongest ink; less is mostly what JPEG leaves around a
 
 @dataclass(frozen=True)
 class Config:
-    """Say which digit each image shows, with a trained run of experiments/mnist.py."""
+    """Classify images of digits with a trained run of experiments/mnist.py."""
 
     images: tyro.conf.Positional[tuple[Path, ...]]
     """Image files: anything Pillow reads, of any size, dark on light or light on dark."""

@@ -109,24 +109,24 @@ def fit(
     else:
         now = trainer.place(state)
     step = int(np.asarray(now.step).flat[0])
-    with Clock() as clock:
-        while step < steps:
-            length = min(chunk, eval_every - step % eval_every, steps - step)
-            indices = _indices(seeds, step, length, batch_size, size)
-            with clock.phase("train"):
-                now, losses = trainer.advance(now, keys, own_hparams, examples, indices)
-                losses = np.asarray(losses)
-            step, metrics = step + length, {}
-            if step % eval_every == 0 or step == steps:
-                with clock.phase("evaluate"):
-                    metrics = {
-                        name: trainer.evaluate(now, own_hparams, dataset)
-                        for name, dataset in datasets.items()
-                    }
-            if count:
-                losses = losses[:count]
-                metrics = {name: values[:count] for name, values in metrics.items()}
-            yield Progress(step, losses, metrics, dict(clock.seconds), now)
+    clock = Clock()
+    while step < steps:
+        length = min(chunk, eval_every - step % eval_every, steps - step)
+        indices = _indices(seeds, step, length, batch_size, size)
+        with clock.phase("train"):
+            now, losses = trainer.advance(now, keys, own_hparams, examples, indices)
+            losses = np.asarray(losses)
+        step, metrics = step + length, {}
+        if step % eval_every == 0 or step == steps:
+            with clock.phase("evaluate"):
+                metrics = {
+                    name: trainer.evaluate(now, own_hparams, dataset)
+                    for name, dataset in datasets.items()
+                }
+        if count:
+            losses = losses[:count]
+            metrics = {name: values[:count] for name, values in metrics.items()}
+        yield Progress(step, losses, metrics, dict(clock.seconds), now)
 
 
 def _fill_mesh(trainer: Trainer, seed: Any, hparams: Mapping[str, Any]) -> tuple[int, Any, Any]:
@@ -160,13 +160,6 @@ class Clock:
         self.seconds = {"compile": 0.0, "train": 0.0, "evaluate": 0.0}
         self._spans: list[tuple[float, float]] = []
 
-    def __enter__(self) -> Clock:
-        jax.monitoring.register_event_duration_secs_listener(self._listen)
-        return self
-
-    def __exit__(self, *_: object) -> None:
-        jax.monitoring.unregister_event_duration_listener(self._listen)
-
     def _listen(self, event: str, duration_secs: float, **_: str | int) -> None:
         if event.startswith("/jax/core/compile/"):
             end = time.perf_counter()
@@ -178,7 +171,11 @@ class Clock:
     def phase(self, name: str) -> Iterator[None]:
         """Adds the time of a block to a phase, less what was spent compiling in it."""
         started, self._spans = time.perf_counter(), []
-        yield
+        jax.monitoring.register_event_duration_secs_listener(self._listen)
+        try:
+            yield
+        finally:
+            jax.monitoring.unregister_event_duration_listener(self._listen)
         compiling = sum(end - start for start, end in self._spans)
         self.seconds["compile"] += compiling
         self.seconds[name] += time.perf_counter() - started - compiling

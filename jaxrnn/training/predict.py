@@ -1,4 +1,4 @@
-"""What a trained model says of examples, computed in batches on all devices.
+"""Predictions of a trained model, computed in batches on all devices.
 
 Shapes: N examples, T time, I input features, C classes, P points of a sequence.
 """

@@ -55,7 +55,7 @@ class Run:
         """Creates the folder, or opens it again if it holds a run of the same configuration.
 
         Args:
-            config: Everything that the numbers depend on.
+            config: Everything that the results depend on.
             start_over: Remove what an earlier run of the same configuration left.
 
         Returns:
@@ -82,7 +82,7 @@ class Run:
                     f"({'; '.join(changes)}): choose another directory"
                 )
             if start_over:
-                with lock(self.checkpoints):  # not under the hands of a process that writes there
+                with lock(self.checkpoints):  # not while another process writes there
                     self._clear()
                 write_json(self.directory / "config.json", now)
                 return []
@@ -91,9 +91,9 @@ class Run:
         return differences(before["environment"], now["environment"])
 
     def _clear(self) -> None:
-        """Removes all but config.json, so that wherever it is cut short the folder holds a run.
+        """Removes all but config.json; if it is interrupted, the folder still holds a run.
 
-        The result goes first and the evaluations after the checkpoints that refer to them.
+        The result is removed first, and the evaluations after the checkpoints that refer to them.
         """
         (self.directory / "result.json").unlink(missing_ok=True)
         shutil.rmtree(self.checkpoints)
@@ -118,7 +118,7 @@ class Run:
 
     @property
     def finished(self) -> bool:
-        """Whether the run came to its end."""
+        """Whether the run is complete."""
         return (self.directory / "result.json").exists()
 
     def finish(self, result: Mapping[str, Any]) -> None:
@@ -172,7 +172,7 @@ def differences(before: Mapping[str, Any], now: Mapping[str, Any]) -> list[str]:
 
 
 def environment() -> dict[str, Any]:
-    """What the last bits of a number depend on besides the configuration."""
+    """What the last bits of the results depend on besides the configuration."""
     return {
         "python": platform.python_version(),
         **{name: importlib.metadata.version(name) for name in PACKAGES},
@@ -187,7 +187,7 @@ def environment() -> dict[str, Any]:
 
 
 def processor() -> str:
-    """The CPU's model, as far as the system tells."""
+    """The CPU's model, if the system reports it."""
     with contextlib.suppress(OSError):
         for line in Path("/proc/cpuinfo").read_text().splitlines():
             if line.startswith("model name"):
@@ -196,7 +196,7 @@ def processor() -> str:
 
 
 def machine() -> str:
-    """What one process computes with: its devices, as "2 × NVIDIA H100" or "2 × " a CPU's model."""
+    """The devices of this process, as "2 × NVIDIA H100" or "2 × " and a CPU's model."""
     device = jax.local_devices()[0]
     kind = processor() if device.platform == "cpu" else device.device_kind
     return f"{jax.local_device_count()} × {kind}"

@@ -31,10 +31,10 @@ class Dataset(NamedTuple):
 
     Attributes:
         name: The published set, or "other" if the images are those of none that is known.
-        train: To learn from.
-        validation: To choose by.
-        test: To be judged by.
-        note: A sentence on why this is not the set that was asked for, or ''.
+        train: The training split.
+        validation: The validation split.
+        test: The test split.
+        note: A sentence on why this is not the set that was asked for, or "".
     """
 
     name: str

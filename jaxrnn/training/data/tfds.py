@@ -35,7 +35,7 @@ _STALL_SECONDS = 5.0
 
 
 class Unavailable(DataError):
-    """The set is neither on this machine nor to be had; `reason` is a clause without advice."""
+    """The set is neither on this machine nor can it be downloaded; `reason` is why."""
 
     def __init__(self, reason: str):
         super().__init__(
