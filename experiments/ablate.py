@@ -13,50 +13,33 @@ set; the test set is for the table.
 from __future__ import annotations
 
 import dataclasses
-import hashlib
 import itertools
-import json
 import sys
 import time
 import typing
 from collections import Counter
-from collections.abc import Iterator, Mapping, Sequence
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Any, NamedTuple, cast
+from typing import Any, cast
 
 import jax
 import numpy as np
 import options
 import tyro
-from cells import cell_sha256
-from devices import chunk_size, divide_cpu, slices
+from devices import divide_cpu
 from errors import OptionError
-from experiment import Factory, as_sequences, build_loss, check_model, digest, load_dataset
+from experiment import check_model, digest, load_dataset
 from jax.experimental import multihost_utils
+from jobs import FIXED, Job, batches, changes, lanes, plan, run_batch
 from records import Records
 from rich.progress import BarColumn, Progress, TextColumn, TimeElapsedColumn, TimeRemainingColumn
 from studies import STUDIES, Study
 from terminal import announce, console, run_script
 
-from jaxrnn import training
 from jaxrnn.training import compare, data, report
-from jaxrnn.training.run import cores, git_revision, machine
+from jaxrnn.training.run import cores
 
-# Options that may differ between the runs of one program.
-HPARAMS = (
-    "learning_rate",
-    "forget_bias",
-    "init_scale",
-    "dropout",
-    "zoneout",
-    "recurrent_dropout",
-    "weight_dropout",
-)
-# Options of experiments/mnist.py that a setting does not have: a study's own, or of no effect.
-FIXED = (*options.FREE, "dataset", "validation_size", "seed", "eval_every")
-# Runs at once on one device, unless that is a CPU.
-LANES = 32
 # Seconds over which the progress bar averages the speed, to tell the time left.
 SPEED_SECONDS = 3600.0
 # Seconds between two checks of what the other hosts have kept.
@@ -221,50 +204,6 @@ def pairs(words: Sequence[str]) -> list[tuple[str, str]]:
     return found
 
 
-class Job(NamedTuple):
-    """One run to make."""
-
-    setting: str
-    config: options.Config
-    seed: int
-    identity: str
-
-    @property
-    def steps(self) -> int:
-        """Updates to make; every setting of a study says how many."""
-        assert self.config.steps is not None
-        return self.config.steps
-
-
-def plan(settings: Mapping[str, options.Config], seeds: range, data_sha256: str) -> list[Job]:
-    """Every run of a study, each with a short hash of its options, its seed and the data.
-
-    The revision of the code is not in the hash; a record has it.
-    """
-    jobs = []
-    for name, config in settings.items():
-        # Only what is not the default, so that a new option does not change the hashes of old runs.
-        parts = changes(config)
-        for seed in seeds:
-            text = json.dumps(parts | {"seed": seed, "data_sha256": data_sha256}, sort_keys=True)
-            identity = hashlib.sha256(text.encode()).hexdigest()[:16]
-            jobs.append(Job(name, config, seed, identity))
-    return jobs
-
-
-def changes(config: options.Config) -> dict[str, Any]:
-    """The options of a setting that are not the default, and a hash of a cell of one's own."""
-    plain = dataclasses.asdict(options.Config())
-    given = dataclasses.asdict(config)
-    found = {
-        name: list(value) if isinstance(value, tuple) else value
-        for name, value in given.items()
-        if value != plain[name] and name not in FIXED
-    }
-    own = cell_sha256(config.cell)
-    return found | ({"cell_sha256": own} if own else {})
-
-
 def described(jobs: list[Job], data_sha256: str, config: Config) -> dict[str, dict[str, Any]]:
     """What each setting is and which runs it has, for `Records.keep_settings`."""
     found: dict[str, dict[str, Any]] = {}
@@ -273,101 +212,6 @@ def described(jobs: list[Job], data_sha256: str, config: Config) -> dict[str, di
         setting = {"options": changes(job.config), "data_sha256": data_sha256, "set": shared}
         found.setdefault(job.setting, setting | {"runs": []})["runs"].append(job.identity)
     return found
-
-
-def batches(jobs: list[Job], size: int) -> Iterator[tuple[options.Config, list[Job]]]:
-    """Jobs of one program, as many at once as the devices take."""
-
-    def structure(config: options.Config) -> options.Config:
-        return dataclasses.replace(config, **dict.fromkeys(hparam_names(config), 0.5))
-
-    by_structure: dict[options.Config, list[Job]] = {}
-    for job in jobs:
-        by_structure.setdefault(structure(job.config), []).append(job)
-    for config, group in by_structure.items():
-        count = -(-len(group) // size)
-        for part in range(count):  # as equal as can be, since each length compiles
-            yield config, group[part::count]
-
-
-def hparam_names(config: options.Config) -> list[str]:
-    """The options of a setting that may differ between the runs of one program."""
-    return [name for name in HPARAMS if getattr(config, name) is not None]
-
-
-def run_batch(
-    shared: options.Config, jobs: list[Job], dataset: data.Dataset, evaluations: int
-) -> Iterator[int | list[dict[str, Any]]]:
-    """Trains jobs side by side; yields the steps made, and at the end a record for each job."""
-    names = hparam_names(shared)
-    train, validation, test = as_sequences(dataset, shared)
-    # Asked for before the hours in which the files may change.
-    origin = {"machine": machine(), "revision": git_revision(), "jax": jax.__version__}
-    trainer = training.Trainer(
-        Factory(shared),
-        build_loss(shared),
-        mesh=training.make_mesh(min(len(jobs), jax.local_device_count()), 1),
-        slices=slices(shared.batch_size, patched=shared.patch is not None),
-    )
-    steps = shared.steps or jobs[0].steps
-    started, curve, losses, durations = time.perf_counter(), [], [], [(0.0, 0)]
-    parameters = 0
-    for progress in training.fit(
-        trainer,
-        train,
-        {"validation": validation, "test": test},
-        steps=steps,
-        batch_size=shared.batch_size,
-        seed=[job.seed for job in jobs],
-        hparams={name: [getattr(job.config, name) for job in jobs] for name in names},
-        eval_every=-(-steps // evaluations),
-        chunk=chunk_size(train[0].shape[1]),
-    ):
-        losses.append(progress.losses)
-        durations.append((progress.seconds["train"], progress.step))
-        yield progress.losses.size
-        if progress.metrics:
-            curve.append((progress.step, np.concatenate(losses, 1).mean(1), progress.metrics))
-            losses = []
-            params = progress.state.params
-            parameters = training.count_parameters(params) // len(progress.state.step)
-    seconds = (time.perf_counter() - started) / len(jobs)
-    spent, made = np.diff(durations, axis=0).T
-    yield [
-        {
-            "setting": job.setting,
-            "seed": job.seed,
-            "identity": job.identity,
-            "parameters": parameters,
-            "seconds": round(seconds, 2),
-            "ms_per_step": round(1e3 * float(np.median(spent / made)), 3),
-            **origin,
-            "together": len(jobs),
-            "dataset": dataset.name,
-            **learning_curve(curve, number),
-        }
-        for number, job in enumerate(jobs)
-    ]
-
-
-def learning_curve(curve: list[tuple[int, np.ndarray, dict[str, Any]]], run: int) -> dict[str, Any]:
-    """How one run ended, and its evaluations."""
-    losses = [float(loss[run]) for _, loss, _ in curve]
-    last = curve[-1][2]
-    return {
-        "status": "ok" if np.isfinite(losses).all() else "diverged",
-        "test_accuracy": float(last["test"][run]),
-        "validation_accuracy": float(last["validation"][run]),
-        "curve": [
-            {
-                "step": step,
-                "loss": round(loss, 5) if np.isfinite(loss) else None,
-                "validation_accuracy": round(float(metrics["validation"][run]), 5),
-                "test_accuracy": round(float(metrics["test"][run]), 5),
-            }
-            for (step, _, metrics), loss in zip(curve, losses, strict=True)
-        ],
-    }
 
 
 def conclude(config: Config, study: Study, kept: Records) -> None:
@@ -481,11 +325,6 @@ def estimate(jobs: list[Job], paces: Mapping[str, list[float]], hosts: int) -> s
     unknown = {job.setting for job in jobs} - paces.keys()
     guess = f" if the others take as long as {', '.join(paces)}" if unknown else ""
     return f", about {seconds / 60 / hosts:.0f} minutes{guess}"
-
-
-def lanes() -> int:
-    """Runs that this host makes at once."""
-    return jax.local_device_count() * (1 if jax.default_backend() == "cpu" else LANES)
 
 
 def train(jobs: list[Job], kept: Records, dataset: data.Dataset, evaluations: int) -> None:

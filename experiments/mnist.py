@@ -15,7 +15,16 @@ from typing import Any
 import numpy as np
 import tyro
 from devices import chunk_size, share_batch, slices
-from experiment import Experiment, Trained, digest, identity, load_dataset, load_run, resolve
+from experiment import (
+    Experiment,
+    Trained,
+    blank_example,
+    digest,
+    identity,
+    load_dataset,
+    load_run,
+    resolve,
+)
 from jax.sharding import Mesh
 from models import NUM_CLASSES
 from options import RECIPES, Config
@@ -69,8 +78,7 @@ def train(
         slices=slices(config.batch_size // mesh.size, patched=config.patch is not None),
     )
     sequences, labels = experiment.train
-    blank = np.zeros((1, *sequences.shape[1:]), np.float32)
-    step, start = 0, trainer.init(run_keys(config.seed), {}, blank)
+    step, start = 0, trainer.init(run_keys(config.seed), {}, blank_example(config))
     if (restored := checkpoints.restore(start)) is not None:
         step, start = restored
         console.print(f"resuming from step {step} of {config.out}")

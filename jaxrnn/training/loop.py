@@ -77,7 +77,7 @@ def fit(
         chunk: Most steps in one program, which cannot be interrupted.
         inputs: The model's arguments for its initialization; by default the first leaf of the
             examples, as `scale` gives it.
-        state: The state to resume from; by default that of step 0.
+        state: The state to resume from, which is donated; by default that of step 0.
 
     Yields:
         A `Progress` after every chunk. A run whose loss is not finite is continued; the runs beside

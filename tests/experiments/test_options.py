@@ -11,6 +11,7 @@ import cells
 import experiment
 import jax
 import jax.numpy as jnp
+import jobs
 import mnist
 import numpy as np
 import optax
@@ -82,8 +83,8 @@ def capture(monkeypatch, tmp_path):
             if script == "mnist":
                 mnist.main(config)
             else:
-                jobs = [ablate.Job("a setting", config, config.seed, "an identity")]
-                list(ablate.run_batch(config, jobs, DATASET, 2))
+                job = jobs.Job("a setting", config, config.seed, "an identity")
+                list(jobs.run_batch(config, [job], DATASET, 2))
             pytest.fail("nothing was trained")
         return found
 
@@ -259,7 +260,7 @@ def test_a_run_is_made_as_the_option_says(name, capture):
     assert check(capture("mnist", **options)) in (True, None)
 
 
-@pytest.mark.parametrize("name", [name for name in CASES if name not in ablate.FIXED])
+@pytest.mark.parametrize("name", [name for name in CASES if name not in jobs.FIXED])
 def test_a_study_is_made_as_the_option_says(name, capture):
     options, check = CASES[name]
     assert check(capture("ablate", **options)) in (True, None)
@@ -324,7 +325,7 @@ def test_every_recipe_is_of_options_that_go_together(recipe):
 
 def test_hyperparameters_may_differ_within_a_program():
     """One run for each that has another value, and one without: all learn differently."""
-    names = [name for name in ablate.HPARAMS if name != "learning_rate"]
+    names = [name for name in jobs.HPARAMS if name != "learning_rate"]
     config = Config(hidden_size=4, num_layers=2, tied=True, **dict.fromkeys(names, 0.5))
     hparams = {name: np.full(len(names) + 1, 0.5) for name in names}
     hparams["learning_rate"] = np.full(len(names) + 1, 0.1)
@@ -391,11 +392,11 @@ def test_a_run_is_not_resumed_with_another_cell(own, capture, monkeypatch):
 
 
 def test_a_study_tells_cells_of_other_contents_apart(own):
-    first = ablate.changes(Config(cell=f"{own}:cell"))
+    first = jobs.changes(Config(cell=f"{own}:cell"))
     own.write_text(OWN + "\n")
-    second = ablate.changes(Config(cell=f"{own}:cell"))
+    second = jobs.changes(Config(cell=f"{own}:cell"))
     assert first["cell_sha256"] != second["cell_sha256"]
-    assert "cell_sha256" not in ablate.changes(Config(cell="gru"))
+    assert "cell_sha256" not in jobs.changes(Config(cell="gru"))
     config = ablate.Config("grid", cell=f"{own}:cell", cell_options=("scale=0.5",))
     config = dataclasses.replace(config, vary=("learning_rate=1e-3,1e-2",))
     _, settings = ablate.resolve(config)
