@@ -55,6 +55,10 @@ INITIALIZERS = {
 }
 
 
+# The arguments of a cell that have a flag of their own.
+FLAGS = ("forget_bias", "chrono", "recurrent_kernel_init")
+
+
 def make_cell(name: str, hidden_size: int, **options: Any) -> jaxrnn.Cell:
     """The cell of this name; options that are None are left at the cell's default.
 
@@ -71,8 +75,8 @@ def make_cell(name: str, hidden_size: int, **options: Any) -> jaxrnn.Cell:
     options = {key: value for key, value in options.items() if value is not None}
     refused = [key for key in options if not _takes(constructor, key)]
     if refused:
-        listed = ", ".join(map(flag, refused))
-        raise OptionError(f"--cell {name} does not take {listed}")
+        flags = [flag(key) if key in FLAGS else f"--cell-options {key}" for key in refused]
+        raise OptionError(f"--cell {name} does not take {', '.join(flags)}")
     try:
         cell = constructor(hidden_size, **options)
     except (TypeError, ValueError) as error:
