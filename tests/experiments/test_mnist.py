@@ -158,7 +158,7 @@ def test_a_renet_trains_on_distorted_images(tmp_path, monkeypatch):
         cell="janet",
         hidden_size=4,
         patch=14,
-        num_layers=2,
+        num_layers=1,
         dropout=0.1,
         augment=True,
         label_smoothing=0.1,
