@@ -15,6 +15,7 @@ from typing import Any
 import jax
 import jax.numpy as jnp
 import numpy as np
+from jax.core import Tracer
 
 MEMORY = ("save", "recompute", "offload")
 
@@ -63,7 +64,7 @@ def choice(name: str, value: Any, options: tuple[str, ...]) -> None:
 
 def rate(name: str, value: Any) -> None:
     """Checks that `value` is a probability in [0, 1), if it is not traced."""
-    if isinstance(value, jax.core.Tracer):
+    if isinstance(value, Tracer):
         return
     is_number = isinstance(value, numbers.Real) and not isinstance(value, bool)
     is_array = isinstance(value, (np.ndarray, jax.Array)) and value.shape == ()
@@ -149,7 +150,7 @@ def check_lengths(lengths: Any, batch_shape: tuple, time: Any):
         raise ValueError(f"lengths must be integers, got {found.dtype}")
     if found.shape != batch_shape:
         raise ValueError(f"lengths must have the batch's shape {batch_shape}, got {found.shape}")
-    if not isinstance(found, jax.core.Tracer):
+    if not isinstance(found, Tracer):
         values = np.asarray(found)
         if isinstance(time, int) and values.size and not 0 <= values.min() <= values.max() <= time:
             raise ValueError(

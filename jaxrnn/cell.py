@@ -22,6 +22,7 @@ from typing import TYPE_CHECKING, Any, Generic, NamedTuple, ParamSpec, TypeVar
 import jax
 import jax.numpy as jnp
 import numpy as np
+from jax.core import Tracer
 from jaxtyping import Array, Float, Inexact
 
 Params = Any
@@ -77,37 +78,53 @@ class Cell(_Functions, Generic[P, S]):
 
 
 class Gate(NamedTuple):
-    """The elementwise part of a cell.
+    """The elementwise part of a cell; see `gated`.
 
     Attributes:
-        function: `(params, z, state) -> state`, or with `separate`
-            `(params, drive, product, state) -> state`; `z`, `drive` and `product` are named tuples
-            of G arrays `[..., H]`.
+        function: `(params, z, state) -> state`, or `(params, z, product, state) -> state` if some
+            gates are separate.
         names: The names of the G gates, in the order in which they stand in the kernels.
-        separate: Whether the function takes drive and product apart, and not their sum.
+        separate: The names of those that take drive and product apart, and not their sum.
     """
 
     function: Callable[..., Any]
     names: tuple[str, ...]
-    separate: bool
+    separate: tuple[str, ...] = ()
 
-    def __call__(self, params: Params, *arguments: Array, state: State) -> State:
-        """The state after a step.
+    def __call__(self, params: Params, arguments: tuple, state: State) -> State:
+        """The state after a step, from what `arguments` or `summed` gives."""
+        return self.function(params, *arguments, state)
+
+    def arguments(self, drive: Array, product: Array | None) -> tuple:
+        """What the function takes between params and state: named tuples of arrays `[..., H]`.
 
         Args:
-            params: The cell's parameters; see `elementwise`.
-            *arguments: `[..., G·H]`, as `arguments` gives them.
-            state: The state before the step.
+            drive: `[..., G·H]`.
+            product: The same, or None for a cell without a recurrent kernel.
         """
-        named = _named(self.names)
-        split = (named(*jnp.split(each, len(self.names), axis=-1)) for each in arguments)
-        return self.function(params, *split, state)
-
-    def arguments(self, drive: Array, product: Array | None) -> tuple[Array, ...]:
-        """What the gate takes, `[..., G·H]`: the drive, their sum, or both."""
         if product is None:
-            return (drive,)
-        return (drive, product) if self.separate else (drive + product,)
+            return self.summed(drive)
+        if not self.separate:
+            return self.summed(drive + product)
+        (z,), (r,) = self.summed(drive), self.summed(product)
+        apart = {name: getattr(r, name) for name in self.separate}
+        together = {n: getattr(z, n) + getattr(r, n) for n in self.names if n not in apart}
+        return z._replace(**together), _named(self.separate)(**apart)
+
+    def summed(self, total: Array) -> tuple:
+        """What `arguments` gives, from the sum of drive and product `[..., G·H]`."""
+        return (_named(self.names)(*jnp.split(total, len(self.names), axis=-1)),)
+
+    def join(self, arguments: tuple) -> tuple[Array, Array | None]:
+        """Gradients of the arguments as those of drive and product `[..., G·H]`.
+
+        Of the product None where it is the same as of the drive.
+        """
+        z, *product = arguments
+        drive = jnp.concatenate(z, axis=-1)
+        if not self.separate:
+            return drive, None
+        return drive, jnp.concatenate(z._replace(**product[0]._asdict()), axis=-1)
 
 
 @functools.cache
@@ -152,7 +169,7 @@ def gated(
     init: Callable[..., P],
     initial_state: Callable[..., S],
     *,
-    separate: bool = False,
+    separate: str | Sequence[str] = (),
 ) -> Cell[P, S]:
     """Makes a cell from an elementwise gate.
 
@@ -174,23 +191,20 @@ def gated(
             recurrent kernel is None there is no product, and `z` is the drive alone.
         initial_state: As in `Cell`; returns a named tuple whose first leaf is the hidden state,
             which is also the output.
-        separate: The gate is `(params, drive, product, state) -> state`, because it does not take
-            the sum of the two, as a GRU's does not.
+        separate: The names of gates that do not take the sum, as the GRU's candidate does not. The
+            gate is then `(params, z, product, state) -> state`: of these gates `z` holds the
+            drive, and the named tuple `product` the product.
 
     Returns:
         The cell, with `step` = the gate applied to the two products.
 
     Raises:
-        ValueError: If `gates` are no distinct names.
+        ValueError: If `gates` are no distinct names, or `separate` not among them.
     """
-    names = tuple(gates.replace(",", " ").split()) if isinstance(gates, str) else tuple(gates)
-    if not names:
-        raise ValueError(f"gates must be at least one name, got {gates!r}")
-    try:
-        _named(names)
-    except (TypeError, ValueError) as error:
-        raise ValueError(f"gates must be distinct names, got {gates!r}: {error}") from None
-    elements = Gate(gate, names, separate)
+    names, apart = _names("gates", gates), _names("separate", separate)
+    if not names or not {*apart} <= {*names}:
+        raise ValueError(f"gates must name at least one, and all separate ones, got {gates!r}")
+    elements = Gate(gate, names, apart)
 
     def step(params, state, x):
         state = gated_step(elements, params, state, state[0], x)
@@ -199,12 +213,20 @@ def gated(
     return Cell(init, initial_state, step, elements, outputs_state=True)
 
 
+def _names(argument: str, names: str | Sequence[str]) -> tuple[str, ...]:
+    found = tuple(names.replace(",", " ").split()) if isinstance(names, str) else tuple(names)
+    try:
+        _named(found)
+    except (TypeError, ValueError) as error:
+        raise ValueError(f"{argument} must be distinct names, got {names!r}: {error}") from None
+    return found
+
+
 def gated_step(gate: Gate, params: Params, state: State, hidden: Array, x: Array) -> State:
     """The state after a step whose recurrent product sees `hidden`."""
-    drive = affine(x, params.kernel, params.bias)
-    kernel = params.recurrent_kernel
+    drive, kernel = affine(x, params.kernel, params.bias), params.recurrent_kernel
     recurrent = None if kernel is None else product(hidden, kernel)
-    return gate(elementwise(params), *gate.arguments(drive, recurrent), state=state)
+    return gate(elementwise(params), gate.arguments(drive, recurrent), state)
 
 
 def pointwise(function: Callable[..., Array]) -> Callable[..., Array]:
@@ -220,7 +242,8 @@ def pointwise(function: Callable[..., Array]) -> Callable[..., Array]:
     def jvp(arguments, tangents):
         value, pullback = jax.vjp(function, *arguments)
         slopes = pullback(jnp.ones_like(value))
-        return value, sum(jax.tree.leaves(jax.tree.map(jnp.multiply, slopes, tangents)))
+        changes = jax.tree.leaves(jax.tree.map(jnp.multiply, slopes, tangents))
+        return value, functools.reduce(jnp.add, changes)
 
     return wrapped
 
@@ -310,14 +333,14 @@ def cached(constructor: Callable[Options, AnyCell]) -> Callable[Options, AnyCell
     def plain(option):
         """NumPy's integers and concrete arrays of one number as numbers, which can be hashed."""
         is_array = isinstance(option, (np.generic, np.ndarray, jax.Array))
-        if not is_array or isinstance(option, jax.core.Tracer) or option.size != 1:
+        if not is_array or isinstance(option, Tracer) or option.size != 1:
             return option
         return option.item()
 
     @functools.wraps(constructor)
-    def make(*args, **kwargs):
-        args = tuple(map(plain, args))
-        kwargs = {name: plain(option) for name, option in kwargs.items()}
+    def make(*given: Any, **named: Any) -> Any:
+        args: Any = tuple(map(plain, given))
+        kwargs: Any = {name: plain(option) for name, option in named.items()}
         try:
             hash((args, tuple(kwargs.values())))
         except TypeError:

@@ -10,13 +10,14 @@ from __future__ import annotations
 
 import functools
 from collections.abc import Callable
+from typing import Any
 
 import jax
 import jax.numpy as jnp
 from jax.nn.initializers import glorot_uniform
 from jaxtyping import Array, Float
 
-from jaxrnn.cell import Cell
+from jaxrnn.cell import Cell, P, S
 
 Initializer = Callable[..., Array]
 
@@ -59,14 +60,14 @@ def identity(scale: float = 1.0) -> Initializer:
     return init
 
 
-def scaled(cell: Cell, scale: float | Array) -> Cell:
+def scaled(cell: Cell[P, S], scale: float | Array) -> Cell[P, S]:
     """The cell with kernels that start `scale` times as large.
 
     Its `init` raises ValueError if the cell has no kernel of that name to scale.
     """
 
     def init(key, input_size, dtype=jnp.float32):
-        params = cell.init(key, input_size, dtype)
+        params: Any = cell.init(key, input_size, dtype)
         names = [name for name in ("kernel", "recurrent_kernel") if hasattr(params, name)]
         if not names:
             raise ValueError(f"scale needs params with a kernel, got {type(params).__name__}")

@@ -53,36 +53,45 @@ def lstm(p, xs, h, c, *, clip=np.inf, activation=np.tanh):
     return ys, (h, c)
 
 
-def odyssey(p, xs, h, c, gate_recurrence=None, *, variant):
-    names = "ifgo".replace({"NIG": "i", "CIFG": "i", "NFG": "f", "NOG": "o"}.get(variant, "-"), "")
+# The gates that stand in the kernels of each variant, and those with peepholes.
+ODYSSEY = {
+    "V": ("ifgo", "ifo"),
+    "NIG": ("fgo", "fo"),
+    "NFG": ("igo", "io"),
+    "NOG": ("ifg", "if"),
+    "NIAF": ("ifgo", "ifo"),
+    "NOAF": ("ifgo", "ifo"),
+    "CIFG": ("fgo", "fo"),
+    "NP": ("ifgo", ""),
+    "FGR": ("ifgo", "ifo"),
+}
+
+
+def odyssey(p, xs, h, c, *last_gates, variant):
+    """Greff et al., 2017: the vanilla LSTM of section II, and section IV.B's change in each."""
+    names, peeping = ODYSSEY[variant]
     U, W, b = (gates(each, names) for each in (p.kernel, p.recurrent_kernel, p.bias))
-    peeping = [name for name in names if name != "g"]
-    peep = dict(
-        zip(peeping, np.zeros((3, len(c))) if variant == "NP" else p.peephole, strict=False)
-    )
+    peep = dict(zip(peeping, p.peephole, strict=True)) if peeping else dict.fromkeys("ifo", 0)
     ys = []
     for x in xs:
-        past = dict.fromkeys("ifo", 0)
-        if variant == "FGR":
-            R = np.split(p.gate_kernel, 3, axis=-1)
-            past = {name: gate_recurrence @ R[n] for n, name in enumerate("ifo")}
-
-        def gate(name, cell, x=x, h=h, past=past):
-            if name not in names:
-                return 1
-            return σ(x @ U[name] + h @ W[name] + peep[name] * cell + past[name] + b[name])
-
-        g = x @ U["g"] + h @ W["g"] + b["g"]
-        g = g if variant == "NIAF" else np.tanh(g)
-        f = gate("f", c)
-        i = 1 - f if variant == "CIFG" else gate("i", c)
-        c = f * c + i * g
-        o = gate("o", c)
+        z = {name: x @ U[name] + h @ W[name] + b[name] for name in names}
+        if variant == "FGR":  # every gate sees the three of the step before
+            for name, seen in zip("ifo", np.split(last_gates[0] @ p.gate_kernel, 3), strict=True):
+                z[name] = z[name] + seen
+        f = 1 if variant == "NFG" else σ(z["f"] + peep["f"] * c)
+        if variant == "NIG":
+            i = 1
+        elif variant == "CIFG":
+            i = 1 - f
+        else:
+            i = σ(z["i"] + peep["i"] * c)
+        c = f * c + i * (z["g"] if variant == "NIAF" else np.tanh(z["g"]))
+        o = 1 if variant == "NOG" else σ(z["o"] + peep["o"] * c)
         h = o * (c if variant == "NOAF" else np.tanh(c))
         if variant == "FGR":
-            gate_recurrence = np.concatenate([i, f, o])
+            last_gates = (np.concatenate([i, f, o]),)
         ys.append(h)
-    return ys, (h, c) if variant != "FGR" else (h, c, gate_recurrence)
+    return ys, (h, c, *last_gates)
 
 
 def layer_norm_lstm(p, xs, h, c):

@@ -647,7 +647,7 @@ def own_gate(params, z, state):
 
 
 OWN = jaxrnn.gated(own_gate, "h", jaxrnn.rnn(H).init, jaxrnn.rnn(H).initial_state)
-SEPARATE = CELLS["rnn"].gate._replace(separate=True)
+SEPARATE = CELLS["rnn"].gate._replace(separate=("h",))
 
 
 @pytest.mark.parametrize("library", LIBRARIES)

@@ -56,13 +56,13 @@ def slow_cell(size):
         zero = lambda: jnp.zeros((*batch_shape, size), params.bias.dtype)  # noqa: E731
         return SlowState(zero(), zero(), zero())
 
-    def gate(params, drive, product, state):
+    def gate(params, z, product, state):
         rates = jax.tree.map(lambda rate: jnp.broadcast_to(rate, state.hidden.shape), params.rates)
-        slow = rates["slow"] * state.slow + jnp.sin(drive.a * product.b)
+        slow = rates["slow"] * state.slow + jnp.sin(z.a * product.b)
         slower = rates["slower"] * state.slower + slow * state.hidden
-        return SlowState(jnp.tanh(slower + drive.b * product.a), slow, slower)
+        return SlowState(jnp.tanh(slower + z.b * product.a), slow, slower)
 
-    return jaxrnn.gated(gate, ("a", "b"), init, initial_state, separate=True)
+    return jaxrnn.gated(gate, ("a", "b"), init, initial_state, separate="a b")
 
 
 CELLS = all_cells.CELLS | {"user-gated": slow_cell(H)}

@@ -17,6 +17,36 @@ from jaxrnn.nnx import RNN as NNXRNN
 LSTM = jaxrnn.Cell[jaxrnn.LSTMParams, jaxrnn.LSTMState]
 
 
+def cells_and_unroll(x: Array, key: Array) -> None:
+    lstm = jaxrnn.lstm(4, forget_bias=1.0)
+    assert_type(lstm, LSTM)
+    params = lstm.init(key, 3)
+    assert_type(params, jaxrnn.LSTMParams)
+    assert_type(lstm.initial_state(params, (2,)), jaxrnn.LSTMState)
+    assert_type(lstm.step(params, lstm.initial_state(params), x), tuple[jaxrnn.LSTMState, Array])
+    assert_type(jaxrnn.scaled(lstm, 0.5), LSTM)
+    assert_type(jaxrnn.unroll(lstm, params, x), tuple[Array, jaxrnn.LSTMState])
+    assert_type(jaxrnn.unroll(lstm, {"kernel": x}, x)[1], jaxrnn.LSTMState)
+    jaxrnn.lstm("a")  # pyright: ignore[reportArgumentType]
+    jaxrnn.lstm(4, forgetbias=1)  # pyright: ignore[reportCallIssue]
+    gru = jaxrnn.gru(4)
+    assert_type(gru, jaxrnn.Cell[jaxrnn.GRUParams, jaxrnn.GRUState])
+    jaxrnn.unroll(gru, params, x)  # pyright: ignore[reportArgumentType]
+    jaxrnn.unroll(gru, gru.init(key, 3), x, initial_state=lstm.initial_state(params))  # pyright: ignore[reportArgumentType]
+
+    def init(key: Array, input_size: int, dtype: Any = None) -> jaxrnn.RNNParams:
+        return jaxrnn.RNNParams(x, x, x)
+
+    def initial_state(params: jaxrnn.RNNParams, batch_shape: tuple[int, ...] = ()):
+        return jaxrnn.RNNState(x)
+
+    def gate(params: jaxrnn.RNNParams, z: Any, state: jaxrnn.RNNState):
+        return jaxrnn.RNNState(z.h)
+
+    own = jaxrnn.gated(gate, "h", init, initial_state)
+    assert_type(own, jaxrnn.Cell[jaxrnn.RNNParams, jaxrnn.RNNState])
+
+
 def linen_layers(lstm: LSTM, x: Array, lengths: Array, flag: bool) -> None:
     layer = RNN(lstm, reverse=True)
     assert_type(layer(x, return_carry=False), Array)

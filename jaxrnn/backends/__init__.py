@@ -56,4 +56,5 @@ def choose(cell: Cell, state: State, steps: Steps, dtype: Any, name: str | None)
     elif reason := BACKENDS[name].supports(cell, state, steps, dtype):
         raise ValueError(f"implementation {name!r} cannot compute this: {reason}")
     # Without jit there is no one program of a step whose pullback could be saved.
-    return "scan" if name == "fused" and jax.config.jax_disable_jit else name
+    without_jit = jax.config.jax_disable_jit  # pyright: ignore[reportAttributeAccessIssue]
+    return "scan" if name == "fused" and without_jit else name

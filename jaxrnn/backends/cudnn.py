@@ -47,10 +47,11 @@ def _is_installed() -> bool:
 
 
 def _is_plain_lstm(cell: Cell) -> bool:
-    if cell.origin is None or not cell.origin.describes(cell):
+    origin = cell.origin
+    if origin is None or origin.constructor is not lstm or not origin.describes(cell):
         return False
-    plain = lstm(cell.origin.options["hidden_size"]).origin
-    return (cell.origin.constructor, cell.origin.options) == (plain.constructor, plain.options)
+    plain = lstm(origin.options["hidden_size"]).origin
+    return plain is not None and plain.options == origin.options
 
 
 def run(
@@ -70,7 +71,7 @@ def run(
     )
 
 
-def _run_on_cuda(params, start, reset_state, steps, *, lstm=rnn.lstm):
+def _run_on_cuda(params, start, reset_state, steps, *, lstm: Any = rnn.lstm):
     """Runs the LSTM with cuDNN, or with a function of the signature of its `lstm`."""
     time, *batch_shape, input_size = steps.inputs.shape
     hidden_size = params.recurrent_kernel.shape[0]

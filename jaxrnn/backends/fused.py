@@ -60,17 +60,14 @@ def _fused(cell, unroll, dtype, params, start, reset_state, steps):
 def _forward(cell, unroll, dtype, params, start, reset_state, steps, *, with_pullbacks):
     weights, products = elementwise(params), _Products(cell, params, dtype)
 
-    def gate(weights, arguments, before):
-        return cell.gate(weights, *arguments, state=before)
-
     def body(state, now):
         now, ahead = now
         before = begin(now, reset_state, state)
         saved, arguments = products.make(recurrent_input(now, before), ahead)
         if with_pullbacks:
-            after, pullback = jax.vjp(gate, weights, arguments, before)
+            after, pullback = jax.vjp(cell.gate, weights, arguments, before)
         else:
-            after, pullback, saved = gate(weights, arguments, before), None, None
+            after, pullback, saved = cell.gate(weights, arguments, before), None, None
         state = finish(now, after, before)
         return state, (state[0], pullback, saved)
 
@@ -92,7 +89,7 @@ def _fused_backward(cell, unroll, dtype, residuals, cotangents):
     params, start, reset_state, steps, pullbacks, saved = residuals
     d_outputs, d_state = cotangents
     products = _Products(cell, params, dtype)
-    kernel = None
+    kernel: Any = None
     if products.recurrent:
         # Transposed once: XLA:CPU takes a fifth longer to multiply by a transposed view.
         kernel = lax.optimization_barrier(products.params.recurrent_kernel.T)
@@ -104,22 +101,23 @@ def _fused_backward(cell, unroll, dtype, residuals, cotangents):
         d_after, d_before = jax.linear_transpose(partial(finish, now), start, start)(d_state)
         d_gate, d_arguments, d_seen = pullback(d_after)
         d_before = _add(d_before, d_seen)
+        d_drive, d_product = cell.gate.join(d_arguments)
         if products.recurrent:
-            d_hidden = product(d_arguments[-1], kernel)
+            d_hidden = product(d_drive if d_product is None else d_product, kernel)
             (d_seen,) = jax.linear_transpose(partial(recurrent_input, now), start)(d_hidden)
             d_before = _add(d_before, d_seen)
         d_again, d_state = jax.linear_transpose(partial(begin, now), reset_state, start)(d_before)
-        return (d_state, _add(d_weights, d_gate), _add(d_reset, d_again)), d_arguments
+        return (d_state, _add(d_weights, d_gate), _add(d_reset, d_again)), (d_drive, d_product)
 
     zeros = partial(jax.tree.map, jnp.zeros_like)
-    (d_state, d_weights, d_reset), d_arguments = lax.scan(
+    (d_state, d_weights, d_reset), d_products = lax.scan(
         body,
         (d_state, zeros(elementwise(params)), zeros(reset_state)),
         (steps._replace(inputs=None), pullbacks, d_outputs),
         reverse=True,
         unroll=unroll,
     )
-    d_kernel, d_recurrent, d_bias, d_inputs = products.gradients(steps.inputs, saved, d_arguments)
+    d_kernel, d_recurrent, d_bias, d_inputs = products.gradients(steps.inputs, saved, *d_products)
     d_params = d_weights._replace(kernel=d_kernel, recurrent_kernel=d_recurrent, bias=d_bias)
     return d_params, d_state, d_reset, Steps(d_inputs, None, None)
 
@@ -128,57 +126,61 @@ _fused.defvjp(_fused_forward, _fused_backward)
 
 
 class _Products:
-    """The products of one step, and the gradients of the kernels over all steps.
+    """The products of a step, and the gradients of the kernels over all steps.
 
-    Where the gate sees only the sum of drive and product, and the inputs are not wider than the
-    state, one product of the row (h, x, 1) with the stacked (W; U; b) makes both. It saves writing
-    and reading the drive, and the saved rows give dW, dU and db in one product as well.
+    Where every gate sees only the sum of drive and product, and the inputs are not wider than the
+    state, one product of (h, x, 1) with the stacked (W; U; b) makes both. It saves writing and
+    reading the drive, and what is saved of the steps gives dW, dU and db in one product as well.
     """
 
     def __init__(self, cell, params, dtype):
         kernel_dtype = params.kernel.dtype
         self.params = params = with_kernels_in(dtype, params)
+        self.gate = cell.gate
         self.recurrent = params.recurrent_kernel is not None
+        self.narrow = self.recurrent and len(params.kernel) <= len(params.recurrent_kernel)
         # In a narrower dtype the stacked bias would be rounded too.
         self.stacked = (
-            self.recurrent
-            and not cell.gate.separate
-            and len(params.kernel) <= len(params.recurrent_kernel)
-            and params.kernel.dtype == params.bias.dtype
+            self.narrow and not cell.gate.separate and params.kernel.dtype == params.bias.dtype
         )
-        self.gate = cell.gate
         self.transposed = partial(_transposed_product, params.kernel.dtype, kernel_dtype)
         if self.stacked:
             kernels = params.recurrent_kernel, params.kernel, params.bias[None]
             self.matrix = jnp.concatenate(kernels)
 
+    def drive(self, x):
+        return affine(x, self.params.kernel, self.params.bias)
+
     def ahead(self, inputs):
-        """What can be made for all steps at once: the drive, unless it is stacked."""
-        if not self.stacked:
-            return affine(inputs, self.params.kernel, self.params.bias)
-        return inputs
+        """What a step reads: its inputs, and its drive where that is made for all steps at once."""
+        return inputs, None if self.stacked else self.drive(inputs)
 
     def make(self, hidden, ahead):
-        """One step: the row to save, and the gate's arguments."""
+        """One step: what to save of it, and the gate's arguments."""
+        x, drive = ahead
         if self.stacked:
             one = jnp.ones((*hidden.shape[:-1], 1), hidden.dtype)
-            row = jnp.concatenate([hidden, ahead, one], axis=-1)
-            return row, (row @ self.matrix,)
+            row = jnp.concatenate([hidden, x, one], axis=-1)
+            return row, self.gate.summed(row @ self.matrix)
         if not self.recurrent:
-            return None, self.gate.arguments(ahead, None)
-        return hidden, self.gate.arguments(ahead, product(hidden, self.params.recurrent_kernel))
+            return None, self.gate.arguments(drive, None)
+        if self.narrow:
+            # On a CPU it takes longer to read the drive than to make it of what is in the caches;
+            # what nothing reads XLA drops.
+            make, read = lambda x, _: self.drive(x), lambda _, drive: drive
+            drive = lax.platform_dependent(x, drive, cpu=make, default=read)
+        return hidden, self.gate.arguments(drive, product(hidden, self.params.recurrent_kernel))
 
-    def gradients(self, inputs, saved, d_arguments):
-        """The gradients of the kernels, the bias and the inputs."""
-        d_drives, d_products = d_arguments[0], d_arguments[-1]
+    def gradients(self, inputs, saved, d_drives, d_products):
+        """The gradients of the kernels, the bias and the inputs over all steps."""
         d_inputs = product(d_drives, self.params.kernel.T)
         if self.stacked:
             hidden_size, input_size = len(self.params.recurrent_kernel), len(self.params.kernel)
-            d_matrix = self.transposed(saved, d_drives)
             split = [hidden_size, hidden_size + input_size]
-            d_recurrent, d_kernel, d_bias = jnp.split(d_matrix, split)
+            d_recurrent, d_kernel, d_bias = jnp.split(self.transposed(saved, d_drives), split)
             return d_kernel, d_recurrent, d_bias[0], d_inputs
         d_kernel = self.transposed(inputs, d_drives)
+        d_products = d_drives if d_products is None else d_products
         d_recurrent = self.transposed(saved, d_products) if self.recurrent else None
         return d_kernel, d_recurrent, _rows(d_drives).sum(0), d_inputs
 

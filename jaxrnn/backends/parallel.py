@@ -42,7 +42,7 @@ def run(
     unroll: int = 1,
 ) -> tuple[Float[Array, "T *B P"], State]:
     """Runs all steps at once; see `jaxrnn.backends`. There is no loop to unroll."""
-    recurrence = cell.recurrence
+    recurrence: Any = cell.recurrence
     params, packed_start = with_kernels_in(dtype, params), recurrence.pack(start)
     a, b = recurrence.coefficients(params, steps.inputs)
     # A coefficient may lack axes, as a decay [H] that is the same for all examples and steps.

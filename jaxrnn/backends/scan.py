@@ -33,11 +33,11 @@ def run(
         # Within the step, so that the gradients of the kernels add up in their own dtype.
         cast = with_kernels_in(dtype, params)
         before = begin(now, reset_state, state)
-        if now.dropout_mask is None:
+        if now.dropout_mask is None or cell.gate is None:
             after, output = cell.step(cast, before, now.inputs)
         else:
             hidden = recurrent_input(now, before)
-            after, output = gated_step(cell.gate, cast, before, hidden, now.inputs), None
+            output, *_ = after = gated_step(cell.gate, cast, before, hidden, now.inputs)
         state = finish(now, after, before)
         return state, jax.tree.leaves(state)[0] if cell.outputs_state else output
 

@@ -42,7 +42,7 @@ def gru(
     chrono: float | None = None,
     kernel_init: Initializer | None = None,
     recurrent_kernel_init: Initializer | None = None,
-) -> Cell:
+) -> Cell[GRUParams, GRUState]:
     """Gated recurrent unit (Cho et al., 2014).
 
         r = σ(x·Ur + h·Wr + br)               how much of the past the candidate sees
@@ -87,10 +87,9 @@ def gru(
         n = jnp.tanh(n + sigmoid(r) * past)
         return n + sigmoid(z) * (h - n)  # (1 - z)∘n + z∘h
 
-    def gate(params, drive, product, state):
-        r, z = drive.r + product.r, drive.z + product.z
+    def gate(params, z, product, state):
         past = product.n + along(params.recurrent_bias, product.n)
-        return GRUState(new_hidden(r, z, drive.n, past, state.hidden))
+        return GRUState(new_hidden(z.r, z.z, z.n, past, state.hidden))
 
     def reset_before_step(params, state, x):
         # The reset stands inside the product, so this is no gate.
@@ -103,7 +102,7 @@ def gru(
         return state, state.hidden
 
     if reset_after:
-        return gated(gate, "r z n", init, initial_state, separate=True)
+        return gated(gate, "r z n", init, initial_state, separate="n")
     return Cell(init, initial_state, reset_before_step, outputs_state=True)
 
 
@@ -113,7 +112,7 @@ def mgu(
     *,
     kernel_init: Initializer | None = None,
     recurrent_kernel_init: Initializer | None = None,
-) -> Cell:
+) -> Cell[RNNParams, RNNState]:
     """Minimal gated unit (Zhou et al., "Minimal gated unit for recurrent neural networks", 2016).
 
         f = σ(x·Uf + h·Wf + bf)               how much to renew

@@ -34,7 +34,9 @@ from jaxrnn.initializers import Initializer, kernels
 
 
 @cached
-def min_gru(hidden_size: int, *, kernel_init: Initializer | None = None) -> Cell:
+def min_gru(
+    hidden_size: int, *, kernel_init: Initializer | None = None
+) -> Cell[RNNParams, RNNState]:
     """The minGRU (Feng et al., "Were RNNs all we needed?", 2024).
 
         z = σ(x·Uz + bz)
@@ -60,7 +62,9 @@ def min_gru(hidden_size: int, *, kernel_init: Initializer | None = None) -> Cell
 
 
 @cached
-def min_lstm(hidden_size: int, *, kernel_init: Initializer | None = None) -> Cell:
+def min_lstm(
+    hidden_size: int, *, kernel_init: Initializer | None = None
+) -> Cell[RNNParams, RNNState]:
     """The minLSTM (Feng et al., "Were RNNs all we needed?", 2024).
 
         i = σ(x·Ui + bi)        f = σ(x·Uf + bf)
@@ -131,7 +135,7 @@ def lru(
     activation: Callable[[Array], Array] = jax.nn.gelu,
     radius: tuple[float, float] = (0.9, 0.999),
     max_phase: float = 6.28,
-) -> Cell:
+) -> Cell[LRUParams, LRUState]:
     """Linear recurrent unit (Orvieto et al., "Resurrecting recurrent neural networks", 2023).
 
         s' = λ∘s + exp(gamma)∘(x·B)            complex; λ = exp(-exp(nu) + i·exp(theta))

@@ -9,7 +9,7 @@ Shapes: B batch (any number of axes), I input features, H memory cells, P the si
 from __future__ import annotations
 
 from collections.abc import Callable
-from typing import NamedTuple
+from typing import Any, NamedTuple
 
 import jax
 import jax.numpy as jnp
@@ -72,7 +72,7 @@ def lstm(
     chrono: float | None = None,
     kernel_init: Initializer | None = None,
     recurrent_kernel_init: Initializer | None = None,
-) -> Cell:
+) -> Cell[LSTMParams, LSTMState]:
     """Long short-term memory (Hochreiter & Schmidhuber, 1997; forget gate Gers et al., 2000).
 
         i = σ(x·Ui + h·Wi + bi [+ pi∘c])      how much of the candidate to write
@@ -215,7 +215,7 @@ def odyssey(
     forget_bias: float | Array = 1.0,
     kernel_init: Initializer | None = None,
     recurrent_kernel_init: Initializer | None = None,
-) -> Cell:
+) -> Cell[LSTMParams, LSTMState | FullGateState]:
     """The LSTM with peepholes and its eight variants of "LSTM: A search space odyssey".
 
     Greff et al., 2017. "V" is their vanilla LSTM, `lstm(hidden_size, peephole=True)`; the others
@@ -270,7 +270,7 @@ def odyssey(
             return LSTMState(hidden, cell)
         return FullGateState(hidden, cell, zeros(params, batch_shape, 3 * hidden_size))
 
-    def full_gate_step(params, state, x):
+    def full_gate_step(params, state: Any, x):
         total = affine(x, params.kernel, params.bias) + product(
             state.hidden, params.recurrent_kernel
         )
@@ -307,7 +307,7 @@ def janet(
     chrono: float | None = None,
     kernel_init: Initializer | None = None,
     recurrent_kernel_init: Initializer | None = None,
-) -> Cell:
+) -> Cell[RNNParams, RNNState]:
     """Just another network: the LSTM with its forget gate only.
 
     van der Westhuizen & Lasenby, "The unreasonable effectiveness of the forget gate", 2018.
@@ -372,7 +372,7 @@ def layer_norm_lstm(
     epsilon: float = 1e-3,
     kernel_init: Initializer | None = None,
     recurrent_kernel_init: Initializer | None = None,
-) -> Cell:
+) -> Cell[LayerNormLSTMParams, LSTMState]:
     """The LSTM with layer normalisation (Ba et al., "Layer normalization", 2016, equations 20–22).
 
         i, f, g, o = LN(h·W)∘recurrent_scale + LN(x·U)∘scale + b

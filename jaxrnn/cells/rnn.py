@@ -50,7 +50,7 @@ def rnn(
     activation: Callable[[Array], Array] = jnp.tanh,
     kernel_init: Initializer | None = None,
     recurrent_kernel_init: Initializer | None = None,
-) -> Cell:
+) -> Cell[RNNParams, RNNState]:
     """The simple recurrent network of Elman (1990), `h' = activation(x·U + b + h·W)`.
 
     With `activation=jax.nn.relu, recurrent_kernel_init=jaxrnn.identity()` it is the IRNN of Le et
@@ -90,7 +90,7 @@ def indrnn(
     *,
     activation: Callable[[Array], Array] = jax.nn.relu,
     kernel_init: Initializer | None = None,
-) -> Cell:
+) -> Cell[IndRNNParams, RNNState]:
     """Independently recurrent network, `h' = activation(x·U + b + u∘h)`.
 
     Li et al., "Independently recurrent neural network (IndRNN): building a longer and deeper
