@@ -415,7 +415,7 @@ def test_a_study_tells_cells_of_other_contents_apart(own):
         ({"cell": "nowhere.py:cell"}, "nowhere.py cannot be read: No such file"),
         ({"cell": "lstn"}, "--cell lstn is neither path/to/file.py:name nor one of rnn, "),
         ({"cell": "OWN:cell", "chrono": 9.0}, "cell does not take --chrono"),
-        ({"cell": "OWN:cell", "cell_options": ("depth=2",)}, "cell does not take --cell-options depth"),
+        ({"cell": "OWN:cell", "cell_options": ("depth=2",)}, "does not take --cell-options depth"),
         ({"cell_options": ("peephole",)}, "must be key=value, got 'peephole'"),
         ({"cell_options": ("a=1", "a=2")}, "--cell-options has a twice"),
         ({"cell_options": ("activation=tanh",)}, "tanh is not a Python literal"),

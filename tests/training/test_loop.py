@@ -28,8 +28,8 @@ def factory(hparams):
 
 
 def noisy(hparams):
-    model = Classifier(Stack(jaxrnn.lstm(8), num_layers=2, dropout=0.5), 3)
-    return model, training.optimizer(hparams["learning_rate"])
+    stack = Stack(jaxrnn.rnn(8), regularizer=jaxrnn.Regularizer(zoneout=0.5))
+    return Classifier(stack, 3), training.optimizer(hparams["learning_rate"])
 
 
 @pytest.fixture(scope="module")
