@@ -58,7 +58,7 @@ TASKS = {
     "long": Task("train step, 10,000 × 1", time=10_000, features=1, repeats=1),
 }
 # The tutorial's whole run: 200 times 100 training steps and one evaluation, compiling included.
-WHOLE, LOOKS, STEPS_PER_LOOK = "run", 200, 100
+WHOLE, EVALUATIONS, STEPS_PER_EVALUATION = "run", 200, 100
 TITLES = {name: task.title for name, task in TASKS.items()} | {
     WHOLE: "20,000 steps and 200 evaluations"
 }
@@ -143,8 +143,8 @@ def whole_run(make: Callable, dtype: str) -> float:
     """Seconds of the tutorial's whole run, from building the model to the last evaluation."""
     started = time.perf_counter()
     train, evaluate = (make(TASKS[name]._replace(dtype=dtype)) for name in ("step", "evaluate"))
-    for _ in range(LOOKS):
-        for _ in range(STEPS_PER_LOOK // TASKS["step"].repeats):
+    for _ in range(EVALUATIONS):
+        for _ in range(STEPS_PER_EVALUATION // TASKS["step"].repeats):
             train()
         evaluate()
     return time.perf_counter() - started
@@ -153,11 +153,11 @@ def whole_run(make: Callable, dtype: str) -> float:
 def work(config: Config) -> None:
     """The inner process: all cores as devices only where that is what is measured."""
     if config.worker in ALL_CORES:
-        import mnist
+        from devices import divide_cpu, largest_share
 
         from jaxrnn.training.run import cores
 
-        mnist.divide_cpu(mnist.largest_share(BATCH, cores()))
+        divide_cpu(largest_share(BATCH, cores()))
     print(json.dumps(measure(config.worker, config.tasks[0], config.dtype)))
 
 
@@ -192,7 +192,7 @@ def median(rounds: list[dict[str, Any]], field: str = "ms") -> float | None:
 def flops(name: str) -> float:
     """Floating point operations of a task's matrix products."""
     if name == WHOLE:
-        return LOOKS * (STEPS_PER_LOOK * TASKS["step"].flops + TASKS["evaluate"].flops)
+        return EVALUATIONS * (STEPS_PER_EVALUATION * TASKS["step"].flops + TASKS["evaluate"].flops)
     return TASKS[name].flops
 
 

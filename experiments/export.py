@@ -11,7 +11,6 @@ What was written is read back by another process, which never imports jaxrnn, an
 
 from __future__ import annotations
 
-import logging
 import subprocess
 import sys
 import tempfile
@@ -23,10 +22,10 @@ import jax.export
 import jax.numpy as jnp
 import numpy as np
 import tyro
-from mnist import initial_example, load_run
+from experiment import blank_example, load_run
+from terminal import run_script
 
-from jaxrnn.training import train
-from jaxrnn.training.checkpoint import CheckpointError
+from jaxrnn import training
 from jaxrnn.training.run import RunError
 
 PLATFORMS = ("cpu", "cuda", "rocm", "tpu")
@@ -59,13 +58,13 @@ def export(run: Path) -> jax.export.Exported:
     Raises:
         RunError: If the folder holds no trained run.
     """
-    config, model, params = load_run(run)
+    config, model, params, _ = load_run(run)
 
     @jax.jit
     def classify(sequences):
-        return jax.nn.softmax(train.apply(model, params, train.scale(sequences)))
+        return jax.nn.softmax(training.apply(model, params, training.scale(sequences)))
 
-    _, time, features = initial_example(config).shape
+    _, time, features = blank_example(config).shape
     shape = jax.export.symbolic_shape(f"batch, {time}, {features}")
     return jax.export.export(classify, platforms=PLATFORMS)(jax.ShapeDtypeStruct(shape, jnp.uint8))
 
@@ -76,13 +75,13 @@ def check(run: Path, program: Path) -> None:
     Raises:
         RunError: If they differ or it does not run.
     """
-    config, model, params = load_run(run)
-    _, time, features = initial_example(config).shape
+    config, model, params, _ = load_run(run)
+    _, time, features = blank_example(config).shape
     arrays, random = {}, np.random.default_rng(0)
     for batch in BATCHES:
         sequences = random.integers(0, 256, (batch, time, features), np.uint8)
         arrays[f"sequences_{batch}"] = sequences
-        arrays[f"expected_{batch}"] = train.probabilities(model, params, sequences)
+        arrays[f"expected_{batch}"] = training.probabilities(model, params, sequences)
     with tempfile.TemporaryDirectory() as folder:
         expected = Path(folder) / "expected.npz"
         np.savez(expected, **arrays)
@@ -94,7 +93,6 @@ def check(run: Path, program: Path) -> None:
 
 def main(config: Config) -> int:
     """Exports and checks."""
-    logging.getLogger("absl").setLevel(logging.ERROR)  # orbax is talkative
     config.out.write_bytes(export(config.run).serialize())
     check(config.run, config.out)
     print(
@@ -105,8 +103,4 @@ def main(config: Config) -> int:
 
 
 if __name__ == "__main__":
-    try:
-        sys.exit(main(tyro.cli(Config, description=__doc__)))
-    except (RunError, CheckpointError, OSError) as error:
-        print(f"error: {error}", file=sys.stderr)
-        sys.exit(2)
+    sys.exit(run_script(lambda: main(tyro.cli(Config, description=__doc__))))

@@ -1,12 +1,12 @@
-"""The five forms of recurrent networks, each as a small model that visibly works.
+"""The five forms of recurrent networks, each as a small model.
 
-    python experiments/forms.py one-to-one      a single step reads the whole image and names it
+    python experiments/forms.py one-to-one      a single step reads the whole image and classifies
     python experiments/forms.py one-to-many     a label is read, a digit drawn row by row
-    python experiments/forms.py many-to-one     28 rows are read, the digit is named
+    python experiments/forms.py many-to-one     28 rows are read, the digit is classified
     python experiments/forms.py many-to-many    the upper half is read, the lower half drawn
-    python experiments/forms.py in-step         after every row the network says what it believes
+    python experiments/forms.py in-step         the digit is classified after every row
 
-What is drawn is judged by a classifier (the form many-to-one) that learned from real digits only.
+Drawings are judged by a classifier (the form many-to-one) that learned from real digits only.
 """
 
 from __future__ import annotations
@@ -18,7 +18,7 @@ from collections.abc import Callable
 from dataclasses import dataclass
 from functools import partial
 from pathlib import Path
-from typing import Any, Literal
+from typing import Any, Literal, NamedTuple
 
 import flax.linen as nn
 import jax
@@ -26,30 +26,34 @@ import jax.numpy as jnp
 import numpy as np
 import optax
 import tyro
+from devices import share_batch
 from drawing import ConditionalVAE, EncoderDecoder
+from experiment import load_dataset
 from jax.sharding import Mesh
-from mnist import NUM_CLASSES, announce, build_mesh, console, load_dataset
+from models import NUM_CLASSES, classifier
+from options import DatasetName
+from terminal import announce, console, run_script
 
 import jaxrnn
-from jaxrnn.linen import Classifier, Stack
-from jaxrnn.training import data, report, train
-from jaxrnn.training.run import RunError, write_json
+from jaxrnn import training
+from jaxrnn.training import data, report
+from jaxrnn.training.files import write_json
 
 SIDE = data.SIDE
 HALF = SIDE // 2
 STYLES = 100  # drawings of each label that are judged
-# Styles are drawn a little closer together than training saw them: the rarest look like no digit.
+# Styles are drawn a little closer together than in training: the rarest look like no digit.
 SPREAD = 0.75
 
 
 @dataclass(frozen=True)
 class Config:
-    """Train one of the five forms on digits and picture what it does."""
+    """Train one of the five forms on digits and draw what it does."""
 
     form: tyro.conf.Positional[
         Literal["one-to-one", "one-to-many", "many-to-one", "many-to-many", "in-step"]
     ]
-    dataset: Literal["auto", "mnist", "fashion_mnist", "kmnist", "digits"] = "auto"
+    dataset: DatasetName = "auto"
     data_dir: Path | None = None
     """Folder with the set as IDX, .npz, .csv or .parquet, or prepared by TFDS [JAXRNN_DATA_DIR]."""
     validation_size: int = 5000
@@ -66,87 +70,78 @@ class Config:
     devices: int | None = None
 
 
-@dataclass(frozen=True)
-class Trainer:
+class Setup(NamedTuple):
     """What all forms train with."""
 
     config: Config
     mesh: Mesh
 
-    def __call__(
+    def train(
         self,
         model: nn.Module,
         examples: tuple[np.ndarray, ...],
-        loss_fn: train.Loss = train.cross_entropy,
+        loss_fn: training.Loss = training.cross_entropy,
         steps: int | None = None,
+        inputs: tuple[Any, ...] | None = None,
     ) -> Any:
-        """Trains the model on the examples and returns its parameters."""
+        """Trains a model on examples and returns its parameters; `inputs` as in `training.fit`."""
         config, steps = self.config, steps or self.config.steps
-        optimizer = train.optimizer(
+        optimizer = training.optimizer(
             config.learning_rate, schedule="onecycle", steps=steps, clip_norm=1.0
         )
-        key, noise_key = jax.random.split(jax.random.key(config.seed))
-        inputs = train.scale(jnp.asarray(examples[0][:1]))
-        arguments = (
-            (inputs, jnp.zeros(1, jnp.int32)) if isinstance(model, ConditionalVAE) else (inputs,)
-        )
-        state = train.create_state(model, optimizer, key, *arguments)
-        state, examples = train.replicate((state, examples), self.mesh)
-        chunk, started = min(100, steps), time.perf_counter()
-        for step in range(0, steps, chunk):
-            count = min(chunk, steps - step)
-            size = len(jax.tree.leaves(examples)[0])
-            indices = data.batch_indices(config.seed, step, count, config.batch_size, size)
-            state, losses = train.train_chunk(
-                model, optimizer, self.mesh, state, examples, indices, noise_key, loss_fn=loss_fn
-            )
-            if (step + count) % 500 < count:
-                seconds = time.perf_counter() - started
-                console.print(f"step {step + count:5d}  loss {losses.mean():.4f}  {seconds:.0f} s")
-        return state.params
+        trainer = training.Trainer(training.Fixed(model, optimizer), loss_fn, mesh=self.mesh)
+        started, progress = time.perf_counter(), None
+        for progress in training.fit(
+            trainer,
+            examples,
+            steps=steps,
+            batch_size=config.batch_size,
+            seed=config.seed,
+            inputs=inputs,
+        ):
+            if progress.step % 500 == 0:
+                loss, seconds = progress.losses.mean(), time.perf_counter() - started
+                console.print(f"step {progress.step:5d}  loss {loss:.4f}  {seconds:.0f} s")
+        assert progress is not None  # there is at least one step
+        return progress.state.params
 
     def classify(
         self, sequences: np.ndarray, labels: np.ndarray, steps: int | None = None, **options: Any
-    ) -> Callable:
-        """A trained classifier as a function of sequences `[N, T, I]`; gives logits."""
-        stack = Stack(jaxrnn.lstm(self.config.hidden_size))
-        model = Classifier(stack, NUM_CLASSES, **options)
-        params = self(model, (sequences, labels), steps=steps)
-        return partial(train.logits, model, self.mesh, params)
+    ) -> Callable[[np.ndarray], np.ndarray]:
+        """A trained classifier as a function from sequences `[N, T, I]` to logits."""
+        model = classifier(jaxrnn.lstm(self.config.hidden_size), **options)
+        params = self.train(model, (sequences, labels), steps=steps)
+        return lambda sequences: np.asarray(training.predict(model, params, sequences))
 
 
 Result = dict[str, Any]
 
 
-def one_to_one(trainer: Trainer, dataset: data.Dataset, out: Path) -> Result:
-    """A sequence of a single step: the image as one row of 784 pixels."""
+def one_to_one(setup: Setup, dataset: data.Dataset, out: Path) -> Result:
+    """A sequence of a single step: the image as 784 features."""
 
-    def flat(images):
+    def flat(images: np.ndarray) -> np.ndarray:
         return images.reshape(len(images), 1, SIDE * SIDE)
 
-    model = Classifier(Stack(jaxrnn.rnn(trainer.config.hidden_size)), NUM_CLASSES)
-    params = trainer(model, (flat(dataset.train.images), dataset.train.labels))
-    test = flat(dataset.test.images), dataset.test.labels
-    report.mistakes(
-        dataset.test.images,
-        dataset.test.labels,
-        train.probabilities(model, params, test[0]),
-        out / "mistakes.png",
-        "One to one: the most confident mistakes",
-    )
-    return {"test_accuracy": train.evaluate(model, trainer.mesh, params, *test)}
+    (images, labels), test = dataset.train, dataset.test
+    model = classifier(jaxrnn.rnn(setup.config.hidden_size))
+    params = setup.train(model, (flat(images), labels))
+    probabilities = training.probabilities(model, params, flat(test.images))
+    title = "One to one: the most confident mistakes"
+    report.mistakes(test.images, test.labels, probabilities, out / "mistakes.png", title)
+    return {"test_accuracy": accuracy(probabilities, test.labels)}
 
 
-def many_to_one(trainer: Trainer, dataset: data.Dataset, out: Path) -> Result:
+def many_to_one(setup: Setup, dataset: data.Dataset, out: Path) -> Result:
     """The classifier: rows in, one label out."""
-    logits = np.asarray(trainer.classify(*dataset.train)(dataset.test.images))
+    logits = setup.classify(*dataset.train)(dataset.test.images)
     report.confusion(dataset.test.labels, logits.argmax(-1), out / "confusion.png", "Many to one")
     return {"test_accuracy": accuracy(logits, dataset.test.labels)}
 
 
-def in_step(trainer: Trainer, dataset: data.Dataset, out: Path) -> Result:
+def in_step(setup: Setup, dataset: data.Dataset, out: Path) -> Result:
     """A label after every row, and a loss at every row."""
-    logits = trainer.classify(*dataset.train, every_step=True)(dataset.test.images)
+    logits = setup.classify(*dataset.train, every_step=True)(dataset.test.images)
     beliefs = np.asarray(jax.nn.softmax(logits))
     after = (beliefs.argmax(-1) == dataset.test.labels[:, None]).mean(0)
     report.accuracies(after, out / "accuracy.png", "In step: how many digits are known when")
@@ -161,25 +156,26 @@ def in_step(trainer: Trainer, dataset: data.Dataset, out: Path) -> Result:
 
 
 def drawing_loss(logits: jax.Array, images: jax.Array) -> jax.Array:
-    """Nats that it takes to say each image's pixels, `[B]`."""
-    return optax.sigmoid_binary_cross_entropy(logits, train.scale(images)).sum((-2, -1))
+    """Nats of each image's pixels, `[B]`: their negative log-likelihood."""
+    return optax.sigmoid_binary_cross_entropy(logits, training.scale(images)).sum((-2, -1))
 
 
-def sketch_loss(model, params, batch, key=None):
+def vae_loss(model: nn.Module, params: Any, batch: Any, key: jax.Array | None = None) -> jax.Array:
     """The negative evidence lower bound."""
     images, labels = batch
-    logits, nats = train.apply(
-        model, params, train.scale(images), labels.astype(jnp.int32), key=key
+    logits, nats = training.apply(
+        model, params, training.scale(images), labels.astype(jnp.int32), key=key
     )
     return (drawing_loss(logits, images) + nats).mean()
 
 
-def one_to_many(trainer: Trainer, dataset: data.Dataset, out: Path) -> Result:
+def one_to_many(setup: Setup, dataset: data.Dataset, out: Path) -> Result:
     """A label and a random style in, 28 rows out."""
-    model = ConditionalVAE(jaxrnn.lstm(2 * trainer.config.hidden_size), NUM_CLASSES, SIDE, SIDE)
-    params = trainer(model, tuple(dataset.train), sketch_loss)
+    model = ConditionalVAE(jaxrnn.lstm(2 * setup.config.hidden_size), NUM_CLASSES, SIDE, SIDE)
+    inputs = np.zeros((1, SIDE, SIDE), np.float32), np.zeros(1, np.int32)
+    params = setup.train(model, tuple(dataset.train), vae_loss, inputs=inputs)
     labels = np.repeat(np.arange(NUM_CLASSES), STYLES)
-    key = jax.random.key(trainer.config.seed)
+    key = jax.random.key(setup.config.seed)
     styles = SPREAD * jax.random.normal(key, (len(labels), model.style_size))
     logits = jax.jit(partial(model.apply, method="draw"))({"params": params}, labels, styles)
     drawn = to_bytes(logits)
@@ -189,22 +185,25 @@ def one_to_many(trainer: Trainer, dataset: data.Dataset, out: Path) -> Result:
         [str(label) for label in range(NUM_CLASSES)],
         "One to many: a label and a random style, drawn row by row",
     )
-    return {"drawn": len(drawn), "named_correctly": judge(trainer, dataset, labels, drawn)[0]}
+    return {"drawn": len(drawn), "named_correctly": judge(setup, dataset, labels, drawn)[0]}
 
 
-def continue_loss(model, params, batch, key=None):
+def completion_loss(
+    model: nn.Module, params: Any, batch: Any, key: jax.Array | None = None
+) -> jax.Array:
     """Nats of the lower half, given the upper."""
     upper, lower = batch
-    return drawing_loss(train.apply(model, params, train.scale(upper), key=key), lower).mean()
+    logits = training.apply(model, params, training.scale(upper), key=key)
+    return drawing_loss(logits, lower).mean()
 
 
-def many_to_many(trainer: Trainer, dataset: data.Dataset, out: Path) -> Result:
+def many_to_many(setup: Setup, dataset: data.Dataset, out: Path) -> Result:
     """The upper 14 rows in, the lower 14 out."""
-    model = EncoderDecoder(jaxrnn.lstm(2 * trainer.config.hidden_size), SIDE - HALF, SIDE)
+    model = EncoderDecoder(jaxrnn.lstm(2 * setup.config.hidden_size), SIDE - HALF, SIDE)
     images, labels = dataset.train
-    params = trainer(model, (images[:, :HALF], images[:, HALF:]), continue_loss)
+    params = setup.train(model, (images[:, :HALF], images[:, HALF:]), completion_loss)
     images, labels = dataset.test
-    lower = to_bytes(train.logits(model, trainer.mesh, params, images[:, :HALF]))
+    lower = to_bytes(training.predict(model, params, images[:, :HALF]))
     completed = np.concatenate([images[:, :HALF], lower], axis=1)
     blank = images.copy()
     blank[:, HALF:] = 0
@@ -215,7 +214,7 @@ def many_to_many(trainer: Trainer, dataset: data.Dataset, out: Path) -> Result:
         ["the digit", "read", "completed"],
         "Many to many: the upper half is read, the lower half drawn",
     )
-    named, upper_alone = judge(trainer, dataset, labels, completed, blank)
+    named, upper_alone = judge(setup, dataset, labels, completed, blank)
     return {
         "drawn": len(completed),
         "named_correctly": named,
@@ -224,11 +223,11 @@ def many_to_many(trainer: Trainer, dataset: data.Dataset, out: Path) -> Result:
 
 
 def judge(
-    trainer: Trainer, dataset: data.Dataset, labels: np.ndarray, *drawn: np.ndarray
+    setup: Setup, dataset: data.Dataset, labels: np.ndarray, *drawn: np.ndarray
 ) -> list[float]:
-    """The share of each set of drawings that a classifier of real digits names as meant."""
+    """The share of each set of drawings that a classifier of real digits names as intended."""
     console.print("training the judge on real digits")
-    classify = trainer.classify(*dataset.train, steps=trainer.config.judge_steps)
+    classify = setup.classify(*dataset.train, steps=setup.config.judge_steps)
     console.print(
         f"it names {accuracy(classify(dataset.test.images), dataset.test.labels):.2%} "
         "of the test images correctly"
@@ -237,7 +236,7 @@ def judge(
 
 
 def accuracy(logits: Any, labels: np.ndarray) -> float:
-    """The share that is named correctly."""
+    """The share that is classified correctly."""
     return float((np.asarray(logits).argmax(-1) == labels).mean())
 
 
@@ -256,14 +255,14 @@ FORMS = {
 
 
 def main(config: Config) -> int:
-    """Trains the form and writes its picture and its numbers."""
+    """Trains the form and writes its picture and its results."""
     out = config.out / config.form
-    trainer = Trainer(config, build_mesh(config.batch_size, config.devices))
-    dataset = load_dataset(config)
+    setup = Setup(config, share_batch(config.batch_size, config.devices))
+    dataset = load_dataset(config.dataset, config.data_dir, config.validation_size)
     announce(dataset)
     out.mkdir(parents=True, exist_ok=True)
     started = time.perf_counter()
-    result = FORMS[config.form](trainer, dataset, out)
+    result = FORMS[config.form](setup, dataset, out)
     result |= {"dataset": dataset.name, "seconds": round(time.perf_counter() - started, 1)}
     write_json(out / "result.json", result)
     console.print(json.dumps(result))
@@ -273,8 +272,4 @@ def main(config: Config) -> int:
 
 
 if __name__ == "__main__":
-    try:
-        sys.exit(main(tyro.cli(Config, description=__doc__)))
-    except (data.DataError, RunError) as error:
-        print(f"error: {error}", file=sys.stderr)
-        sys.exit(2)
+    sys.exit(run_script(lambda: main(tyro.cli(Config, description=__doc__))))

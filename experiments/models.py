@@ -1,114 +1,99 @@
-"""The networks that the experiments' options ask for: names of cells, initializers, baselines."""
+"""The model that the options ask for."""
 
 from __future__ import annotations
 
-import math
-from functools import partial
+import dataclasses
 from typing import Any
 
 import flax.linen as nn
-import jax
-from jax.nn.initializers import glorot_uniform, orthogonal
-from networks import CNN, MLP
+from cells import INITIALIZERS, flag, make_cell, parse_cell_options
+from errors import OptionError
+from networks import BASELINES
+from options import Config
 
 import jaxrnn
 from jaxrnn.linen import Classifier, Stack
 from jaxrnn.renet import ReNet
 
-CELLS = {
-    "rnn": jaxrnn.rnn,
-    "rnn-relu": partial(jaxrnn.rnn, activation=jax.nn.relu),
-    "rnn-sigmoid": partial(jaxrnn.rnn, activation=jax.nn.sigmoid),
-    "irnn": partial(jaxrnn.rnn, activation=jax.nn.relu, recurrent_kernel_init=jaxrnn.identity()),
-    "indrnn": jaxrnn.indrnn,
-    "lstm": jaxrnn.lstm,
-    "lstm-peephole": partial(jaxrnn.lstm, peephole=True),
-    "lstm-projection": partial(jaxrnn.lstm, projection_size=64),
-    "lstm-chrono": partial(jaxrnn.lstm, chrono=28.0),
-    "lstm-nig": partial(jaxrnn.odyssey, variant="NIG"),
-    "lstm-nfg": partial(jaxrnn.odyssey, variant="NFG"),
-    "lstm-nog": partial(jaxrnn.odyssey, variant="NOG"),
-    "lstm-niaf": partial(jaxrnn.odyssey, variant="NIAF"),
-    "lstm-noaf": partial(jaxrnn.odyssey, variant="NOAF"),
-    "lstm-cifg": partial(jaxrnn.odyssey, variant="CIFG"),
-    "lstm-np": partial(jaxrnn.odyssey, variant="NP"),
-    "lstm-fgr": partial(jaxrnn.odyssey, variant="FGR"),
-    "lstm-layer-norm": jaxrnn.layer_norm_lstm,
-    "janet": jaxrnn.janet,
-    "gru": jaxrnn.gru,
-    "gru-before": partial(jaxrnn.gru, reset_after=False),
-    "mgu": jaxrnn.mgu,
-    "min-gru": jaxrnn.min_gru,
-    "min-lstm": jaxrnn.min_lstm,
-    "lru": jaxrnn.lru,
-    # As the paper starts it on long sequences whose neighbours are alike.
-    "lru-long": partial(jaxrnn.lru, radius=(0.99, 0.9999), max_phase=math.pi / 10),
-}
-# Networks without a recurrence, to compare with.
-BASELINES = {"mlp": MLP, "cnn": CNN}
-INITIALIZERS = {
-    "glorot": glorot_uniform(),
-    "orthogonal": orthogonal(),
-    "identity": jaxrnn.identity(),
-}
+NUM_CLASSES = 10
+
+CELL = ("cell_options", "forget_bias", "chrono", "recurrent_init", "init_scale")
+REGULARIZER = ("zoneout", "recurrent_dropout", "tied", "weight_dropout")
+STACK = (
+    "num_layers",
+    "bidirectional",
+    "dropout",
+    "residual",
+    "learn_initial_state",
+    "truncate",
+    *REGULARIZER,
+)
 
 
-def make_cell(name: str, hidden_size: int, **options: Any) -> jaxrnn.Cell:
-    """The cell of this name; options that are None are left at the cell's default.
+def build_model(config: Config) -> nn.Module:
+    """The classifier that the options ask for.
 
     Raises:
-        ValueError: If the cell has no such option.
+        OptionError: If they do not go together.
     """
-    given = {key: value for key, value in options.items() if value is not None}
+    if config.cell in BASELINES:
+        if refused := _changed(config, (*CELL, *STACK, "patch")):
+            raise OptionError(
+                f"--cell {config.cell} is not a recurrent network and does not take {refused}"
+            )
+        return BASELINES[config.cell](NUM_CLASSES)
+    cell = build_cell(config)
+    if config.patch is None:
+        return classifier(
+            cell,
+            num_layers=config.num_layers,
+            bidirectional=config.bidirectional,
+            dropout=config.dropout,
+            residual=config.residual,
+            regularizer=build_regularizer(config),
+            learn_initial_state=config.learn_initial_state,
+            truncate=config.truncate,
+        )
+    if refused := _changed(config, sorted(set(STACK) - {"num_layers", "dropout"})):
+        raise OptionError(f"--patch does not go with {refused}")
+    # Layers after the first keep the number of places, so that each reads as many.
+    patches = (config.patch, *[1] * (config.num_layers - 1))
+    return ReNet(cell, NUM_CLASSES, patches, config.dropout)
+
+
+def classifier(cell: jaxrnn.Cell, *, every_step: bool = False, **stack: Any) -> Classifier:
+    """A classifier of digits with the options of `jaxrnn.linen.Stack`."""
+    return Classifier(Stack(cell, **stack), NUM_CLASSES, every_step=every_step)
+
+
+def build_cell(config: Config) -> jaxrnn.Cell:
+    """The cell that the options ask for.
+
+    Raises:
+        OptionError: If there is no such cell, or it has no such option.
+    """
+    options = {
+        "forget_bias": config.forget_bias,
+        "chrono": config.chrono,
+        "recurrent_kernel_init": INITIALIZERS.get(config.recurrent_init or ""),
+    }
+    own = parse_cell_options(config.cell_options)
+    if twice := [name for name in own if options.get(name) is not None]:
+        raise OptionError(f"--cell-options {twice[0]} is also given as {flag(twice[0])}")
+    cell = make_cell(config.cell, config.hidden_size, **{**options, **own})
+    return cell if config.init_scale is None else jaxrnn.scaled(cell, config.init_scale)
+
+
+def build_regularizer(config: Config) -> jaxrnn.Regularizer | None:
+    """The recurrent regularization that the options ask for, if any."""
+    values = [getattr(config, name) for name in REGULARIZER]
     try:
-        return CELLS[name](hidden_size, **given)
-    except TypeError:
-        asked = ", ".join(f"--{key.replace('_', '-')}" for key in given)
-        raise ValueError(f"--cell {name} does not take all of {asked}") from None
+        return None if values == [None] * 4 else jaxrnn.Regularizer(*values)
+    except ValueError as error:
+        raise OptionError(str(error)) from None
 
 
-def make_model(
-    name: str,
-    num_classes: int,
-    hidden_size: int,
-    cell: dict,
-    init_scale=None,
-    patch: int | None = None,
-    **options,
-) -> nn.Module:
-    """The classifier of this name.
-
-    Args:
-        name: A cell or a baseline.
-        num_classes: The number of classes.
-        hidden_size: Units of a layer; a baseline has its own sizes.
-        cell: Options of the cell.
-        init_scale: How many times as large the cell's kernels start, or None.
-        patch: The side of the patches over which a ReNet sweeps, or None for a `Classifier`.
-        **options: Those of `Stack`; a ReNet takes `num_layers` and `dropout`.
-
-    Raises:
-        ValueError: If the cell, the baseline or the ReNet has no such option.
-    """
-    plain = Stack(CELLS["lstm"](hidden_size))
-
-    def changed(names):
-        return [key for key in names if options[key] != getattr(plain, key)]
-
-    if name in BASELINES:
-        refused = changed(options) + [key for key, value in cell.items() if value is not None]
-        refused += ["init_scale"] * (init_scale is not None) + ["patch"] * (patch is not None)
-        if refused:
-            asked = ", ".join(refused)
-            raise ValueError(f"--cell {name} is no recurrent network and does not take {asked}")
-        return BASELINES[name](num_classes)
-    made = make_cell(name, hidden_size, **cell)
-    if init_scale is not None:
-        made = jaxrnn.scaled(made, init_scale)
-    if patch is None:
-        return Classifier(Stack(made, **options), num_classes)
-    if refused := changed(sorted(options.keys() - {"num_layers", "dropout"})):
-        raise ValueError(f"--patch does not go with {', '.join(refused)}")
-    # What a layer found stays as fine as it is, so that every layer reads as many places.
-    patches = (patch, *[1] * (options["num_layers"] - 1))
-    return ReNet(made, num_classes, patches, options["dropout"])
+def _changed(config: Config, names: Any) -> str:
+    """The flags of these options that are not at their default."""
+    defaults = {field.name: field.default for field in dataclasses.fields(Config)}
+    return ", ".join(flag(name) for name in names if getattr(config, name) != defaults[name])

@@ -87,3 +87,6 @@ def convolve(
         for column in range(columns)
     ]
     return jnp.concatenate(shifted, axis=-1) @ kernel.reshape(-1, kernel.shape[-1])
+
+
+BASELINES = {"mlp": MLP, "cnn": CNN}

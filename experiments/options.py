@@ -1,20 +1,23 @@
-"""The options of experiments/mnist.py, and recipes: values of them by name."""
+"""The options of experiments/mnist.py and of a study's settings, and recipes: values by name."""
 
 from __future__ import annotations
 
 from dataclasses import dataclass
 from functools import partial
 from pathlib import Path
-from typing import Any, Literal
+from typing import Annotated, Any, Literal
 
 import optax
-from models import BASELINES, CELLS, INITIALIZERS
+import tyro
+from cells import CELLS, INITIALIZERS, flag, parse_cell_options
+from errors import OptionError
+from networks import BASELINES
 
-from jaxrnn.training.run import RunError
-
-# Options that may differ when a run is taken up again. No number depends on them, but for rounding,
-# and noise, which the devices draw each for its own share of a batch.
+# Options that may differ when a run is resumed. No result depends on them, but for rounding, and
+# for noise, which each device draws for its own share of a batch.
 FREE = ("recipe", "data_dir", "out", "resume", "checkpoint_every", "devices")
+
+DatasetName = Literal["auto", "mnist", "fashion_mnist", "kmnist", "digits"]
 
 OPTIMIZERS = {
     "adam": optax.adam,
@@ -35,9 +38,10 @@ PIXELS = {
     "clip_norm": 1.0,
     "eval_every": 1000,
 }
+CELL_NAMES = "{" + ",".join((*CELLS, *BASELINES, "FILE.py:NAME")) + "}"
 # Any of their values can be overridden.
 RECIPES: dict[str, dict[str, Any]] = {
-    # The TF1 tutorial's: 20,000 steps of Adam at 0.001, batches of 100, a look every 100 steps.
+    # The TF1 tutorial's: 20,000 steps of Adam at 0.001, batches of 100, evaluated every 100 steps.
     "tutorial": {},
     # The same network in a seventh of the steps; rate and steps were chosen on validation.
     "fast": {
@@ -47,8 +51,8 @@ RECIPES: dict[str, dict[str, Any]] = {
         "clip_norm": 1.0,
         "eval_every": 1000,
     },
-    # A ReNet: two layers that sweep over patches, no two epochs of the same images. Strength of the
-    # distortion and dropout, units and layers were chosen on validation.
+    # A ReNet: two layers that sweep over patches, on images that are distorted anew in every epoch.
+    # Strength of the distortion and dropout, units and layers were chosen on validation.
     "best": {
         "cell": "janet",
         "hidden_size": 64,
@@ -62,8 +66,8 @@ RECIPES: dict[str, dict[str, Any]] = {
         "clip_norm": 1.0,
         "eval_every": 1000,
     },
-    # One pixel a step. A linear recurrence keeps what it read 784 steps ago, and a CPU makes its
-    # products for many steps at once.
+    # One pixel a step. A linear recurrence remembers what it read 784 steps ago, and its products
+    # are computed for many steps at once.
     "sequential-mnist": {
         **PIXELS,
         "order": "pixels",
@@ -81,7 +85,7 @@ class Config:
 
     recipe: Literal[tuple(RECIPES)] = "tutorial"
     """Defaults for the other options."""
-    dataset: Literal["auto", "mnist", "fashion_mnist", "kmnist", "digits"] = "auto"
+    dataset: DatasetName = "auto"
     """auto takes MNIST where it can be had and scikit-learn's digits where not."""
     data_dir: Path | None = None
     """Folder with the set as IDX, .npz, .csv or .parquet, or prepared by TFDS [JAXRNN_DATA_DIR]."""
@@ -89,11 +93,17 @@ class Config:
     """How an image is read: 28 rows, columns or rows of shuffled pixels; or 784 pixels, in order or
     permuted."""
     delay: int = 0
-    """Blank steps after each image, before it must be named."""
+    """Blank steps after each image, before it is classified."""
     test_delay: int | None = None
     """The same for the test images, by default as many."""
-    cell: Literal[(*CELLS, *BASELINES)] = "lstm"
-    """The cell, or a dense network or a small CNN to compare with."""
+    cell: Annotated[str, tyro.conf.arg(metavar=CELL_NAMES)] = "lstm"
+    """The cell: one of the library, or one of your own as path/to/file.py:name, a function of the
+    hidden size and of keyword options that returns a jaxrnn.Cell; mlp and cnn are a dense network
+    and a small CNN to compare with."""
+    cell_options: Annotated[
+        tyro.conf.UseAppendAction[tuple[str, ...]], tyro.conf.arg(metavar="KEY=VALUE")
+    ] = ()
+    """An option of the cell, as a Python literal; may be repeated."""
     hidden_size: int = 128
     """Units of a layer; the networks without a recurrence have sizes of their own."""
     num_layers: int = 1
@@ -122,7 +132,8 @@ class Config:
     zoneout: float | None = None
     """How likely a unit keeps its old value."""
     recurrent_dropout: float | None = None
-    """How likely the recurrent product does not see a unit; needs --tied True or --tied False."""
+    """How likely a unit is dropped from the recurrent product; needs --tied True or
+    --tied False."""
     tied: bool | None = None
     """Whether that is drawn once a sequence, as in variational dropout, or at every step."""
     weight_dropout: float | None = None
@@ -143,39 +154,42 @@ class Config:
     validation_size: int = 5000
     """Training images held out to choose a step by; fewer on digits."""
     seed: int = 0
-    """Decides the initial weights, the noise and the batches."""
+    """Determines the initial weights, the noise and the batches."""
     out: Path = Path("runs/mnist")
     """Folder of the run."""
     resume: bool = True
-    """Go on with the run in the folder; --no-resume starts it over."""
+    """Resume the run in the folder; --no-resume starts it over."""
     checkpoint_every: int = 1000
     """Steps between two checkpoints, besides those of the best validation accuracy."""
     devices: int | None = None
     """GPUs, TPU cores or CPU cores that share each batch; by default all that divide it evenly."""
 
     def check(self) -> None:
-        """Raises RunError for a value that cannot work."""
+        """Raises OptionError for a value that cannot work."""
         for name in ("hidden_size", "num_layers", "batch_size", "eval_every", "checkpoint_every"):
             if getattr(self, name) < 1:
-                raise RunError(f"--{name.replace('_', '-')} must be at least 1")
+                raise OptionError(f"{flag(name)} must be at least 1")
         for name in ("steps", "devices", "truncate", "patch"):
             if getattr(self, name) is not None and getattr(self, name) < 1:
-                raise RunError(f"--{name} must be at least 1")
+                raise OptionError(f"{flag(name)} must be at least 1")
         for name in ("validation_size", "seed", "delay", "test_delay"):
             if (getattr(self, name) or 0) < 0:
-                raise RunError(f"--{name.replace('_', '-')} must not be negative")
+                raise OptionError(f"{flag(name)} must not be negative")
         if not 0 < self.learning_rate < float("inf"):
-            raise RunError("--learning-rate must be positive and finite")
+            raise OptionError("--learning-rate must be positive and finite")
+        parse_cell_options(self.cell_options)
         as_image = self.augment or self.patch
         if as_image and (self.order != "rows" or self.delay or self.test_delay):
-            raise RunError("--augment and --patch go with --order rows and no --delay")
+            raise OptionError("--augment and --patch go with --order rows and no --delay")
         if self.cell in BASELINES and (self.delay or self.test_delay):
-            raise RunError(f"--cell {self.cell} has no memory to test with --delay, --test-delay")
+            raise OptionError(
+                f"--cell {self.cell} has no memory to test with --delay, --test-delay"
+            )
         shares = ("dropout", "zoneout", "recurrent_dropout", "weight_dropout", "label_smoothing")
         for name in shares:
             if not 0 <= (getattr(self, name) or 0) < 1:
-                raise RunError(f"--{name.replace('_', '-')} must be in 0..1, and not 1")
+                raise OptionError(f"{flag(name)} must be in [0, 1)")
         if self.recurrent_dropout is not None and self.tied is None:
-            raise RunError("--recurrent-dropout needs --tied True or --tied False")
+            raise OptionError("--recurrent-dropout needs --tied True or --tied False")
         if self.clip_norm is not None and not self.clip_norm > 0:
-            raise RunError("--clip-norm must be positive")
+            raise OptionError("--clip-norm must be positive")

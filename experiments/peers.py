@@ -58,10 +58,12 @@ def jax_program(task: Task, apply: Callable, params: Any) -> Callable[[], None]:
     if not task.train:
         batches = x.reshape(-1, EVALUATION_BATCH, task.time, task.features)
 
-        def look(params, batch):  # the parameters are carried, since NNX takes none from outside
+        def evaluate(
+            params, batch
+        ):  # the parameters are carried, since NNX takes none from outside
             return params, apply(params, batch).argmax(-1)
 
-        program = jax.jit(lambda params: jax.lax.scan(look, params, batches)[1])
+        program = jax.jit(lambda params: jax.lax.scan(evaluate, params, batches)[1])
         return lambda: program(params).block_until_ready()
     adam = optax.adam(1e-3)
 
@@ -120,24 +122,24 @@ def jaxrnn_all(task: Task) -> Callable[[], None]:
     import jax
 
     import jaxrnn
+    from jaxrnn import training
     from jaxrnn.linen import Classifier, Stack
-    from jaxrnn.training import train
+    from jaxrnn.training.train import replicate
 
-    stack = Stack(getattr(jaxrnn, task.cell)(HIDDEN))
-    model, adam = Classifier(stack, CLASSES), train.optimizer(1e-3)
-    mesh = train.make_mesh()
+    model = Classifier(Stack(getattr(jaxrnn, task.cell)(HIDDEN)), CLASSES)
+    trainer = training.Trainer(training.Fixed(model, training.optimizer(1e-3)))
     x, y = inputs(task)
-    first = x[0, :1]
+    key, first = jax.random.key(0), x[0, :1]
     x, y = (255 * x.reshape(-1, *x.shape[2:])).astype(np.uint8), y.reshape(-1).astype(np.uint8)
-    state = train.create_state(model, adam, jax.random.key(0), first)
-    state, x, y = train.replicate((state, x, y), mesh)
+    examples = replicate((x, y), trainer.mesh)
+    state = trainer.init(key, {}, first)
     if not task.train:
-        return lambda: train.evaluate(model, mesh, state.params, x, y)
+        return lambda: trainer.evaluate(state, {}, examples)
     indices = np.arange(task.repeats * BATCH, dtype=np.int32).reshape(task.repeats, BATCH)
 
     def run():
         nonlocal state
-        state, losses = train.train_chunk(model, adam, mesh, state, (x, y), indices)
+        state, losses = trainer.advance(state, key, {}, examples, indices)
         losses.block_until_ready()
 
     return run
@@ -152,29 +154,33 @@ def jaxrnn_seeds(task: Task) -> Callable[[], None]:
     import jax
 
     import jaxrnn
+    from jaxrnn import training
     from jaxrnn.linen import Classifier, Stack
-    from jaxrnn.training import sweep, train
 
     if not task.train:
         raise NotImplementedError
     cell, seeds = getattr(jaxrnn, task.cell)(HIDDEN), jax.local_device_count()
     x, y = inputs(task)
     examples = (255 * x.reshape(-1, *x.shape[2:])).astype(np.uint8), y.reshape(-1).astype(np.uint8)
-    nothing = tuple(array[:0] for array in examples)
 
-    def build(numbers):
-        return Classifier(Stack(cell), CLASSES), train.optimizer(numbers["learning_rate"])
+    def factory(hparams):
+        return Classifier(Stack(cell), CLASSES), training.optimizer(hparams["learning_rate"])
 
-    looks = sweep.train_runs(
-        build,
-        np.arange(seeds),
-        {"learning_rate": np.full(seeds, 1e-3)},
-        (examples, nothing, nothing),
+    trainer = training.Trainer(factory, mesh=training.make_mesh(seeds, 1))
+    chunks = training.fit(
+        trainer,
+        examples,
         steps=10**6,
         batch_size=BATCH,
-        eval_every=task.repeats // seeds,
+        seed=np.arange(seeds),
+        hparams={"learning_rate": np.full(seeds, 1e-3)},
+        chunk=task.repeats // seeds,
     )
-    return lambda: next(looks)
+
+    def run():
+        next(chunks)
+
+    return run
 
 
 def flax_linen(task: Task) -> Callable[[], None]:
@@ -188,7 +194,7 @@ def flax_linen(task: Task) -> Callable[[], None]:
     class Model(nn.Module):
         @nn.compact
         def __call__(self, x):
-            return nn.Dense(CLASSES)(nn.RNN(cells[task.cell](HIDDEN))(x)[:, -1])
+            return nn.Dense(CLASSES)(jnp.asarray(nn.RNN(cells[task.cell](HIDDEN))(x))[:, -1])
 
     params = Model().init(jax.random.key(0), jnp.zeros((1, task.time, task.features)))
     return jax_program(task, Model().apply, params)
@@ -210,7 +216,7 @@ def flax_nnx(task: Task) -> Callable[[], None]:
         def __call__(self, x):
             zero = jnp.zeros((len(x), HIDDEN))  # its own start would draw from a random stream
             start = (zero, zero) if task.cell == "lstm" else zero
-            return self.readout(self.rnn(x, initial_carry=start)[:, -1])
+            return self.readout(jnp.asarray(self.rnn(x, initial_carry=start))[:, -1])
 
     graph, params, rest = nnx.split(Model(), nnx.Param, ...)
     return jax_program(task, lambda params, x: nnx.merge(graph, params, rest)(x), params)
@@ -218,7 +224,7 @@ def flax_nnx(task: Task) -> Callable[[], None]:
 
 def haiku(task: Task) -> Callable[[], None]:
     """haiku.dynamic_unroll."""
-    import haiku as hk
+    import haiku as hk  # pyright: ignore[reportMissingImports]
     import jax
     import jax.numpy as jnp
 
@@ -237,7 +243,7 @@ def haiku(task: Task) -> Callable[[], None]:
 
 def equinox(task: Task) -> Callable[[], None]:
     """An equinox cell under jax.lax.scan, as its documentation shows."""
-    import equinox as eqx
+    import equinox as eqx  # pyright: ignore[reportMissingImports]
     import jax
     import jax.numpy as jnp
 
@@ -264,7 +270,7 @@ def equinox(task: Task) -> Callable[[], None]:
 def keras(task: Task) -> Callable[[], None]:
     """Keras 3 on the JAX backend."""
     os.environ["KERAS_BACKEND"] = "jax"
-    import keras
+    import keras  # pyright: ignore[reportMissingImports]
 
     layer = {"lstm": "LSTM", "gru": "GRU", "rnn": "SimpleRNN"}[task.cell]
     model = keras.Sequential(
@@ -281,7 +287,7 @@ def keras(task: Task) -> Callable[[], None]:
 
 def torch(task: Task, compiled: bool = False) -> Callable[[], None]:
     """torch.nn on the CPU (oneDNN), or on the GPU where there is one (cuDNN)."""
-    import torch
+    import torch  # pyright: ignore[reportMissingImports]
 
     device = "cuda" if torch.cuda.is_available() else "cpu"
     layers = {"lstm": torch.nn.LSTM, "gru": torch.nn.GRU, "rnn": torch.nn.RNN}
@@ -307,6 +313,7 @@ def torch(task: Task, compiled: bool = False) -> Callable[[], None]:
         return torch.cat(found).cpu()
 
     def train():
+        loss = torch.zeros(())
         for batch, labels in zip(x, y, strict=True):
             adam.zero_grad()
             with mixed:
@@ -322,8 +329,8 @@ def onnx(task: Task) -> Callable[[], None]:
     """ONNX Runtime's LSTM operator; evaluation only."""
     if task.train or task.cell != "lstm":
         raise NotImplementedError
-    import onnxruntime
-    from onnx import TensorProto, helper, numpy_helper
+    import onnxruntime  # pyright: ignore[reportMissingImports]
+    from onnx import TensorProto, helper, numpy_helper  # pyright: ignore[reportMissingImports]
 
     rng = np.random.default_rng(0)
     shapes = {
@@ -353,7 +360,12 @@ def onnx(task: Task) -> Callable[[], None]:
     model = helper.make_model(graph, opset_imports=[helper.make_opsetid("", 17)], ir_version=9)
     session = onnxruntime.InferenceSession(model.SerializeToString())
     batches = np.split(inputs(task)[0][0].swapaxes(0, 1), task.examples // EVALUATION_BATCH, axis=1)
-    return lambda: [session.run(None, {"x": batch})[0].argmax(-1) for batch in batches]
+
+    def evaluate():
+        for batch in batches:
+            session.run(None, {"x": batch})[0].argmax(-1)
+
+    return evaluate
 
 
 def matrix_product(task: Task) -> Callable[[], None]:

@@ -22,7 +22,7 @@ FAINTEST = 0.1  # of the strongest ink; less is mostly what JPEG leaves around a
 
 @dataclass(frozen=True)
 class Config:
-    """Say which digit each image shows, with a trained run of experiments/mnist.py."""
+    """Classify images of digits with a trained run of experiments/mnist.py."""
 
     images: tyro.conf.Positional[tuple[Path, ...]]
     """Image files: anything Pillow reads, of any size, dark on light or light on dark."""
@@ -167,16 +167,16 @@ def as_json(
     paths: Sequence[Path], probabilities: Mapping[Path, np.ndarray], errors: Mapping[Path, str]
 ) -> str:
     """Returns one JSON array with an object per file, in the order given."""
-    rows = []
+    found = []
     for path in paths:
-        row: dict = {"file": str(path)}
+        entry: dict = {"file": str(path)}
         if path in errors:
-            row["error"] = errors[path]
+            entry["error"] = errors[path]
         else:
-            row["digit"] = int(probabilities[path].argmax())
-            row["probabilities"] = [round(float(p), 6) for p in probabilities[path]]
-        rows.append(row)
-    return json.dumps(rows)
+            entry["digit"] = int(probabilities[path].argmax())
+            entry["probabilities"] = [round(float(p), 6) for p in probabilities[path]]
+        found.append(entry)
+    return json.dumps(found)
 
 
 def as_line(path: Path, probabilities: np.ndarray) -> str:
@@ -191,14 +191,16 @@ def main(arguments: Sequence[str] | None = None) -> int:
     if not config.images:
         return complain("no image given; --help says how")
     # Imported only now, so that --help and a mistyped command answer at once.
-    from mnist import CheckpointError, load_run
+    from experiment import load_run
 
-    from jaxrnn.training import data, train
+    from jaxrnn import training
+    from jaxrnn.training import data
+    from jaxrnn.training.checkpoint import CheckpointError
 
-    logging.getLogger("absl").setLevel(logging.ERROR)  # orbax is talkative
+    logging.getLogger("absl").setLevel(logging.ERROR)  # orbax logs every step
     try:
         with contextlib.redirect_stdout(sys.stderr):  # stdout is for the predictions alone
-            trained, model, params = load_run(config.run)
+            trained, model, params, _ = load_run(config.run)
     except (OSError, ValueError, CheckpointError) as error:
         return complain(error)
     images, errors = read_all(config.images)
@@ -209,12 +211,12 @@ def main(arguments: Sequence[str] | None = None) -> int:
     if images:
         stack = np.stack(list(images.values()))
         sequences = data.sequences(stack, trained.order, delay=trained.delay)
-        found = train.probabilities(model, params, sequences)
+        found = training.probabilities(model, params, sequences)
         probabilities = dict(zip(images, found, strict=True))
         if config.beliefs:
             # Without the blank steps after it, during which nothing of the image is read.
-            moments = train.beliefs(model, params, data.sequences(stack, trained.order))
-            code = draw(stack, moments, config.beliefs, trained.order) or code
+            points = training.beliefs(model, params, data.sequences(stack, trained.order))
+            code = draw(stack, points, config.beliefs, trained.order) or code
     if config.json:
         print(as_json(config.images, probabilities, errors))
     else:
@@ -223,12 +225,12 @@ def main(arguments: Sequence[str] | None = None) -> int:
     return code
 
 
-def draw(images: np.ndarray, moments: np.ndarray, path: Path, order: str) -> int:
+def draw(images: np.ndarray, points: np.ndarray, path: Path, order: str) -> int:
     """Writes the belief picture; returns an exit code."""
     from jaxrnn.training import report
 
     try:
-        report.beliefs(images, moments, path, order=order)
+        report.beliefs(images, points, path, order=order)
     except (OSError, ValueError) as error:
         return complain(f"{path}: {' '.join(str(error).split())}")
     return 0

@@ -1,7 +1,7 @@
 """What is kept of a study: a folder of finished runs, and of what they are runs of.
 
-results.jsonl holds a line for each finished run; config.json the rows of the study, each with its
-options and the identities of its runs, and the commands that made them.
+results.jsonl holds a record of each finished run; config.json the settings of the study, each with
+its options and the identities of its runs, and the commands that made them.
 """
 
 from __future__ import annotations
@@ -11,17 +11,20 @@ import fcntl
 import json
 from collections.abc import Collection, Iterator, Mapping
 from pathlib import Path
-from typing import IO, Any
+from typing import Any
 
-from jaxrnn.training.run import RunError, environment, write_json
+from errors import OptionError
+
+from jaxrnn.training.files import append_record, read_records, write_json
+from jaxrnn.training.run import environment
 
 
 class Records:
     """The folder of a study.
 
     Args:
-        folder: It; made when something is kept.
-        host: Which process this one is; those after the first write to results-1.jsonl and so on.
+        folder: The folder; it is created when something is kept.
+        host: The number of this process; those after the first write to results-1.jsonl and so on.
     """
 
     def __init__(self, folder: Path, host: int = 0):
@@ -30,22 +33,21 @@ class Records:
         self.config_path = folder / "config.json"
 
     def read(self) -> dict[str, dict[str, Any]]:
-        """Runs of all hosts by identity; a last line cut off by a crash is left out."""
-        found = {}
-        for path in sorted(self.folder.glob("results*.jsonl")):
-            lines = path.read_text().splitlines(keepends=True)
-            records = [json.loads(line) for line in lines if line.endswith("\n")]
-            found |= {record["identity"]: record for record in records}
-        return found
+        """The records of all hosts by the identity of the run."""
+        return {
+            record["identity"]: record
+            for path in sorted(self.folder.glob("results*.jsonl"))
+            for record in read_records(path)
+        }
 
-    def of_rows(self) -> list[dict[str, Any]]:
-        """The runs of the study's rows as they are now defined, whatever they were called."""
+    def of_settings(self) -> list[dict[str, Any]]:
+        """The runs of the study's settings as they are now defined, under their present names."""
         found = self.read()
         return [
-            found[name] | {"row": row}
-            for row, kept in self.config()["rows"].items()
-            for name in kept["runs"]
-            if name in found
+            found[identity] | {"setting": name}
+            for name, setting in self.config()["settings"].items()
+            for identity in setting["runs"]
+            if identity in found
         ]
 
     def config(self) -> dict[str, Any]:
@@ -61,66 +63,68 @@ class Records:
         return found
 
     @contextlib.contextmanager
-    def locked(self) -> Iterator[IO[str]]:
-        """The file of runs, to append to, while no other process writes to it or to config.json."""
+    def locked(self) -> Iterator[None]:
+        """Holds the study against other processes that would write to it."""
         self.folder.mkdir(parents=True, exist_ok=True)
         with self.path.open("a") as file:
             fcntl.flock(file, fcntl.LOCK_EX)
-            yield file
+            yield
 
     def append(self, record: Mapping[str, Any]) -> None:
-        """Adds a run, after mending a line that a crash cut off."""
-        with self.locked() as file:
-            text = self.path.read_text()
-            if text and not text.endswith("\n"):
-                file.truncate(text.rfind("\n") + 1)
-            file.write(json.dumps(record) + "\n")
+        """Adds the record of a run."""
+        with self.locked():
+            append_record(self.path, record)
 
-    def keep_rows(
+    def keep_settings(
         self, about: Mapping[str, Any], study: Mapping[str, dict[str, Any]], asked: Collection[str]
     ) -> None:
         """Writes config.json, with the environment of this time.
 
-        A row that is not asked for stays as it was; one that the study no longer has, or has with
-        other options, is dropped.
+        A setting that is not asked for stays as it was; one that the study no longer has, or has
+        with other options, is dropped.
 
         Args:
-            about: What else it shall say.
-            study: Of each row, in order, its `options`, the `set` of all rows, `data_sha256` and
-                the `runs` that it would have if asked for.
-            asked: The rows to run.
+            about: What else config.json is to hold.
+            study: For each setting, in order, its `options`, the `set` of all settings,
+                `data_sha256` and the `runs` that it would have if asked for.
+            asked: The settings to run.
 
         Raises:
-            RunError: If a row would stay that was run on other data or with another --set.
+            OptionError: If a setting would stay that was run on other data or with another --set.
         """
         with self.locked():
-            before = self.config() if self.config_path.exists() else {"commands": [], "rows": {}}
-            rows, kept = {}, False
-            for name, row in study.items():
-                old = before["rows"].get(name)
-                if old and old["data_sha256"] != row["data_sha256"]:
-                    raise RunError(f"{self.folder} holds runs on other data: choose another --out")
-                if old and name not in asked and old["set"] != row["set"]:
-                    raise RunError(
+            before: dict[str, Any] = {"commands": [], "settings": {}}
+            if self.config_path.exists():
+                before = self.config()
+            settings, kept = {}, False
+            for name, setting in study.items():
+                old = before["settings"].get(name)
+                if old is not None and old["data_sha256"] != setting["data_sha256"]:
+                    raise OptionError(
+                        f"{self.folder} holds runs on other data: choose another --out"
+                    )
+                if old is not None and name not in asked and old["set"] != setting["set"]:
+                    raise OptionError(
                         f"{self.folder} holds {name!r} with another --set: choose another --out"
                     )
-                stays = old is not None and old["options"] == row["options"]
+                stays = old is not None and old["options"] == setting["options"]
                 kept |= stays
-                runs = (row["runs"] if name in asked else []) + (old["runs"] if stays else [])
+                runs = setting["runs"] if name in asked else []
+                runs = runs + (old["runs"] if old is not None and stays else [])
                 if runs:
-                    rows[name] = row | {"runs": list(dict.fromkeys(runs))}
+                    settings[name] = setting | {"runs": list(dict.fromkeys(runs))}
             write_json(
                 self.config_path,
                 {
                     **about,
                     "commands": before["commands"] if kept else [],
-                    "rows": rows,
+                    "settings": settings,
                     "environment": environment(),
                 },
             )
 
     def keep_command(self, command: str) -> None:
-        """Adds the command to config.json."""
+        """Adds a command to config.json."""
         with self.locked():
             config = self.config()
             config["commands"] = list(dict.fromkeys([*config["commands"], command]))

@@ -4,9 +4,9 @@
 
 Each study is a folder of experiments/results, made by `ablate.py STUDY --out experiments/results`,
 or on other data in a folder of their own there, as `--out experiments/results/fashion_mnist`.
-Rows run again with other seeds, to `experiments/results/again`, are held against what is kept:
+Settings run again with other seeds, to `experiments/results/again`, are compared with what is kept:
 
-    python experiments/ablate.py STUDY --rows ROW --seeds 2 --first-seed 100 --out \
+    python experiments/ablate.py STUDY --settings SETTING --seeds 2 --first-seed 100 --out \
         experiments/results/again
 
 Every number in RESULTS.md comes from there; none is typed.
@@ -30,21 +30,21 @@ HEAD = """# Results
 Written by `python experiments/results.py` from `experiments/results/*/results.jsonl`.
 
 Test accuracy in percent: mean ± standard deviation over n seeds, at the last step. In bold the
-setting that validation would choose. The differences are to the first row over the same seeds, with
-95 % confidence intervals (Student's t); where they include zero, no difference was seen. That of
-two seeds reaches nine standard deviations to either side: even a large one may go unseen. Each
-interval is of one comparison by itself: of twenty settings that do not differ, one will seem to.
-The seconds are those of the machine as it was, whatever else it did. A claim of no difference is
-never confirmed by an interval, and a difference may be seen that is too small to matter: at 99 %
-the binomial error on 10,000 images is ±0.1 points. Each record names its machine, JAX version
-and, but for the oldest, the revision of the code that made it.
+setting that validation would choose. The differences are to the first setting over the same seeds,
+with 95 % confidence intervals (Student's t); where they include zero, no difference was seen. With
+two seeds an interval reaches nine standard deviations to either side, and even a large difference
+may go unseen. Each interval is of one comparison: of twenty settings that do not differ, one will
+seem to. The seconds are those of the machine as it was, whatever else it did. A claim of no
+difference is never confirmed by an interval, and a difference may be seen that is too small to
+matter: at 99 % the binomial error on 10,000 images is ±0.1 points. Each record names its machine,
+JAX version and, but for the oldest, the revision of the code that made it.
 """
 
 AGAIN = "again"
 RUN_AGAIN = """
 ## Run again
 
-Rows of studies with seeds that these had not seen, beside the interval in which the mean of so
+Settings of studies with seeds that these had not seen, beside the interval in which the mean of so
 many other seeds should fall 95 times in 100 (Student's t prediction interval of the kept seeds).
 
 """
@@ -55,14 +55,14 @@ PICTURES = {"curves.png": "learning curves", "heat.png": "test accuracy of the g
 
 def section(folder: Path, name: str) -> str:
     """The study in results/`name`: what it asks, the command, the table and the pictures."""
-    records, config = Records(folder).of_rows(), Records(folder).config()
+    records, config = Records(folder).of_settings(), Records(folder).config()
     report.learning_bands(records, folder / "curves.png", folder.name)
     datasets = ", ".join(sorted({record["dataset"] for record in records}))
     study = STUDIES.get(folder.name)
     about, claims = (study.about, study.claims) if study else (config["about"], ())
     commands = "\n".join(f"    {command}" for command in config["commands"])
-    summaries = compare.summarise(records, list(config["rows"]))
-    asked = sum(len(row["runs"]) for row in config["rows"].values())
+    summaries = compare.summarise(records, list(config["settings"]))
+    asked = sum(len(setting["runs"]) for setting in config["settings"].values())
     unfinished = f"{len(records)} of {asked} runs so far." if len(records) < asked else ""
     found = "\n".join(filter(None, (compare.check_claim(records, claim) for claim in claims)))
     pictures = "\n".join(
@@ -84,9 +84,9 @@ def section(folder: Path, name: str) -> str:
 
 
 def run_again(folder: Path, names: list[str]) -> str:
-    """The rows in results/again beside the same rows of their studies."""
+    """The settings in results/again beside the same settings of their studies."""
     lines = [
-        "| study | row | kept, % | n | 95 % of other seeds | again, % | n | within |",
+        "| study | setting | kept, % | n | 95 % of other seeds | again, % | n | within |",
         "| --- | --- | --- | --- | --- | --- | --- | --- |",
     ]
     for name in names:
@@ -96,15 +96,15 @@ def run_again(folder: Path, names: list[str]) -> str:
 
 
 def again_lines(name: str, kept: Path, new: Path) -> Iterator[str]:
-    """A line for each row that both folders hold with the same options, the new one's own seeds."""
+    """A line for each setting that both folders hold with the same options, over its new seeds."""
     folders = Records(kept), Records(new)
-    before, after = (each.config()["rows"] for each in folders)
-    runs = [each.of_rows() for each in folders]
-    for row, asked in after.items():
-        same = before.get(row, {})
+    before, after = (each.config()["settings"] for each in folders)
+    runs = [each.of_settings() for each in folders]
+    for setting, asked in after.items():
+        same = before.get(setting, {})
         if any(same.get(part) != asked[part] for part in ("options", "data_sha256")):
             continue
-        first, second = ([run for run in each if run["row"] == row] for each in runs)
+        first, second = ([run for run in each if run["setting"] == setting] for each in runs)
         seen = {run["seed"] for run in first}
         second = [run for run in second if run["seed"] not in seen]
         if not first or not second:
@@ -116,7 +116,7 @@ def again_lines(name: str, kept: Path, new: Path) -> Iterator[str]:
             interval = f"± {100 * width:.2f}"
             within = "yes" if abs(found.test - was.test) <= width else "no"
         yield (
-            f"| {name} | {row} | {100 * was.test:.2f} ± {100 * was.deviation:.2f} | {was.n} "
+            f"| {name} | {setting} | {100 * was.test:.2f} ± {100 * was.deviation:.2f} | {was.n} "
             f"| {interval} | {100 * found.test:.2f} | {found.n} | {within} |"
         )
 
@@ -124,7 +124,7 @@ def again_lines(name: str, kept: Path, new: Path) -> Iterator[str]:
 def main(folder: Path = HERE) -> int:
     """Writes RESULTS.md in the folder."""
     configs = folder.glob("results/**/config.json")
-    found = sorted(path.parent for path in configs if Records(path.parent).of_rows())
+    found = sorted(path.parent for path in configs if Records(path.parent).of_settings())
     studies = {study.relative_to(folder / "results").as_posix(): study for study in found}
     again = [name for name in studies if name.startswith(f"{AGAIN}/")]
     sections = [section(study, name) for name, study in studies.items() if name not in again]

@@ -2,18 +2,12 @@
 
 from __future__ import annotations
 
-import bisect
-import functools
 from typing import Any, NamedTuple
 
-import jax
-import jax.numpy as jnp
-import numpy as np
-from mnist import NUM_CLASSES
-from models import BASELINES, CELLS
+from cells import CELLS
+from networks import BASELINES
 from options import PIXELS, RECIPES
 
-from jaxrnn.training import data
 from jaxrnn.training.compare import Claim
 
 # Options of experiments/mnist.py that the studies share: long enough for the LSTM to converge.
@@ -26,45 +20,52 @@ class Study(NamedTuple):
 
     Attributes:
         about: The paper, and what it found.
-        rows: The settings.
+        settings: Their options.
         base: Options of all of them.
-        claims: The findings that can be held against what is seen here.
+        claims: The findings that can be compared with what is seen here.
     """
 
     about: str
-    rows: dict[str, dict[str, Any]]
+    settings: dict[str, dict[str, Any]]
     base: dict[str, Any] = FAST
     claims: tuple[Claim, ...] = ()
 
 
-def _rows(option: str, values: Any) -> dict[str, dict[str, Any]]:
+def _settings(option: str, values: Any) -> dict[str, dict[str, Any]]:
     return {f"{option}={value}": {option: value} for value in values}
 
 
-def equal_size(name: str, hidden_size: int = 128) -> int:
-    """The units that give a classifier of rows nearest to as many parameters as an LSTM's."""
-    wanted, sizes = _count("lstm", hidden_size), range(8, 32 * hidden_size, 4)
-    # The count is a square of the units, which three points tell; every count traces the cell.
-    points = (8, 64, 256)
-    square = np.polyfit(points, [_count(name, size) for size in points], 2)
-    larger = bisect.bisect(sizes, wanted, key=lambda size: np.polyval(square, size))
-    return min(sizes[larger - 1 : larger + 1], key=lambda size: abs(_count(name, size) - wanted))
-
-
-@functools.cache
-def _count(name: str, hidden_size: int) -> int:
-    cell = CELLS[name](hidden_size)
-    # Nothing is computed here, so that no device is taken before the host joins the others.
-    params = jax.eval_shape(lambda: cell.init(jax.random.key(0), data.SIDE))
-    _, output = jax.eval_shape(
-        lambda params: cell.step(params, cell.initial_state(params), jnp.zeros(data.SIDE)),
-        params,
-    )
-    readout = (output.shape[-1] + 1) * NUM_CLASSES
-    return sum(leaf.size for leaf in jax.tree.leaves(params)) + readout
-
-
-# Units that see nothing of each other within a layer need a second one.
+# Units, in steps of four, with which a classifier of 28 rows has as nearly as possible as many
+# parameters as an LSTM of 128 units.
+EQUAL_SIZES = {
+    "lstm": 128,
+    "rnn": 268,
+    "rnn-relu": 268,
+    "rnn-sigmoid": 268,
+    "irnn": 268,
+    "indrnn": 2040,
+    "lstm-peephole": 128,
+    "lstm-projection": 184,
+    "lstm-chrono": 128,
+    "lstm-nig": 148,
+    "lstm-nfg": 148,
+    "lstm-nog": 148,
+    "lstm-niaf": 128,
+    "lstm-noaf": 128,
+    "lstm-cifg": 148,
+    "lstm-np": 128,
+    "lstm-fgr": 76,
+    "lstm-layer-norm": 128,
+    "janet": 184,
+    "gru": 148,
+    "gru-before": 148,
+    "mgu": 184,
+    "min-gru": 1200,
+    "min-lstm": 840,
+    "lru": 180,
+    "lru-long": 180,
+}
+# Cells whose units are independent of each other within a layer; they need a second one.
 SHALLOW = ("indrnn", "min-gru", "min-lstm")
 CELLS_BY_NAME = {
     **{name: {"cell": name} for name in ("lstm", *CELLS)},
@@ -96,7 +97,7 @@ STUDIES = {
         "The same cells, each with as many units as make it as large as the LSTM of 128.",
         {
             f"{name}, {size} units": {"cell": name, "hidden_size": size}
-            for name, size in ((name, equal_size(name)) for name in ("lstm", *CELLS))
+            for name, size in EQUAL_SIZES.items()
         },
     ),
     "tutorial": Study(
@@ -143,7 +144,7 @@ STUDIES = {
     "forget-bias": Study(
         "Jozefowicz et al., An empirical exploration of recurrent network architectures, 2015. "
         "Found that a bias of 1 closes the gap between the LSTM and the GRU.",
-        _rows("forget_bias", (1.0, 0.0, 2.0, 5.0)) | {"gru": {"cell": "gru"}},
+        _settings("forget_bias", (1.0, 0.0, 2.0, 5.0)) | {"gru": {"cell": "gru"}},
         claims=(
             Claim("Jozefowicz et al.", "forget_bias=0.0", "worse", "forget_bias=1.0"),
             Claim("Jozefowicz et al.", "forget_bias=1.0", "no difference", "gru"),
@@ -171,17 +172,17 @@ STUDIES = {
     ),
     "size": Study(
         "Greff et al. (2017): more units help, with less and less gain.",
-        _rows("hidden_size", (128, 32, 64, 256)),
+        _settings("hidden_size", (128, 32, 64, 256)),
         claims=(Claim("Greff et al.", "hidden_size=256", "better", "hidden_size=128"),),
     ),
     "order": Study(
         "Whether it matters in which order an image is read: by rows, by columns, or by rows of "
         "pixels that were shuffled.",
-        _rows("order", ("rows", "columns", "shuffled")),
+        _settings("order", ("rows", "columns", "shuffled")),
     ),
     "regularisers": Study(
-        "Gal & Ghahramani (2016), Krueger et al. (2017), Merity et al. (2018): noise between the "
-        "steps generalises better.",
+        "Gal & Ghahramani (2016), Krueger et al. (2017), Merity et al. (2018): recurrent "
+        "regularization improves generalization.",
         {
             "none": {},
             "zoneout 0.1": {"zoneout": 0.1},
@@ -232,7 +233,7 @@ STUDIES = {
         ),
     ),
     "length-generalisation": Study(
-        "Trained and validated with no blank row after the image (the last setting with 28), "
+        "Trained and validated with no blank step after the image (the last setting with 28), "
         "tested with 28: does the memory outlast what it was trained for? Gers et al. (2000) added "
         "the forget gate so that a cell can empty itself; Tallec & Ollivier (2018) found biases "
         "drawn for the length of the wait to learn longer memories.",

@@ -1,1 +1,58 @@
-"""What the experiments stand on: data sets, training, sweeps, checkpoints, runs and reports."""
+"""Training: a loop for one run or many, data sets, checkpoints, comparisons and pictures.
+
+    from jaxrnn import training
+
+    trainer = training.Trainer(training.Fixed(model, optax.adam(1e-3)), loss_fn, metric_fn)
+    for progress in training.fit(trainer, examples, {"test": test}, steps=1000, batch_size=100):
+        print(progress.step, progress.losses.mean(), progress.metrics)
+
+Examples are a tree of arrays whose leading axis counts them: sequences and labels, or whatever the
+loss function and the metric take. docs/variable_length.py and docs/regression.py are complete
+scripts. What is not imported here has modules of its own: `data`, `checkpoint`, `run`, `compare`,
+`report`.
+"""
+
+from jaxrnn.training.augment import Distortion
+from jaxrnn.training.loop import Progress, fit
+from jaxrnn.training.losses import (
+    AugmentedCrossEntropy,
+    Loss,
+    Metric,
+    accuracy,
+    apply,
+    cross_entropy,
+    scale,
+)
+from jaxrnn.training.predict import beliefs, predict, probabilities
+from jaxrnn.training.train import (
+    Factory,
+    Fixed,
+    Trainer,
+    TrainState,
+    count_parameters,
+    make_mesh,
+    optimizer,
+)
+
+__all__ = [
+    "AugmentedCrossEntropy",
+    "Distortion",
+    "Factory",
+    "Fixed",
+    "Loss",
+    "Metric",
+    "Progress",
+    "TrainState",
+    "Trainer",
+    "accuracy",
+    "apply",
+    "beliefs",
+    "count_parameters",
+    "cross_entropy",
+    "fit",
+    "make_mesh",
+    "optimizer",
+    "predict",
+    "probabilities",
+    "scale",
+]

@@ -1,4 +1,4 @@
-"""Images distorted on the device, inside the training step: no two epochs read the same ones.
+"""Random distortions of images on the device, drawn anew at every training step.
 
 Simard et al., "Best practices for convolutional neural networks applied to visual document
 analysis", 2003: small random affine maps, and elastic ones that move neighbours together.
@@ -17,11 +17,11 @@ from jaxtyping import Array, Float
 
 
 class Distortion(NamedTuple):
-    """How strongly images are distorted; each amount is a standard deviation.
+    """A random distortion; each amount is a standard deviation.
 
     Attributes:
         rotation: In degrees.
-        scale: Relative, of each axis by itself.
+        scale: Relative, for each axis.
         shear: Relative to the distance from the centre.
         shift: In pixels, along each axis.
         elastic: In pixels, of the points of a coarse grid, smooth in between.
@@ -36,7 +36,7 @@ class Distortion(NamedTuple):
     grid: int = 6
 
     def __call__(self, key: Array, images: Float[Array, "B N N"]) -> Float[Array, "B N N"]:
-        """Each image under a map of its own, linearly interpolated; zeros come in at the edges."""
+        """Distorts each image by a map of its own, with linear interpolation and zeros outside."""
         count, side, _ = images.shape
         keys = jax.random.split(key, 5)
         angle = jnp.deg2rad(self.rotation) * jax.random.normal(keys[0], (count,))

@@ -41,7 +41,7 @@ class CheckpointError(RuntimeError):
 
 
 class _Damage(Exception):
-    """A checkpoint is proven not to be as it was written."""
+    """A checkpoint is not as it was written."""
 
 
 class Checkpoints:
@@ -186,7 +186,7 @@ class Checkpoints:
         return sorted(steps, key=self._score, reverse=True) if best else steps
 
     def _score(self, step: int) -> float:
-        """The score of a step; below every other if it has none."""
+        """The score of a step; minus infinity if it has none."""
         score = self._records[step]["score"] if step in self._records else None
         return -math.inf if score is None else score
 
@@ -224,7 +224,7 @@ class Checkpoints:
         return leaves
 
     def _set_aside(self, step: int, damage: _Damage) -> None:
-        """Leaves a step out from now on and says so; when writing, moves it out of the way."""
+        """Ignores a damaged step from now on and warns; when writing, moves it to `damaged`."""
         folder = self.directory / str(step)
         self._records.pop(step, None)
         if self._read_only:
@@ -247,7 +247,7 @@ class Checkpoints:
 
     @contextlib.contextmanager
     def _saving(self) -> Iterator[None]:
-        """Names the step in an error of orbax; those of the system stay as they are."""
+        """Adds the step to an error of orbax; errors of the system stay as they are."""
         try:
             yield
         except Exception as error:
@@ -284,7 +284,7 @@ def _named(tree: Any) -> dict[str, Any]:
 
 
 def _array(leaf: Any) -> Any:
-    """The leaf, of a number an array, in the native byte order that orbax gives back."""
+    """The leaf as an array in the native byte order, which is what orbax restores."""
     leaf = leaf if hasattr(leaf, "dtype") else np.asarray(leaf)
     if isinstance(leaf, np.ndarray):
         leaf = leaf.astype(leaf.dtype.newbyteorder("="), copy=False)
@@ -292,25 +292,27 @@ def _array(leaf: Any) -> Any:
 
 
 def _is_key(leaf: Any) -> bool:
-    return jax.dtypes.issubdtype(leaf.dtype, jax.dtypes.prng_key)
+    return jnp.issubdtype(leaf.dtype, jax.dtypes.prng_key)
 
 
 def _data(leaf: Any) -> Any:
-    """What is stored of a leaf: of typed keys their data, else the leaf itself."""
+    """The array that is stored for a leaf: the data of typed keys, else the leaf itself."""
     return jax.random.key_data(leaf) if _is_key(leaf) else leaf
 
 
 def _target(like: Any) -> np.ndarray:
-    """An array of the shape and dtype of what `_data` makes of such a leaf."""
+    """An array of the shape and dtype of `_data(like)`."""
     data = jax.eval_shape(jax.random.key_data, like) if _is_key(like) else like
     return np.zeros(data.shape, data.dtype)
 
 
 def _like(like: Any, data: np.ndarray) -> Any:
-    """The leaf that `_data` made this of."""
+    """The leaf whose `_data` is given."""
     if not _is_key(like):
         return data
-    return jax.random.wrap_key_data(data, impl=jax.random.key_impl(jnp.empty((), like.dtype)))
+    return jax.random.wrap_key_data(
+        jnp.asarray(data), impl=jax.random.key_impl(jnp.empty((), like.dtype))
+    )
 
 
 def _type(leaf: Any) -> str:
@@ -339,12 +341,12 @@ def _seal(record: Mapping[str, Any]) -> str:
 
 
 def _line(error: Exception) -> str:
-    """An error in one line of a bearable length."""
+    """An error's message in one line of at most 300 characters."""
     return textwrap.shorten(str(error), 300) or type(error).__name__
 
 
 def _raise_os_error(error: Exception) -> None:
-    """Raises what the system says: an OSError, also one inside of a tensorstore's ValueError."""
+    """Raises an OSError of the system, also one that is wrapped in a ValueError of tensorstore."""
     if isinstance(error, MemoryError | OSError) and not isinstance(error, MISSING):
         raise error
     found = re.search(r"os_error_code='(\d+)'", str(error))
@@ -354,7 +356,7 @@ def _raise_os_error(error: Exception) -> None:
 
 
 def _open_all(folder: Path) -> None:
-    """Opens every file, since orbax says "not found" of what it may not read.
+    """Opens every file, since orbax reports an unreadable file as missing.
 
     Raises:
         OSError: If one cannot be opened.
@@ -369,7 +371,7 @@ def _open_all(folder: Path) -> None:
 
 
 def lock(directory: Path) -> IO[str]:
-    """Holds the folder against other writers for as long as the returned file is open.
+    """Locks the folder against other writers until the returned file is closed.
 
     Raises:
         CheckpointError: If another process holds it.

@@ -1,6 +1,6 @@
-"""What several runs of several settings say: means, deviations, paired differences.
+"""Statistics of several runs of several settings: means, deviations, paired differences.
 
-A record is one finished run: a mapping with `row` (the setting's name), `seed`, `status` ("ok" or
+A record is one finished run: a mapping with `setting` (its name), `seed`, `status` ("ok" or
 "diverged"), `test_accuracy`, `validation_accuracy`, `parameters`, `seconds`.
 """
 
@@ -19,20 +19,20 @@ class Summary(NamedTuple):
     """One setting. Accuracies in 0..1; deviations are over seeds, with n - 1.
 
     Attributes:
-        row: The setting's name.
-        n: The runs that came to their end.
-        diverged: Those whose loss was no longer finite.
+        setting: Its name.
+        n: The runs that did not diverge.
+        diverged: The runs whose loss was not finite.
         parameters: The model's.
         seconds: Of a run, on average.
         validation: Mean of the validation accuracy.
         test: Mean of the test accuracy.
         deviation: Its standard deviation; NaN for a single run.
-        difference: Mean of this setting's test accuracy less the first's, same seeds only.
+        difference: Mean of this setting's test accuracy minus that of the first, same seeds only.
         interval: Half the width of its 95 % confidence interval, by Student's t.
         pairs: How many seeds both have.
     """
 
-    row: str
+    setting: str
     n: int
     diverged: int
     parameters: int
@@ -45,15 +45,16 @@ class Summary(NamedTuple):
     pairs: int
 
 
-def summarise(records: Sequence[Record], rows: Sequence[str] | None = None) -> list[Summary]:
+def summarise(records: Sequence[Record], settings: Sequence[str] | None = None) -> list[Summary]:
     """One summary a setting, in the order given or in that of their first records."""
-    rows = list(dict.fromkeys(record["row"] for record in records)) if rows is None else rows
-    by_row = {row: [record for record in records if record["row"] == row] for row in rows}
-    rows = [row for row in rows if by_row[row]]
-    return [_summary(row, by_row[row], by_row[rows[0]]) for row in rows]
+    if settings is None:
+        settings = list(dict.fromkeys(record["setting"] for record in records))
+    runs = {name: [each for each in records if each["setting"] == name] for name in settings}
+    runs = {name: own for name, own in runs.items() if own}
+    return [_summary(name, own, next(iter(runs.values()))) for name, own in runs.items()]
 
 
-def _summary(row: str, records: Sequence[Record], reference: Sequence[Record]) -> Summary:
+def _summary(setting: str, records: Sequence[Record], reference: Sequence[Record]) -> Summary:
     first = _by_seed(reference)
     good = _by_seed(records)
     tests = np.array(list(good.values()))
@@ -63,7 +64,7 @@ def _summary(row: str, records: Sequence[Record], reference: Sequence[Record]) -
         interval = stats.t.ppf(0.975, len(pairs) - 1) * stats.sem(pairs)
     ok = [record for record in records if record["status"] == "ok"]
     return Summary(
-        row,
+        setting,
         n=len(tests),
         diverged=len(records) - len(ok),
         parameters=records[0]["parameters"],
@@ -82,7 +83,7 @@ def _by_seed(records: Sequence[Record]) -> dict[int, float]:
 
 
 def relation(summary: Summary) -> str:
-    """How a setting did beside the one it was compared with, by its interval.
+    """Whether a setting is better than the one it is compared with, by its interval.
 
     Returns:
         "better", "worse" or "no difference seen"; "unknown" where fewer than two seeds have both.
@@ -95,16 +96,22 @@ def relation(summary: Summary) -> str:
 
 
 def verdict(summaries: Sequence[Summary]) -> str:
-    """What was seen, by the intervals of the paired differences to the first setting."""
+    """Which settings are better or worse than the first, by the intervals of the differences."""
     if not summaries:
         return "Nothing has been run."
     first, *rest = summaries
-    seen = {
-        kind: [f"`{each.row}`" for each in rest if relation(each) == kind]
-        for kind in ("better", "worse", "no difference seen")
+    if not rest:
+        return f"There is nothing to compare `{first.setting}` with."
+    sentences = {
+        "better": f"Better than `{first.setting}`",
+        "worse": f"Worse than `{first.setting}`",
+        "no difference seen": f"No difference from `{first.setting}` seen",
     }
-    parts = [f"{kind}: {', '.join(rows)}" for kind, rows in seen.items() if rows]
-    return f"Than `{first.row}` – {'; '.join(parts) or 'nothing to compare'}."
+    seen = {
+        kind: [f"`{each.setting}`" for each in rest if relation(each) == kind] for kind in sentences
+    }
+    parts = [f"{sentences[kind]}: {', '.join(names)}." for kind, names in seen.items() if names]
+    return " ".join(parts) or "Too few seeds to compare."
 
 
 class Claim(NamedTuple):
@@ -112,41 +119,44 @@ class Claim(NamedTuple):
 
     Attributes:
         source: The paper, or its part.
-        row: A setting.
+        setting: A setting.
         relation: "better", "worse", "no difference" or "not better".
         than: The setting it is compared with.
     """
 
     source: str
-    row: str
+    setting: str
     relation: str
     than: str
 
 
 def check_claim(records: Sequence[Record], claim: Claim) -> str:
-    """The claim and what was seen of it, as a line of Markdown; empty where nothing tells.
+    """The claim and whether it was seen, as a line of Markdown; empty without runs to tell.
 
     An interval that includes zero does not show that there is no difference, so such a claim is
     never confirmed; and one that does not include it may still be too small to matter.
     """
-    by_row = {row: [r for r in records if r["row"] == row] for row in (claim.row, claim.than)}
-    if not all(by_row.values()):
+    runs = {
+        name: [each for each in records if each["setting"] == name]
+        for name in (claim.setting, claim.than)
+    }
+    if not all(runs.values()):
         return ""
-    summary = _summary(claim.row, by_row[claim.row], by_row[claim.than])
+    summary = _summary(claim.setting, runs[claim.setting], runs[claim.than])
     seen = relation(summary)
     if seen == "unknown":
         return ""
     outcome = _OUTCOMES[claim.relation][seen]
-    diverged = sum(r["status"] != "ok" for runs in by_row.values() for r in runs)
+    diverged = sum(r["status"] != "ok" for own in runs.values() for r in own)
     preposition = "from" if claim.relation == "no difference" else "than"
     return (
-        f"- {claim.source}: `{claim.row}` {claim.relation} {preposition} `{claim.than}`. "
+        f"- {claim.source}: `{claim.setting}` {claim.relation} {preposition} `{claim.than}`. "
         f"{outcome} here: {_points(summary.difference, summary.interval)} "
         f"(n = {summary.pairs}{f', {diverged} diverged' if diverged else ''})."
     )
 
 
-# By what the paper found and what was seen.
+# By what the paper found and what the runs show.
 _OUTCOMES = {
     "better": {"better": "Seen", "no difference seen": "Not seen", "worse": "Contradicted"},
     "worse": {"better": "Contradicted", "no difference seen": "Not seen", "worse": "Seen"},
@@ -191,12 +201,12 @@ def markdown(summaries: Sequence[Summary]) -> str:
     A setting of which a run diverged is not chosen: the mean is of those that did not.
     """
     lines = [
-        "| | test, % | n | less the first, paired | validation, % | parameters | s a run |",
+        "| | test, % | n | minus the first, paired | validation, % | parameters | s a run |",
         "| --- | --- | --- | --- | --- | --- | --- |",
     ]
     best = max((s.validation for s in summaries if s.n and not s.diverged), default=np.nan)
     for number, s in enumerate(summaries):
-        name = f"**{s.row}**" if s.validation == best and not s.diverged else s.row
+        name = f"**{s.setting}**" if s.validation == best and not s.diverged else s.setting
         test = "–" if not s.n else f"{100 * s.test:.2f}"
         if s.n > 1:
             test += f" ± {100 * s.deviation:.2f}"

@@ -1,7 +1,7 @@
-"""Pictures of a trained classifier: how it learned, what it confuses, what it believes.
+"""Pictures of trained classifiers: learning curves, confusion, mistakes, beliefs.
 
 Every function writes one picture to `path`; the suffix says in which format. N images, C classes,
-P moments of reading.
+P points of a sequence.
 """
 
 from __future__ import annotations
@@ -60,15 +60,15 @@ def curves(metrics: Sequence[Mapping], path: str | PathLike) -> None:
     """
     if not metrics:
         raise ValueError("metrics must hold at least one evaluation, got none")
-    steps = [row["step"] for row in metrics]
+    steps = [record["step"] for record in metrics]
     marker = "o" if len(steps) < 3 else None
     figure = _figure(11.0, 4.2)
     loss_axes, accuracy_axes = figure.subplots(1, 2)
-    loss_axes.plot(steps, [row["loss"] for row in metrics], color=BLUE, lw=1.2, marker=marker)
+    loss_axes.plot(steps, [record["loss"] for record in metrics], color=BLUE, lw=1.2, marker=marker)
     loss_axes.set(yscale="log", ylabel="training loss")
     lines = {"validation": (GREY, "--"), "test": (VERMILLION, "-")}
     for name, (color, style) in lines.items():
-        values = [row.get(f"{name}_accuracy") for row in metrics]
+        values = [record.get(f"{name}_accuracy") for record in metrics]
         if any(value is not None for value in values):
             errors = 1 - np.array([np.nan if v is None else v for v in values], float)
             label = f"{name} (last {1 - errors[-1]:.2%})"
@@ -126,7 +126,7 @@ def confusion(labels, predictions, path: str | PathLike, title: str = "") -> Non
     errors = np.ma.array(counts, mask=np.eye(classes, dtype=bool))
     figure = _figure(7.4, 6.6, title)
     axes = figure.subplots()
-    axes.set_facecolor("0.88")  # seen where a cell is masked: the diagonal
+    axes.set_facecolor("0.88")  # seen where an entry is masked: the diagonal
     heat = axes.imshow(errors, cmap=HEAT, vmin=0, vmax=max(1, errors.filled(0).max()))
     for (row, column), count in np.ndenumerate(counts):
         dark = row != column and count > 0.55 * heat.get_clim()[1]
@@ -208,12 +208,12 @@ def _bars(axes: Axes, probabilities: np.ndarray, label: int, prediction: int) ->
 
 
 def drawings(images, path: str | PathLike, names: Sequence[str], title: str = "") -> None:
-    """Draws rows of images.
+    """Draws a grid of images.
 
     Args:
-        images: float or uint8 [R, N, height, width], R rows of N images.
+        images: float or uint8 [R, N, height, width], R lines of N images.
         path: where the picture goes.
-        names: [R], what stands beside each row.
+        names: [R], the label beside each line.
         title: heads the picture.
 
     Raises:
@@ -225,10 +225,10 @@ def drawings(images, path: str | PathLike, names: Sequence[str], title: str = ""
     rows, columns = images.shape[:2]
     figure = _figure(0.75 * columns + 1.2, 0.75 * rows + 0.5, title)
     panels = figure.subplots(rows, columns, squeeze=False)
-    for row, name, line in zip(panels, names, images, strict=True):
-        for axes, image in zip(row, line, strict=True):
+    for line, name, shown in zip(panels, names, images, strict=True):
+        for axes, image in zip(line, shown, strict=True):
             _show(axes, image)
-        row[0].set_ylabel(name, rotation=0, ha="right", va="center")
+        line[0].set_ylabel(name, rotation=0, ha="right", va="center")
     _save(figure, path)
 
 
@@ -247,20 +247,22 @@ def learning_bands(records: Sequence[Mapping], path: str | PathLike, title: str 
     """Draws each setting's test error while it learned: the mean over seeds, and ± one deviation.
 
     Args:
-        records: as `jaxrnn.training.compare` takes them; diverged ones are left out, and of a
-            setting whose runs were looked at after different steps all that differ from its
-            first; the legend says how many it shows then.
+        records: as `jaxrnn.training.compare` takes them. Diverged runs are left out, and so are
+            runs that were evaluated after other steps than the first of their setting; the legend
+            says how many of a setting are shown.
         path: where the picture goes.
         title: heads the picture.
     """
     good = [record for record in records if record["status"] == "ok"]
     figure = _figure(8, 5, title)
     axes = figure.subplots()
-    for number, row in enumerate(dict.fromkeys(record["row"] for record in good)):
-        every = [record["curve"] for record in good if record["row"] == row]
+    for number, setting in enumerate(dict.fromkeys(record["setting"] for record in good)):
+        every = [record["curve"] for record in good if record["setting"] == setting]
         steps = [point["step"] for point in every[0]]
         curves = [curve for curve in every if [point["step"] for point in curve] == steps]
-        label = row if len(curves) == len(every) else f"{row} ({len(curves)} of {len(every)})"
+        label = (
+            setting if len(curves) == len(every) else f"{setting} ({len(curves)} of {len(every)})"
+        )
         errors = np.array([[1 - point["test_accuracy"] for point in curve] for curve in curves])
         mean = errors.mean(0)
         spread = errors.std(0, ddof=1) if len(curves) > 1 else np.zeros_like(mean)
@@ -314,7 +316,7 @@ def beliefs(
     Args:
         images: uint8 [N, height, width].
         probabilities: float [N, P, C], the class probabilities after the 1st to the P-th part of
-            the image was read: rows, columns, or evenly spaced moments among the pixels.
+            the image was read: rows, columns, or evenly spaced points among the pixels.
         path: where the picture goes.
         labels: int [N], the true classes, or None.
         title: heads the picture.
@@ -354,21 +356,21 @@ def beliefs(
 
 
 def _heat(axes: Axes, belief: np.ndarray, order: str) -> None:
-    """Draws one belief [P, C] so that each moment lies beside the part of the image just read."""
-    moments, classes = belief.shape
+    """Draws one belief [P, C] so that each point lies beside the part of the image just read."""
+    points, classes = belief.shape
     across = order == "columns"
     axes.imshow(belief.T if across else belief, cmap=HEAT, vmin=0, vmax=1, aspect="auto")
     axes.set_box_aspect(1)
     time, kind = (axes.xaxis, axes.yaxis) if across else (axes.yaxis, axes.xaxis)
     kind.set_ticks(np.arange(classes))
     kind.set_label_text("class")
-    quarters = np.unique(np.arange(1, 5) * moments // 4)
+    quarters = np.unique(np.arange(1, 5) * points // 4)
     quarters = quarters[quarters > 0]
     if order in ("rows", "columns"):
         time.set_ticks(quarters - 1, [str(part) for part in quarters])
         time.set_label_text(f"{order[:-1]} read")
     else:
-        time.set_ticks(quarters - 1, [f"{part / moments:.0%}" for part in quarters])
+        time.set_ticks(quarters - 1, [f"{part / points:.0%}" for part in quarters])
         time.set_label_text("pixels read")
     axes.tick_params(labelsize=8)
     if not across:

@@ -1,4 +1,4 @@
-"""A run: its folder on disk, its clock, and the signals that stop it.
+"""A run: its folder on disk, and the signals that stop it.
 
 config.json     the configuration, the data and the machine
 metrics.jsonl   one object per evaluation
@@ -18,14 +18,14 @@ import shutil
 import signal
 import subprocess
 import sys
-import time
-from collections.abc import Iterable, Iterator, Mapping
+from collections.abc import Mapping
 from pathlib import Path
 from typing import Any
 
 import jax
 
 from jaxrnn.training.checkpoint import lock
+from jaxrnn.training.files import append_record, read_records, write_json, write_records
 
 PACKAGES = ("jax", "jaxlib", "flax", "optax", "orbax-checkpoint", "numpy")
 
@@ -34,23 +34,28 @@ class RunError(ValueError):
     """A run's folder cannot be used as asked; one line says why."""
 
 
+class OtherConfiguration(RunError):
+    """A directory holds a run of another configuration."""
+
+
 class Run:
-    """The folder of one run.
+    """The directory of one run.
 
     Attributes:
-        directory: The folder.
-        checkpoints: The folder of its checkpoints.
+        directory: The directory.
+        checkpoints: The directory of its checkpoints.
     """
 
     def __init__(self, directory: Path):
         self.directory = directory
         self.checkpoints = directory / "checkpoints"
+        self._metrics = directory / "metrics.jsonl"
 
     def open(self, config: Mapping[str, Any], *, start_over: bool = False) -> list[str]:
-        """Creates the folder, or takes it up again if it holds a run of the same configuration.
+        """Creates the folder, or opens it again if it holds a run of the same configuration.
 
         Args:
-            config: Everything that the numbers depend on.
+            config: Everything that the results depend on.
             start_over: Remove what an earlier run of the same configuration left.
 
         Returns:
@@ -72,12 +77,12 @@ class Run:
                 return []
             before = self.read("config.json")
             if changes := differences(before["config"], now["config"]):
-                raise RunError(
+                raise OtherConfiguration(
                     f"{self.directory} holds a run with another configuration "
-                    f"({'; '.join(changes)}): choose another folder with --out"
+                    f"({'; '.join(changes)}): choose another directory"
                 )
             if start_over:
-                with lock(self.checkpoints):  # not under the hands of a process that writes there
+                with lock(self.checkpoints):  # not while another process writes there
                     self._clear()
                 write_json(self.directory / "config.json", now)
                 return []
@@ -86,9 +91,9 @@ class Run:
         return differences(before["environment"], now["environment"])
 
     def _clear(self) -> None:
-        """Removes all but config.json, so that wherever it is cut short the folder holds a run.
+        """Removes all but config.json; if it is interrupted, the folder still holds a run.
 
-        The result goes first and the evaluations after the checkpoints that refer to them.
+        The result is removed first, and the evaluations after the checkpoints that refer to them.
         """
         (self.directory / "result.json").unlink(missing_ok=True)
         shutil.rmtree(self.checkpoints)
@@ -113,7 +118,7 @@ class Run:
 
     @property
     def finished(self) -> bool:
-        """Whether the run came to its end."""
+        """Whether the run is complete."""
         return (self.directory / "result.json").exists()
 
     def finish(self, result: Mapping[str, Any]) -> None:
@@ -121,54 +126,18 @@ class Run:
         write_json(self.directory / "result.json", result)
 
     def metrics(self) -> list[dict[str, Any]]:
-        """The evaluations so far; a last line cut off by a crash is left out."""
-        path = self.directory / "metrics.jsonl"
-        if not path.exists():
-            return []
-        lines = path.read_text().splitlines(keepends=True)
-        return [json.loads(line) for line in lines if line.endswith("\n")]
+        """The records of the evaluations so far; a last line cut off by a crash is left out."""
+        return read_records(self._metrics)
 
-    def append_metrics(self, row: Mapping[str, Any]) -> None:
-        """Adds one evaluation, safely on disk before a checkpoint can refer to it."""
-        with (self.directory / "metrics.jsonl").open("a") as file:
-            file.write(json.dumps(row) + "\n")
-            file.flush()
-            os.fsync(file.fileno())
+    def append_metrics(self, record: Mapping[str, Any]) -> None:
+        """Adds the record of an evaluation, on the disk before a checkpoint can refer to it."""
+        append_record(self._metrics, record)
 
     def rewind_metrics(self, step: int) -> list[dict[str, Any]]:
-        """Drops the evaluations after `step`, which will be made again; returns the others."""
-        rows = [row for row in self.metrics() if row["step"] <= step]
-        _write(self.directory / "metrics.jsonl", (json.dumps(row) + "\n" for row in rows))
-        return rows
-
-
-class Clock:
-    """Seconds by phase, those that JAX spent compiling counted apart."""
-
-    def __init__(self):
-        self.seconds = {"compile": 0.0, "train": 0.0, "evaluate": 0.0}
-        self._spans: list[tuple[float, float]] = []
-        jax.monitoring.register_event_duration_secs_listener(self._heard)
-
-    def _heard(self, event: str, duration: float, **_: Any) -> None:
-        if event.startswith("/jax/core/compile/"):
-            end = time.perf_counter()
-            # Traces nest; the outer one is heard last and takes the place of those inside it.
-            self._spans = [span for span in self._spans if span[0] < end - duration]
-            self._spans.append((end - duration, end))
-
-    @contextlib.contextmanager
-    def phase(self, name: str) -> Iterator[None]:
-        """Adds the time of a block to a phase, less what was spent compiling in it."""
-        started, self._spans = time.perf_counter(), []
-        yield
-        compiling = sum(end - start for start, end in self._spans)
-        self.seconds["compile"] += compiling
-        self.seconds[name] += time.perf_counter() - started - compiling
-
-    def total(self) -> float:
-        """Seconds in all phases."""
-        return sum(self.seconds.values())
+        """Drops the records after `step`, which will be made again; returns the others."""
+        records = [record for record in self.metrics() if record["step"] <= step]
+        write_records(self._metrics, records)
+        return records
 
 
 class Stop:
@@ -203,7 +172,7 @@ def differences(before: Mapping[str, Any], now: Mapping[str, Any]) -> list[str]:
 
 
 def environment() -> dict[str, Any]:
-    """What the last bits of a number depend on besides the configuration."""
+    """What the last bits of the results depend on besides the configuration."""
     return {
         "python": platform.python_version(),
         **{name: importlib.metadata.version(name) for name in PACKAGES},
@@ -218,7 +187,7 @@ def environment() -> dict[str, Any]:
 
 
 def processor() -> str:
-    """The CPU's model, as far as the system tells."""
+    """The CPU's model, if the system reports it."""
     with contextlib.suppress(OSError):
         for line in Path("/proc/cpuinfo").read_text().splitlines():
             if line.startswith("model name"):
@@ -227,7 +196,7 @@ def processor() -> str:
 
 
 def machine() -> str:
-    """What one process computes with: its devices, as "2 × NVIDIA H100" or "2 × " a CPU's model."""
+    """The devices of this process, as "2 × NVIDIA H100" or "2 × " and a CPU's model."""
     device = jax.local_devices()[0]
     kind = processor() if device.platform == "cpu" else device.device_kind
     return f"{jax.local_device_count()} × {kind}"
@@ -237,20 +206,6 @@ def peak_memory() -> int:
     """The most memory this process has held so far, in bytes."""
     peak = resource.getrusage(resource.RUSAGE_SELF).ru_maxrss
     return peak if sys.platform == "darwin" else peak * 1024
-
-
-def write_json(path: Path, value: Mapping[str, Any]) -> None:
-    """Writes JSON so that a crash leaves the old file or the new one."""
-    _write(path, [json.dumps(value, indent=2) + "\n"])
-
-
-def _write(path: Path, lines: Iterable[str]) -> None:
-    temporary = path.with_name(path.name + ".tmp")
-    with temporary.open("w") as file:
-        file.writelines(lines)
-        file.flush()
-        os.fsync(file.fileno())
-    temporary.replace(path)
 
 
 def cores() -> int:

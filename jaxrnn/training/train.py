@@ -1,17 +1,23 @@
-"""Training as pure functions: a step, a chunk of steps on the device; evaluating a classifier.
+"""Training as compiled functions: of one run, or of several runs side by side.
 
-Sequences of bytes (uint8) stay so on the devices and are scaled to [0, 1] inside the step; floats
-are taken as they are. The batch is sharded over the devices of a mesh, GPUs, TPU cores or CPU cores
-alike; everything else is replicated.
+A `Trainer` holds what is fixed while a program is compiled: how model and optimizer follow from
+hyperparameters, the loss function, the metric, and the mesh of devices. Its methods initialize,
+advance and evaluate. The mesh has two axes: "run", over which runs are distributed, and "batch",
+over which each run's batches are.
 
-Shapes: N examples, B batch, K steps of a chunk, T time, I input features, C classes.
+Every method takes one run or several: without a leading axis the state, the key and the
+hyperparameters are those of one run, with a leading axis `[S]` those of S runs. A run has the same
+results either way, to rounding.
+
+Shapes: S runs, N examples, B batch, K steps of a chunk.
 """
 
 from __future__ import annotations
 
-from collections.abc import Callable
+from collections.abc import Callable, Mapping, Sequence
+from dataclasses import dataclass, field
 from functools import partial
-from typing import Any, NamedTuple
+from typing import Any, NamedTuple, TypeVar
 
 import flax.linen as nn
 import flax.struct
@@ -23,20 +29,37 @@ from jax import lax
 from jax.flatten_util import ravel_pytree
 from jax.sharding import Mesh, NamedSharding
 from jax.sharding import PartitionSpec as P
-from jaxtyping import Array, Float, Int, Integer, Num, Shaped
+from jaxtyping import Array, Float, Int
 
-from jaxrnn.training.augment import Distortion
+from jaxrnn.training.losses import Loss, Metric, accuracy, cross_entropy
 
-AXIS = "batch"
+RUN, BATCH = "run", "batch"
 # Large enough to fill a core, small enough that a layer's outputs stay in its cache.
 EVALUATION_BATCH = 500
-# Points along a sequence at which `beliefs` looks.
-BELIEF_POINTS = 28
+
+T = TypeVar("T")
+# A factory from hyperparameters to (model, optimizer). It is called while a program is traced, with
+# scalars that may be tracers. It must be hashable and compare equal to itself, so that the program
+# is compiled once.
+Factory = Callable[[Mapping[str, Any]], tuple[nn.Module, optax.GradientTransformation]]
+
+
+class Fixed(NamedTuple):
+    """The factory of one model and one optimizer, without hyperparameters."""
+
+    model: nn.Module
+    optimizer: optax.GradientTransformation
+
+    def __call__(
+        self, hparams: Mapping[str, Any]
+    ) -> tuple[nn.Module, optax.GradientTransformation]:
+        """The model and the optimizer."""
+        return self.model, self.optimizer
 
 
 @flax.struct.dataclass
 class TrainState:
-    """Everything a training run carries from step to step.
+    """Everything that a run carries from step to step.
 
     Attributes:
         step: int32, the number of updates made; the position in the data follows from it.
@@ -81,69 +104,6 @@ def optimizer(
     return optax.chain(clip, algorithm(rate))
 
 
-@partial(jax.jit, static_argnames=("model", "optimizer"))
-def create_state(
-    model: nn.Module, optimizer: optax.GradientTransformation, key: Array, *example: Array
-) -> TrainState:
-    """The state before the first step, for a model that reads arguments like the example."""
-    params = model.init(key, *example)["params"]
-    return TrainState(jnp.int32(0), params, optimizer.init(params))
-
-
-# What a step makes smaller: `(model, params, batch, key) -> loss`; see `cross_entropy`.
-Loss = Callable[[nn.Module, Any, Any, Array | None], Float[Array, ""]]
-
-
-def cross_entropy(
-    model: nn.Module,
-    params: Any,
-    batch: tuple[Num[Array, "B T I"], Integer[Array, " B"]],
-    key: Array | None = None,
-) -> Float[Array, ""]:
-    """Mean softmax cross-entropy in nats; if the model classifies every step, over all of them."""
-    sequences, labels = batch
-    logits = apply(model, params, scale(sequences), key=key)
-    labels = jnp.broadcast_to(
-        labels.astype(jnp.int32).reshape(-1, *[1] * (logits.ndim - 2)), logits.shape[:-1]
-    )
-    return optax.softmax_cross_entropy_with_integer_labels(logits, labels).mean()
-
-
-class Augmented(NamedTuple):
-    """The cross-entropy of classifiers `[B, C]` on images that are distorted anew at every step.
-
-    Attributes:
-        distortion: How; None leaves them as they are.
-        smoothing: Share of each label spread over all classes (Szegedy et al., 2016).
-    """
-
-    distortion: Distortion | None = None
-    smoothing: float = 0.0
-
-    def __call__(
-        self,
-        model: nn.Module,
-        params: Any,
-        batch: tuple[Num[Array, "B T I"], Integer[Array, " B"]],
-        key: Array | None = None,
-    ) -> Float[Array, ""]:
-        """Mean softmax cross-entropy in nats; without a key nothing is distorted."""
-        images, labels = scale(batch[0]), batch[1]
-        if self.distortion is not None and key is not None:
-            key, noise = jax.random.split(key)
-            images = self.distortion(noise, images)
-        logits = apply(model, params, images, key=key)
-        targets = jax.nn.one_hot(labels, logits.shape[-1], dtype=logits.dtype)
-        targets = optax.smooth_labels(targets, self.smoothing)
-        return optax.softmax_cross_entropy(logits, targets).mean()
-
-
-def apply(model: nn.Module, params: Any, *arguments: Any, key: Array | None = None) -> Any:
-    """The model's result; with a key in training, with dropout and other noise."""
-    rngs = {} if key is None else {"dropout": key}
-    return model.apply({"params": params}, *arguments, rngs=rngs)
-
-
 def train_step(
     model: nn.Module,
     optimizer: optax.GradientTransformation,
@@ -162,11 +122,13 @@ def train_step(
         optimizer: The optimizer.
         state: The state before the step.
         batch: The batch, or this device's share of it, as `loss_fn` takes it.
-        loss_fn: What to make smaller.
-        key: What dropout and other noise is drawn from, with the step's number; None is no noise.
-        axis: The mesh axis over which the batch is shared, if it is.
-        slices: Into how many equal parts the batch is cut, whose gradients are added up: the same
-            but for rounding and noise, and faster where a part stays in the caches. Must divide it.
+        loss_fn: The loss function.
+        key: From it and the step's number the loss function's key is derived; None disables
+            dropout and recurrent regularization.
+        axis: The mesh axis over which the batch is distributed, if it is.
+        slices: Number of equal parts into which the batch is cut, and whose gradients are averaged:
+            the same but for rounding and noise, and faster where a part stays in a core's caches.
+            Must divide the batch.
 
     Returns:
         The state after the step and the loss before it, over the whole batch.
@@ -175,24 +137,26 @@ def train_step(
         key = jax.random.fold_in(key, state.step)
         if axis is not None:
             key = jax.random.fold_in(key, lax.axis_index(axis))
-    found = _value_and_grad(partial(loss_fn, model), state.params, batch, key, slices)
+    loss_and_grads = _value_and_grad(partial(loss_fn, model), state.params, batch, key, slices)
     if axis is not None:
-        flat, unravel = ravel_pytree(found)  # one collective instead of one for each leaf
-        found = unravel(lax.pmean(flat, axis))
-    loss, grads = found
+        flat, unravel = ravel_pytree(loss_and_grads)  # one collective instead of one for each leaf
+        loss_and_grads = unravel(lax.pmean(flat, axis))
+    loss, grads = loss_and_grads
     updates, opt_state = optimizer.update(grads, state.opt_state, state.params)
     params = optax.apply_updates(state.params, updates)
     return TrainState(state.step + 1, params, opt_state), loss
 
 
-def _value_and_grad(loss, params, batch, key, slices):
+def _value_and_grad(
+    loss: Callable[..., Array], params: Any, batch: Any, key: Array | None, slices: int
+) -> Any:
     """The mean of the loss and of its gradient over the slices of the batch."""
     value_and_grad = jax.value_and_grad(loss)
     if slices == 1:
         return value_and_grad(params, batch, key)
 
-    def body(total, part):
-        number, part = part
+    def body(total, numbered):
+        number, part = numbered
         own = None if key is None else jax.random.fold_in(key, number)
         return jax.tree.map(jnp.add, total, value_and_grad(params, part, own)), None
 
@@ -204,166 +168,224 @@ def _value_and_grad(loss, params, batch, key, slices):
     return jax.tree.map(lambda leaf: leaf / slices, total)
 
 
-def noise_key(key: Array) -> Array:
-    """What a run draws its noise from, apart from the initial weights that it draws from `key`."""
-    return jax.random.fold_in(key, 1)
+def make_mesh(runs: int = 1, batch: int | None = None) -> Mesh:
+    """A mesh of this process's devices with the axes "run" and "batch".
+
+    Args:
+        runs: Devices over which runs are distributed.
+        batch: Devices over which each batch is; by default as many as there are.
+    """
+    devices = jax.local_devices()
+    batch = max(1, len(devices) // runs) if batch is None else batch
+    return Mesh(np.array(devices[: runs * batch]).reshape(runs, batch), (RUN, BATCH))
 
 
-def make_mesh(devices: int | None = None) -> Mesh:
-    """A mesh of the first `devices` devices (all by default) with the one axis "batch"."""
-    return Mesh(np.array(jax.devices()[:devices]), (AXIS,))
-
-
-def replicate(tree: Any, mesh: Mesh) -> Any:
+def replicate(tree: T, mesh: Mesh) -> T:
     """Puts a copy of the tree on every device of the mesh."""
     return jax.device_put(tree, NamedSharding(mesh, P()))
 
 
-@partial(
-    jax.jit,
-    static_argnames=("model", "optimizer", "mesh", "loss_fn", "slices"),
-    donate_argnames="state",
-)
-def train_chunk(
-    model: nn.Module,
-    optimizer: optax.GradientTransformation,
-    mesh: Mesh,
-    state: TrainState,
-    data: Any,
-    indices: Int[Array, "K B"],
-    key: Array | None = None,
-    *,
-    loss_fn: Loss = cross_entropy,
-    slices: int = 1,
-) -> tuple[TrainState, Float[Array, " K"]]:
-    """K updates in one program on the devices; step k reads the examples `indices[k]`.
+@dataclass(frozen=True)
+class Trainer:
+    """Initializes, advances and evaluates runs, in compiled functions.
 
-    The state is donated: the one passed in must not be used again. B must be a multiple of the
-    number of devices.
+    Attributes:
+        factory: Makes model and optimizer from hyperparameters; `Fixed(model, optimizer)` if there
+            are none.
+        loss_fn: The loss function. Like the factory and the metric it is a part of the compiled
+            program: a function of a module, not one that is defined anew for every call.
+        metric_fn: The metric of an evaluation.
+        mesh: The devices, as `make_mesh` makes them. A device that has several runs vectorizes
+            them (`jax.vmap`), which fills a GPU; on a CPU it makes small products slow.
+        slices: As in `train_step`, of a device's share of a batch.
+    """
+
+    factory: Factory
+    loss_fn: Loss = cross_entropy
+    metric_fn: Metric = accuracy
+    mesh: Mesh = field(default_factory=make_mesh)
+    slices: int = 1
+
+    @partial(jax.jit, static_argnums=0)
+    def init(self, key: Array, hparams: Mapping[str, Any], *inputs: Any) -> TrainState:
+        """The state before the first step.
+
+        Args:
+            key: The run's key, or `[S]` keys.
+            hparams: The hyperparameters: scalars, or `[S]` each.
+            *inputs: The model's arguments, for any number of examples.
+        """
+
+        def init(key, hparams, *inputs):
+            model, optimizer = self.factory(hparams)
+            params = model.init(key, *inputs)["params"]
+            return TrainState(jnp.int32(0), params, optimizer.init(params))
+
+        own = _Own((key, hparams), ((), ()), stacked=bool(key.ndim))
+        return _for_each_run(self.mesh, init, own, inputs, ((),) * len(inputs), ())
+
+    @partial(jax.jit, static_argnums=0, donate_argnums=1)
+    def advance(
+        self,
+        state: TrainState,
+        key: Array,
+        hparams: Mapping[str, Any],
+        examples: Any,
+        indices: Int[Array | np.ndarray, "*S K B"],
+    ) -> tuple[TrainState, Float[Array, "*S K"]]:
+        """K updates in one program; step k reads the examples `indices[..., k, :]`.
+
+        The state is donated: the one passed in must not be used again. B must be a multiple of the
+        number of devices that share a batch.
+
+        Args:
+            state: The state before the first step.
+            key: As in `init`; the noise of dropout is drawn from another key that follows from it.
+            hparams: As in `init`.
+            examples: The data set, leaves `[N, ...]`; batches of it are what `loss_fn` takes.
+            indices: The batches.
+
+        Returns:
+            The state after K steps and the K losses.
+        """
+        # A collective over one device only costs time.
+        axis = BATCH if self.mesh.shape[BATCH] > 1 else None
+
+        def advance(state, key, hparams, indices, examples):
+            model, optimizer = self.factory(hparams)
+            noise = noise_key(key)
+
+            def body(state, batch):
+                batch = jax.tree.map(lambda leaf: leaf[batch], examples)
+                return train_step(
+                    model,
+                    optimizer,
+                    state,
+                    batch,
+                    loss_fn=self.loss_fn,
+                    key=noise,
+                    axis=axis,
+                    slices=self.slices,
+                )
+
+            return lax.scan(body, state, indices)
+
+        specs = (), (), (), (None, BATCH)
+        own = _Own((state, key, hparams, indices), specs, stacked=bool(key.ndim))
+        return _for_each_run(self.mesh, advance, own, (examples,), ((),), ())
+
+    def evaluate(self, state: TrainState, hparams: Mapping[str, Any], examples: Any) -> Any:
+        """The mean of the metric over all examples: a float, or `[S]`; NaN if there are none."""
+        count = len(jax.tree.leaves(examples)[0])
+        if not count:
+            return np.full(np.shape(state.step), np.nan)[()]
+        return np.asarray(self._sum_metric(state, hparams, examples))[()] / count
+
+    @partial(jax.jit, static_argnums=0)
+    def _sum_metric(self, state, hparams, examples):
+        def values(params, hparams, examples):
+            model, _ = self.factory(hparams)
+            return map_batches(partial(self.metric_fn, model, params), examples)
+
+        count, padded = pad(examples, self.mesh.shape[BATCH])
+        own = _Own((state.params, hparams), ((), ()), stacked=bool(jnp.ndim(state.step)))
+        found = _for_each_run(self.mesh, values, own, (padded,), ((BATCH,),), (BATCH,))
+        return found[..., :count].sum(-1)
+
+    def place(self, state: TrainState) -> TrainState:
+        """Puts a state, of NumPy arrays or on other devices, where `advance` takes it."""
+        spec = P(RUN) if np.ndim(state.step) else P()
+        return jax.device_put(state, NamedSharding(self.mesh, spec))
+
+
+def noise_key(key: Array) -> Array:
+    """The key from which a run draws its noise, unlike `key`, which draws the initial weights."""
+    return jax.random.fold_in(key, 1)
+
+
+class _Own(NamedTuple):
+    """Arguments that each run has of its own, with their partitions within a run."""
+
+    values: tuple[Any, ...]
+    specs: tuple[tuple[str | None, ...], ...]
+    stacked: bool
+
+
+def _for_each_run(
+    mesh: Mesh,
+    function: Callable,
+    own: _Own,
+    shared: tuple[Any, ...],
+    shared_specs: tuple[tuple[str | None, ...], ...],
+    out_spec: tuple[str | None, ...],
+) -> Any:
+    """`function(*own, *shared)` of every run, on the devices of that run."""
+    stacked = own.stacked
+
+    def local(own, shared):
+        if not stacked:
+            return function(*own, *shared)
+        if len(jax.tree.leaves(own)[0]) == 1:
+            # Without vmap: a batch of one matrix is a slow matrix on a CPU.
+            found = function(*jax.tree.map(lambda leaf: leaf[0], own), *shared)
+            return jax.tree.map(lambda leaf: leaf[None], found)
+        return jax.vmap(lambda own: function(*own, *shared))(own)
+
+    runs = (RUN,) if stacked else ()
+    own_specs = tuple(P(*runs, *spec) for spec in own.specs)
+    sharded = jax.shard_map(
+        local,
+        mesh=mesh,
+        in_specs=(own_specs, tuple(P(*spec) for spec in shared_specs)),
+        out_specs=P(*runs, *out_spec),
+        check_vma=False,
+    )
+    return sharded(own.values, shared)
+
+
+def pad(examples: Any, multiple: int) -> tuple[int, Any]:
+    """The number of examples, and the examples with zeros after them up to a multiple."""
+    count = len(jax.tree.leaves(examples)[0])
+    missing = -count % multiple
+    if not missing:
+        return count, examples
+    return count, jax.tree.map(
+        lambda leaf: jnp.concatenate([leaf, jnp.zeros((missing, *leaf.shape[1:]), leaf.dtype)]),
+        examples,
+    )
+
+
+def map_batches(
+    function: Callable[[Any], Any], examples: Any, batch_size: int = EVALUATION_BATCH
+) -> Any:
+    """Applies a function to batches of the examples, one after the other, to bound the memory.
 
     Args:
-        model: The model.
-        optimizer: The optimizer.
-        mesh: The devices.
-        state: The state before the first step.
-        data: The examples, leaves `[N, ...]`; for `cross_entropy` sequences and labels.
-        indices: The batches.
-        key: As in `train_step`.
-        loss_fn: What to make smaller; a function of the module level, so that it compiles once.
-        slices: As in `train_step`, of a device's share of a batch.
+        function: Takes a batch, leaves `[B, ...]`, and returns leaves `[B, ...]`.
+        examples: Leaves `[N, ...]`.
+        batch_size: B; the last batch is smaller where it does not divide N.
 
     Returns:
-        The state after K steps and the K losses.
+        Leaves `[N, ...]`.
     """
-    # A collective of one device would only cost time.
-    axis = AXIS if mesh.size > 1 else None
-
-    def chunk(state, data, key, indices):
-        def body(state, batch):
-            batch = jax.tree.map(lambda leaf: leaf[batch], data)
-            return train_step(
-                model,
-                optimizer,
-                state,
-                batch,
-                loss_fn=loss_fn,
-                key=key,
-                axis=axis,
-                slices=slices,
-            )
-
-        return lax.scan(body, state, indices)
-
-    return jax.shard_map(
-        chunk,
-        mesh=mesh,
-        in_specs=(P(), P(), P(), P(None, AXIS)),
-        out_specs=P(),
-        check_vma=False,
-    )(state, data, key, indices)
+    count = len(jax.tree.leaves(examples)[0])
+    whole, parts = count - count % batch_size, []
+    if whole:
+        cut = lambda leaf: leaf[:whole].reshape(-1, batch_size, *leaf.shape[1:])  # noqa: E731
+        found = lax.map(function, jax.tree.map(cut, examples))
+        parts.append(jax.tree.map(lambda leaf: leaf.reshape(whole, *leaf.shape[2:]), found))
+    if whole < count or not count:
+        parts.append(function(jax.tree.map(lambda leaf: leaf[whole:], examples)))
+    return jax.tree.map(lambda *leaves: jnp.concatenate(leaves), *parts)
 
 
-@partial(jax.jit, static_argnames=("model", "mesh"))
-def logits(
-    model: nn.Module,
-    mesh: Mesh,
-    params: Any,
-    sequences: Num[Array | np.ndarray, "N T I"],
-    lengths: Int[Array | np.ndarray, " N"] | None = None,
-) -> Float[Array, "N *C"]:
-    """What the model says of any number of sequences, computed in batches to bound memory.
-
-    For a classifier logits `[N, C]`, or `[N, T, C]` if it classifies every step.
-    """
-    count = len(sequences)
-    missing = -count % mesh.size
-
-    def pad(leaf):
-        return jnp.concatenate([leaf, jnp.zeros((missing, *leaf.shape[1:]), leaf.dtype)])
-
-    def share(params, examples):
-        def one(example):
-            sequence, length = example
-            return apply(model, params, scale(sequence), length)
-
-        return lax.map(one, examples, batch_size=min(EVALUATION_BATCH, len(examples[0])))
-
-    examples = jax.tree.map(pad, (sequences, lengths))
-    sharded = jax.shard_map(
-        share, mesh=mesh, in_specs=(P(), P(AXIS)), out_specs=P(AXIS), check_vma=False
-    )
-    return sharded(params, examples)[:count]
+def count_parameters(params: Any) -> int:
+    """The number of parameters, of arrays or their shapes."""
+    return sum(leaf.size for leaf in jax.tree.leaves(params))
 
 
-def evaluate(
-    model: nn.Module,
-    mesh: Mesh,
-    params: Any,
-    sequences: Num[Array | np.ndarray, "N T I"],
-    labels: Integer[Array | np.ndarray, " N"],
-) -> float:
-    """The share of the sequences that the model classifies correctly."""
-    return _count_correct(model, mesh, params, sequences, labels).item() / len(labels)
-
-
-@partial(jax.jit, static_argnames=("model", "mesh"))
-def _count_correct(model, mesh, params, sequences, labels):
-    predictions = logits(model, mesh, params, sequences).argmax(-1)
-    return (predictions == labels.astype(predictions.dtype)).sum()
-
-
-def probabilities(model: nn.Module, params: Any, sequences: Num[np.ndarray, "N T I"]) -> np.ndarray:
-    """Class probabilities `[N, C]`, float32."""
-    return np.asarray(jax.nn.softmax(logits(model, make_mesh(), params, sequences)))
-
-
-def beliefs(model: nn.Module, params: Any, sequences: Num[np.ndarray, "N T I"]) -> np.ndarray:
-    """What the model believes while it reads.
-
-    Each sequence is read up to 28 evenly spaced points (or every step, if it has fewer) and
-    classified by what was read so far.
-
-    Returns:
-        Class probabilities `[N, P, C]`, float32; P = min(28, T).
-    """
-    count, time, features = sequences.shape
-    points = min(BELIEF_POINTS, time)
-    lengths = np.arange(1, points + 1, dtype=np.int32) * time // points
-    prefixes = np.broadcast_to(sequences[:, None], (count, points, time, features))
-    prefixes = prefixes.reshape(-1, time, features)
-    beliefs = logits(model, make_mesh(), params, prefixes, np.tile(lengths, count))
-    return np.asarray(jax.nn.softmax(beliefs)).reshape(count, points, -1)
-
-
-def scale(sequences: Shaped[Array | np.ndarray, "..."]) -> Float[Array, "..."]:
-    """What a model reads: uint8 is scaled to float32 in [0, 1], floats are taken as they are.
-
-    Raises:
-        ValueError: The sequences are of another dtype.
-    """
-    sequences = jnp.asarray(sequences)
-    if sequences.dtype == jnp.uint8:
-        return sequences.astype(jnp.float32) / 255
-    if not jnp.issubdtype(sequences.dtype, jnp.floating):
-        raise ValueError(f"sequences: got dtype {sequences.dtype}, expected uint8 or a float")
-    return sequences
+def run_keys(seed: int | Sequence[int] | np.ndarray) -> Array:
+    """The key of a run, or `[S]` keys, from seeds."""
+    if np.ndim(seed):
+        return jax.vmap(jax.random.key)(jnp.asarray(seed))
+    return jax.random.key(int(np.asarray(seed)))

@@ -1,24 +1,35 @@
 """The experiment as a user runs it, on digits: trains, resumes bit for bit, refuses, explains."""
 
+import contextlib
 import dataclasses
+import io
 import json
 import os
 import random
 import re
+import shutil
 import signal
 import subprocess
 import sys
 import time
 from pathlib import Path
 
+import devices
+import experiment
 import jax
 import mnist
 import numpy as np
 import pytest
 from conftest import MNIST_DIR
+from errors import OptionError
+from options import Config
+from terminal import run_script
 
-SCRIPT = Path(__file__).parents[2] / "experiments" / "mnist.py"
-# The script without pictures, which sends itself a signal, or none if that is 0, after every line.
+from jaxrnn.training.checkpoint import Checkpoints
+from jaxrnn.training.run import Run, RunError
+
+SCRIPT = Path(mnist.__file__)
+# The script without pictures; it sends itself a signal, or none if that is 0, after every record.
 WITH_SIGNAL = """
 import os, sys
 number = int(sys.argv.pop(1))
@@ -26,11 +37,11 @@ sys.path.insert(0, os.path.dirname(sys.argv[1]))
 del sys.argv[0]
 import mnist
 append = mnist.Run.append_metrics
-mnist.Run.append_metrics = lambda run, row: (append(run, row), os.kill(os.getpid(), number))
+mnist.Run.append_metrics = lambda run, record: (append(run, record), os.kill(os.getpid(), number))
 mnist.draw = lambda *_: None
-sys.exit(mnist.entry())
+sys.exit(mnist.run_script(lambda: mnist.main(mnist.command_line())))
 """
-SMALL = mnist.Config(
+SMALL = Config(
     dataset="digits",
     hidden_size=16,
     batch_size=50,
@@ -44,43 +55,34 @@ SMALL = mnist.Config(
 pytestmark = pytest.mark.usefixtures("standard_promotion")
 
 
-def arguments(out, config=SMALL):
+def launch(out, config=SMALL, signal=None, **options):
+    """The script in a process, whole or `WITH_SIGNAL`; without the test runner's data folder."""
     words = []
     for field in dataclasses.fields(config):
         value = getattr(config, field.name)
         if value != field.default and field.name != "out":
             words += [f"--{field.name.replace('_', '-')}", str(value)]
-    return [sys.executable, str(SCRIPT), *words, "--out", str(out)]
-
-
-def environment():
-    """No data folder, no hints from the test runner's own environment."""
-    return {name: os.environ[name] for name in os.environ if name != "JAXRNN_DATA_DIR"}
-
-
-def launch(out, config=SMALL, signal=None, **options):
-    """The script in a process, whole or `WITH_SIGNAL`."""
-    python, *words = arguments(out, config)
-    if signal is not None:
-        words = ["-c", WITH_SIGNAL, str(int(signal)), *words]
+    start = [] if signal is None else ["-c", WITH_SIGNAL, str(int(signal))]
+    environment = {name: os.environ[name] for name in os.environ if name != "JAXRNN_DATA_DIR"}
     return subprocess.Popen(
-        [python, *words],
+        [sys.executable, *start, str(SCRIPT), *words, "--out", str(out)],
         stdout=subprocess.PIPE,
         stderr=subprocess.PIPE,
         text=True,
-        env=environment(),
+        env=environment,
         **options,
     )
 
 
 def contents(out):
     """What must be equal, bit for bit: parameters, optimizer, step and metrics less the times."""
-    config = mnist.load_run(out)[0]
-    like = jax.eval_shape(lambda: mnist.initial_state(config))
-    with mnist.Checkpoints(Path(out) / "checkpoints", read_only=True) as checkpoints:
+    config, model, _, _ = experiment.load_run(out)
+    optimizer = experiment.build_optimizer(config)
+    like = jax.eval_shape(lambda: experiment.initial_state(config, model, optimizer))
+    with Checkpoints(Path(out) / "checkpoints", read_only=True) as checkpoints:
         step, state = checkpoints.restore(like)
-    rows = [dict(row, seconds=None) for row in mnist.Run(Path(out)).metrics()]
-    return step, jax.tree.leaves(state), rows
+    records = [dict(record, seconds=None) for record in Run(Path(out)).metrics()]
+    return step, jax.tree.leaves(state), records
 
 
 def assert_same(one, other):
@@ -92,91 +94,106 @@ def assert_same(one, other):
 
 @pytest.fixture(scope="module")
 def whole(tmp_path_factory):
-    """A run left alone, in its own process as the interrupted ones are."""
+    """A run left alone."""
     out = tmp_path_factory.mktemp("whole") / "run"
-    process = launch(out)
-    output, errors = process.communicate()
-    assert process.returncode == 0, errors
-    return out, output
+    output = io.StringIO()
+    with contextlib.redirect_stdout(output), jax.numpy_dtype_promotion("standard"):
+        assert mnist.main(dataclasses.replace(SMALL, out=out)) == 0
+    return out, output.getvalue()
 
 
 def test_a_run_prints_and_writes_what_it_promises(whole):
     out, output = whole
     lines = re.findall(r"^step ([ \d]{5})  loss \d\.\d{4}  accuracy 0\.\d{4}$", output, re.M)
     assert [int(step) for step in lines] == list(range(20, 121, 20))
-    assert "data: digits" in output
+    assert output.count("data: digits, 1,257 training, 180 validation and 360 test images") == 2
+    assert "device: 2 × cpu" in output
     result = json.loads((out / "result.json").read_text())
-    rows = [json.loads(line) for line in (out / "metrics.jsonl").read_text().splitlines()]
+    records = [json.loads(line) for line in (out / "metrics.jsonl").read_text().splitlines()]
     assert result["dataset"] == "digits"
-    assert result["final_test_accuracy"] == rows[-1]["test_accuracy"] > 0.3
-    best = max(rows, key=lambda row: (row["validation_accuracy"], row["step"]))
+    assert result["final_test_accuracy"] == records[-1]["test_accuracy"] > 0.3
+    best = max(records, key=lambda record: (record["validation_accuracy"], record["step"]))
     assert result["selected_step"] == best["step"]
     assert result["selected_test_accuracy"] == best["test_accuracy"]
+    assert result["best_test_accuracy"] == max(record["test_accuracy"] for record in records)
+    assert result["evaluations"] == 6
+    assert f"best of 6 evaluations on the test set {result['best_test_accuracy']:.4f}" in output
+    assert result["parameters"] == 4 * 16 * (28 + 16 + 1) + 10 * (16 + 1)
     assert set(result["seconds"]) == {"compile", "train", "evaluate"}
     for picture in ("curves", "confusion", "mistakes", "beliefs"):
         assert (out / f"{picture}.png").read_bytes().startswith(b"\x89PNG")
 
 
-def test_nothing_is_compiled_after_the_first_look(tmp_path, monkeypatch):
-    compiled, looks = [], []
+def test_nothing_is_compiled_after_the_first_evaluation(tmp_path, monkeypatch):
+    compiled, evaluations = [], []
 
-    def heard(event, *_, **__):
+    def listen(event, *_, **__):
         if event == "/jax/core/compile/backend_compile_duration":
             compiled.append(event)
 
-    append = mnist.Run.append_metrics
+    append = Run.append_metrics
 
-    def look(run, row):
-        looks.append(len(compiled))
-        append(run, row)
+    def append_metrics(run, record):
+        evaluations.append(len(compiled))
+        append(run, record)
 
-    monkeypatch.setattr(mnist.Run, "append_metrics", look)
+    monkeypatch.setattr(Run, "append_metrics", append_metrics)
     monkeypatch.setattr(mnist, "draw", lambda *_: None)
-    jax.clear_caches()
-    jax.monitoring.register_event_duration_secs_listener(heard)
+    jax.monitoring.register_event_duration_secs_listener(listen)
+    config = dataclasses.replace(SMALL, hidden_size=7, steps=100, out=tmp_path / "run")
     try:
-        assert mnist.main(dataclasses.replace(SMALL, steps=100, out=tmp_path / "run")) == 0
+        assert mnist.main(config) == 0
     finally:
-        jax.monitoring.unregister_event_duration_listener(heard)
-    assert len(looks) == 5
-    assert looks[0] > 0
+        jax.monitoring.unregister_event_duration_listener(listen)
+    assert len(evaluations) == 5
+    assert evaluations[0] > 0
     # A checkpoint's first save may still compile a copy; no step and no evaluation does.
-    assert len(set(looks[1:])) == 1
+    assert len(set(evaluations[1:])) == 1
 
 
-@pytest.mark.parametrize(
-    "options",
-    [
-        {"augment": True, "label_smoothing": 0.1},
-        {"num_layers": 2, "bidirectional": True, "dropout": 0.2},
-        {"patch": 7, "num_layers": 2, "dropout": 0.1, "cell": "janet"},
-        {"order": "shuffled", "delay": 3, "test_delay": 5},
-    ],
-)
-def test_what_the_recipes_ask_for_trains(options, tmp_path, monkeypatch):
+def test_a_renet_trains_on_distorted_images(tmp_path, monkeypatch):
     monkeypatch.setattr(mnist, "draw", lambda *_: None)
-    common = {"steps": 120, "eval_every": 60, "batch_size": 20, "out": tmp_path / "run"}
-    config = dataclasses.replace(SMALL, **common, **options)
+    config = dataclasses.replace(
+        SMALL,
+        cell="janet",
+        hidden_size=4,
+        patch=14,
+        num_layers=1,
+        dropout=0.1,
+        augment=True,
+        label_smoothing=0.1,
+        batch_size=40,
+        steps=4,
+        eval_every=2,
+        validation_size=0,
+        out=tmp_path / "run",
+    )
     assert mnist.main(config) == 0
     result = json.loads((tmp_path / "run" / "result.json").read_text())
-    assert result["final_test_accuracy"] > 0.4
+    assert result["selected_validation_accuracy"] is None
+    assert result["selected_step"] == 4
 
 
-SIZES = {
-    "tutorial": 81_674,
-    "fast": 81_674,
-    "best": 231_690,
-    "sequential-mnist": 50_570,
-    "permuted-mnist": 50_570,
-}
-
-
-@pytest.mark.parametrize("recipe", mnist.RECIPES)
-def test_every_recipe_is_of_options_that_go_together(recipe):
-    config = mnist.Config(**mnist.RECIPES[recipe])
-    config.check()
-    state = jax.eval_shape(lambda: mnist.initial_state(dataclasses.replace(config, steps=100)))
-    assert sum(leaf.size for leaf in jax.tree.leaves(state.params)) == SIZES[recipe]
+def test_pictures_are_of_the_step_that_was_restored(whole, tmp_path, monkeypatch, capsys):
+    out = tmp_path / "run"
+    shutil.copytree(whole[0], out)
+    steps = sorted(
+        int(path.name) for path in (out / "checkpoints").iterdir() if path.name[0] in "1234567890"
+    )
+    best = experiment.load_run(out).step
+    assert best == json.loads((out / "result.json").read_text())["selected_step"]
+    (out / "checkpoints" / str(best) / "digest" / "metadata").write_text("{")
+    trained = experiment.load_run(out)
+    assert trained.step == max(step for step in steps if step != best)
+    assert "is damaged" in capsys.readouterr().out
+    titles = []
+    for name in ("curves", "mistakes", "beliefs"):
+        monkeypatch.setattr(mnist.report, name, lambda *_, **__: None)
+    monkeypatch.setattr(mnist.report, "confusion", lambda *words: titles.append(words[-1]))
+    dataset = experiment.load_dataset("digits")
+    sequences, labels = dataset.test
+    mnist.draw(trained, dataset, (sequences[:40], labels[:40]), Run(out))
+    assert f"at step {trained.step}: test" in titles[0]
 
 
 def test_a_finished_run_shows_its_result_and_another_is_refused(whole, capsys):
@@ -185,23 +202,45 @@ def test_a_finished_run_shows_its_result_and_another_is_refused(whole, capsys):
     config = dataclasses.replace(SMALL, out=out)
     assert mnist.main(config) == 0
     assert "--no-resume" in capsys.readouterr().out
-    with pytest.raises(mnist.RunError, match="seed: 0 -> 1"):
-        mnist.main(dataclasses.replace(config, seed=1))
+    other = dataclasses.replace(config, seed=1)
+    with pytest.raises(RunError, match="seed: 0 -> 1"):
+        mnist.main(other)
+    assert run_script(lambda: mnist.main(other)) == 2
+    assert capsys.readouterr().err.endswith("choose another directory with --out\n")
     assert (out / "result.json").stat().st_mtime_ns == before
 
 
-def test_interrupted_and_started_again_it_ends_the_same(whole, tmp_path):
-    for number in (signal.SIGINT, signal.SIGTERM):
-        process = launch(tmp_path / "run", signal=number)
-        output, errors = process.communicate()
-        assert process.returncode == 128 + number, errors
-        assert "\nstep " in output
-        assert "the same command goes on from there" in output
+def test_interrupted_and_started_again_it_ends_the_same(whole, tmp_path, monkeypatch, capsys):
+    config = dataclasses.replace(SMALL, out=tmp_path / "run")
+    monkeypatch.setattr(mnist, "draw", lambda *_: None)
+    append = Run.append_metrics
+    for number, step in ((signal.SIGINT, 20), (signal.SIGTERM, 40)):
+
+        def append_metrics(run, record, number=number):
+            append(run, record)
+            os.kill(os.getpid(), number)
+
+        monkeypatch.setattr(Run, "append_metrics", append_metrics)
+        assert mnist.main(config) == 128 + number
+        output = capsys.readouterr().out
+        assert f"interrupted at step {step}, which is saved; the same command resumes" in output
         assert not (tmp_path / "run" / "result.json").exists()
-    output, errors = launch(tmp_path / "run", signal=0).communicate()
-    assert "going on from step" in output, errors
-    assert "\nstep    20 " not in output
+    monkeypatch.setattr(Run, "append_metrics", append)
+    assert mnist.main(config) == 0
+    output = capsys.readouterr().out
+    assert "resuming from step 40" in output
+    assert "\nstep    40 " not in output
     assert_same(contents(tmp_path / "run"), contents(whole[0]))
+
+
+def test_a_process_ends_with_the_signals_code(tmp_path):
+    config = dataclasses.replace(SMALL, steps=40)
+    process = launch(tmp_path / "run", config, signal.SIGTERM)
+    output, errors = process.communicate()
+    assert process.returncode == 128 + signal.SIGTERM, errors
+    assert "\nstep    20 " in output
+    assert "interrupted at step 20" in output
+    assert experiment.load_run(tmp_path / "run").step == 20
 
 
 def test_a_loss_that_is_not_finite_stops_the_run(tmp_path, capsys):
@@ -214,63 +253,53 @@ def test_a_loss_that_is_not_finite_stops_the_run(tmp_path, capsys):
 @pytest.mark.parametrize(
     ("options", "words"),
     [
-        (["--hidden-size", "0"], "--hidden-size must be at least 1"),
-        (["--batch-size", "99999"], "--batch-size must be at most"),
-        (["--learning-rate", "nan"], "--learning-rate must be positive"),
-        (["--clip-norm", "-1"], "--clip-norm must be positive"),
-        (["--seed", "-1"], "must not be negative"),
-        (["--patch", "5"], "patch must divide height 28 and width 28, got 5"),
-        (["--patch", "4", "--bidirectional"], "--patch does not go with bidirectional"),
-        (["--patch", "4", "--order", "pixels"], "--patch go with --order rows"),
-        (["--cell", "mlp", "--delay", "28"], "mlp has no memory to test with --delay"),
-        (["--cell", "cnn", "--test-delay", "28"], "cnn has no memory to test with --delay"),
-        (["--cell", "mlp", "--patch", "4"], "mlp is no recurrent network and does not take patch"),
-        (["--data-dir", "/nowhere/at/all", "--dataset", "mnist"], "/nowhere/at/all"),
+        ({"hidden_size": 0}, "--hidden-size must be at least 1"),
+        ({"patch": 0}, "--patch must be at least 1"),
+        ({"batch_size": 99999}, "--batch-size must be at most"),
+        ({"learning_rate": np.nan}, "--learning-rate must be positive"),
+        ({"clip_norm": -1.0}, "--clip-norm must be positive"),
+        ({"seed": -1}, "--seed must not be negative"),
+        ({"dropout": 1.0}, r"--dropout must be in \[0, 1\)"),
+        ({"recurrent_dropout": 0.1}, "needs --tied True or --tied False"),
+        ({"patch": 5}, "patch must divide height 28 and width 28, got 5"),
+        ({"patch": 4, "bidirectional": True}, "--patch does not go with --bidirectional"),
+        ({"patch": 4, "order": "pixels"}, "--patch go with --order rows"),
+        ({"cell": "mlp", "delay": 28}, "mlp has no memory to test with --delay"),
+        ({"cell": "cnn", "test_delay": 28}, "cnn has no memory to test with --delay"),
+        ({"cell": "mlp", "patch": 4}, "mlp is not a recurrent network and does not take --patch"),
+        ({"devices": 3, "batch_size": 50}, "--devices 3 cannot share --batch-size 50"),
+        ({"devices": 50, "batch_size": 50}, "--devices must be at most"),
     ],
 )
-def test_what_cannot_work_is_one_line_and_code_2(options, words, tmp_path, monkeypatch, capsys):
-    monkeypatch.delenv("JAXRNN_DATA_DIR", raising=False)
-    out = tmp_path / "run"
-    defaults = [] if "--dataset" in options else ["--dataset", "digits"]
-    monkeypatch.setattr(sys, "argv", ["mnist.py", *defaults, *options, "--out", str(out)])
-    assert mnist.entry() == 2
+def test_what_cannot_work_is_an_error_that_names_the_option(options, words, tmp_path):
+    config = Config(**{"dataset": "digits", "out": tmp_path / "run", **options})
+    with pytest.raises(OptionError, match=words) as error:
+        mnist.main(config)
+    assert "\n" not in str(error.value)
+    assert not config.out.exists()
+
+
+def test_an_error_is_one_line_and_a_code(tmp_path, monkeypatch, capsys, no_network, home):
+    words = ["mnist.py", "--dataset", "mnist", "--data-dir", "/nowhere/at/all"]
+    monkeypatch.setattr(sys, "argv", words)
+    assert run_script(lambda: mnist.main(mnist.command_line())) == 2
     error = capsys.readouterr().err
-    assert words in error
+    assert error.startswith("error: /nowhere/at/all")
     assert error.count("\n") == 1
-    assert not out.exists()
-
-
-def test_a_recipe_gives_defaults_that_options_override(monkeypatch, capsys):
-    def parsed(*words):
-        monkeypatch.setattr(sys, "argv", ["mnist.py", *words])
-        return mnist.command_line()
-
-    assert parsed() == mnist.Config()
-    fast = parsed("--recipe", "fast", "--steps", "7")
-    assert fast == mnist.Config(**{**mnist.RECIPES["fast"], "recipe": "fast", "steps": 7})
-    assert parsed("--recipe=fast").schedule == "onecycle"
-    with pytest.raises(SystemExit):
-        parsed("--recipe", "slow")
-    for recipe, options in mnist.RECIPES.items():
-        mnist.Config(recipe=recipe, **options).check()
+    config = Config(dataset="kmnist", out=tmp_path / "run")
+    assert run_script(lambda: mnist.main(config)) == 2
+    error = capsys.readouterr().err
+    assert "--data-dir FOLDER" in error
+    assert "--dataset digits" in error
 
 
 def test_a_core_cuts_its_share_so_that_it_fits_its_caches(monkeypatch):
-    rows, patches = mnist.Config(), mnist.Config(patch=4)
-    assert [mnist.slices(rows, share) for share in (50, 100, 150, 125, 20)] == [1, 2, 3, 1, 1]
-    assert [mnist.slices(patches, share) for share in (50, 100, 10)] == [2, 5, 1]
+    parts = [devices.slices(share, patched=False) for share in (50, 100, 150, 125, 20)]
+    assert parts == [1, 2, 3, 1, 1]
+    assert [devices.slices(share, patched=True) for share in (50, 100, 10)] == [2, 5, 1]
     monkeypatch.setattr(jax, "default_backend", lambda: "gpu")
-    assert mnist.slices(patches, 100) == 1
-
-
-def test_chunks_are_cut_by_the_step_alone():
-    config = dataclasses.replace(SMALL, eval_every=250, steps=600)
-    whole, step = [0], 0
-    while step < 600:
-        step += mnist.chunk_size(step, config, 28)
-        whole.append(step)
-    assert whole == [0, 100, 200, 250, 350, 450, 500, 600]
-    assert mnist.chunk_size(0, config, 784) == 3
+    assert devices.slices(100, patched=True) == 1
+    assert [devices.chunk_size(time) for time in (28, 784, 10_000)] == [100, 3, 1]
 
 
 def kill_until_done(out, config, kills, rng, seconds):
@@ -288,21 +317,23 @@ def kill_until_done(out, config, kills, rng, seconds):
     return output
 
 
-def test_a_run_of_another_version_is_refused_and_left_alone(tmp_path, monkeypatch, capsys):
+def test_a_run_of_another_version_is_refused_and_left_alone(tmp_path, capsys):
     config = dataclasses.replace(SMALL, out=tmp_path / "run")
-    run = mnist.Run(config.out)
-    run.open(mnist.identity(config, mnist.digest(mnist.load_dataset(config))))
+    dataset = experiment.load_dataset("digits")
+    resolved = experiment.resolve(config, dataset)
+    run = Run(config.out)
+    run.open(experiment.identity(resolved.config, experiment.digest(dataset)))
     run.append_metrics({"step": 40})
-    shapes = jax.eval_shape(lambda: mnist.initial_state(config))
+    shapes = jax.eval_shape(
+        lambda: experiment.initial_state(config, resolved.model, resolved.optimizer)
+    )
     state = jax.tree.map(lambda leaf: np.zeros(leaf.shape, leaf.dtype), shapes)
     adam, rest = state.opt_state[1]
     older = state.replace(opt_state=(None, (adam._replace(count=None), rest)))
-    with mnist.Checkpoints(run.checkpoints) as checkpoints:
+    with Checkpoints(run.checkpoints) as checkpoints:
         checkpoints.save(40, older)
-    monkeypatch.setattr(mnist, "command_line", lambda: config)
-    monkeypatch.setattr(mnist, "initial_state", lambda _: shapes)
     before = {path: path.read_bytes() for path in config.out.rglob("*") if path.is_file()}
-    assert mnist.entry() == 1
+    assert run_script(lambda: mnist.main(config)) == 1
     assert capsys.readouterr().err == (
         f"error: {run.checkpoints / '40'} holds another state than the one to restore "
         "(opt_state/1/0/count: nothing in the checkpoint, int32[] in the state)\n"
@@ -319,14 +350,14 @@ def test_killed_ten_times_it_ends_as_one_left_alone(tmp_path):
     _, errors = alone.communicate()
     assert alone.returncode == 0, errors
     output = kill_until_done(tmp_path / "killed", config, 10, random.Random(0), (0.0, 2.0))
-    assert "going on from step" in output
+    assert "resuming from step" in output
     assert_same(contents(tmp_path / "killed"), contents(tmp_path / "alone"))
 
 
 @pytest.mark.slow
 @pytest.mark.skipif(MNIST_DIR is None, reason="real MNIST: set JAXRNN_DATA_DIR to its folder")
 def test_real_mnist_is_learned(tmp_path):
-    config = mnist.Config(dataset="mnist", data_dir=Path(MNIST_DIR), steps=1000, out=tmp_path)
+    config = Config(dataset="mnist", data_dir=Path(MNIST_DIR), steps=1000, out=tmp_path)
     process = launch(tmp_path / "run", config)
     _, errors = process.communicate()
     assert process.returncode == 0, errors

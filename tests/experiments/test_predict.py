@@ -7,15 +7,18 @@ import sys
 import zlib
 from pathlib import Path
 
+import experiment
 import jax
 import mnist
 import numpy as np
 import predict
 import pytest
+from options import Config
 from PIL import Image, ImageDraw, ImageFilter
 from sklearn.datasets import load_digits
 
-from jaxrnn.training import data, report, train
+from jaxrnn import training
+from jaxrnn.training import data, report
 
 SCRIPT = Path(predict.__file__)
 PAPER, PEN = (232, 226, 210), (35, 40, 80)
@@ -202,7 +205,7 @@ def test_bad_files(bad_files):
 def run(tmp_path_factory):
     """A real run, trained for a moment, that waits before it names a digit."""
     out = tmp_path_factory.mktemp("runs") / "digits"
-    config = mnist.Config(dataset="digits", hidden_size=16, steps=20, delay=4, out=out)
+    config = Config(dataset="digits", cell="rnn", hidden_size=4, steps=5, delay=4, out=out)
     with jax.numpy_dtype_promotion("standard"), pytest.MonkeyPatch.context() as patch:
         patch.setattr(mnist, "draw", lambda *_: None)
         assert mnist.main(config) == 0
@@ -224,8 +227,8 @@ def call(capsys, *arguments):
 
 
 def test_prints_digit_and_probabilities(run, good, capsys):
-    _, model, params = mnist.load_run(run)
-    [expected] = train.probabilities(model, params, data.sequences(SEVEN[None], delay=4))
+    _, model, params, _ = experiment.load_run(run)
+    [expected] = training.probabilities(model, params, data.sequences(SEVEN[None], delay=4))
     code, out, err = call(capsys, *good, "--run", run)
     assert (code, err) == (0, "")
     lines = out.splitlines()
@@ -238,12 +241,12 @@ def test_prints_digit_and_probabilities(run, good, capsys):
 def test_json_with_bad_files(run, good, bad_files, capsys):
     code, out, err = call(capsys, *bad_files, *good, "--run", run, "--json")
     assert code == 2
-    rows = json.loads(out)
-    assert [row["file"] for row in rows] == [str(path) for path in bad_files + good]
-    assert all("error" in row for row in rows[: len(bad_files)])
-    for row in rows[len(bad_files) :]:
-        assert row["digit"] == np.argmax(row["probabilities"])
-        assert sum(row["probabilities"]) == pytest.approx(1, abs=1e-4)
+    found = json.loads(out)
+    assert [entry["file"] for entry in found] == [str(path) for path in bad_files + good]
+    assert all("error" in entry for entry in found[: len(bad_files)])
+    for entry in found[len(bad_files) :]:
+        assert entry["digit"] == np.argmax(entry["probabilities"])
+        assert sum(entry["probabilities"]) == pytest.approx(1, abs=1e-4)
     assert len(err.splitlines()) == len(bad_files)
     for path, line in zip(bad_files, err.splitlines(), strict=True):
         assert str(path) in line
@@ -259,10 +262,10 @@ def test_belief_picture(run, good, capsys, tmp_path, monkeypatch):
     path, shown, picture = tmp_path / "beliefs.png", [], report.beliefs
     monkeypatch.setattr(report, "beliefs", lambda *a, **b: (shown.append(a), picture(*a, **b)))
     assert call(capsys, *good, "--run", run, "--beliefs", path)[0] == 0
-    images, moments, _ = shown[0]
-    _, model, params = mnist.load_run(run)
-    while_reading = train.beliefs(model, params, data.sequences(images))  # no blank rows
-    np.testing.assert_allclose(moments, while_reading, atol=1e-6)
+    images, points, _ = shown[0]
+    _, model, params, _ = experiment.load_run(run)
+    while_reading = training.beliefs(model, params, data.sequences(images))  # no blank steps
+    np.testing.assert_allclose(points, while_reading, atol=1e-6)
     with Image.open(path) as image:
         image.load()
     code, out, err = call(capsys, good[0], "--run", run, "--beliefs", tmp_path / "no" / "b.png")

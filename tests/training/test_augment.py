@@ -6,7 +6,7 @@ import jax.numpy as jnp
 import numpy as np
 import pytest
 
-from jaxrnn.training import train
+from jaxrnn import training
 from jaxrnn.training.augment import Distortion
 
 STILL = Distortion(rotation=0, scale=0, shear=0, shift=0, elastic=0)
@@ -79,13 +79,13 @@ def test_the_loss_distorts_only_with_a_key_and_smooths_labels():
     images = jnp.asarray(np.random.default_rng(0).integers(0, 256, (4, SIDE, SIDE), np.uint8))
     batch = images, jnp.array([0, 1, 2, 0], jnp.uint8)
     model, key = Model(), jax.random.key(0)
-    params = model.init(key, train.scale(images))["params"]
-    plain = train.cross_entropy(model, params, batch)
-    loss = train.Augmented(Distortion())
+    params = model.init(key, training.scale(images))["params"]
+    plain = training.cross_entropy(model, params, batch)
+    loss = training.AugmentedCrossEntropy(Distortion())
     np.testing.assert_allclose(loss(model, params, batch), plain, rtol=1e-5)
     assert loss(model, params, batch, key) != pytest.approx(float(plain), rel=1e-3)
-    logits = np.asarray(model.apply({"params": params}, train.scale(images)))
+    logits = np.asarray(model.apply({"params": params}, training.scale(images)))
     targets = 0.9 * np.eye(3)[batch[1]] + 0.1 / 3
     expected = -(targets * np.asarray(jax.nn.log_softmax(logits))).sum(-1).mean()
-    smooth = train.Augmented(smoothing=0.1)(model, params, batch)
+    smooth = training.AugmentedCrossEntropy(smoothing=0.1)(model, params, batch)
     np.testing.assert_allclose(smooth, expected, rtol=1e-5)

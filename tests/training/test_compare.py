@@ -7,9 +7,9 @@ from scipy import stats
 from jaxrnn.training import compare
 
 
-def record(row, seed, test, status="ok", validation=0.5):
+def record(setting, seed, test, status="ok", validation=0.5):
     return {
-        "row": row,
+        "setting": setting,
         "seed": seed,
         "status": status,
         "test_accuracy": test,
@@ -33,7 +33,7 @@ RECORDS = [
 
 def test_means_deviations_and_paired_differences():
     a, b, c = compare.summarise(RECORDS)
-    assert (a.row, a.n, a.pairs, a.difference) == ("a", 3, 3, 0)
+    assert (a.setting, a.n, a.pairs, a.difference) == ("a", 3, 3, 0)
     assert a.test == pytest.approx(0.92)
     assert a.deviation == pytest.approx(0.02)
     differences = [0.02, -0.01, 0.01]  # by seed, not by place
@@ -57,10 +57,13 @@ def test_the_table_says_it_all_and_chooses_on_validation():
 
 def test_the_verdict_goes_by_the_intervals():
     tests = {"first": (0.5, 0.6, 0.7), "up": (0.6, 0.71, 0.8), "same": (0.52, 0.57, 0.71)}
-    records = [record(row, seed, x) for row, each in tests.items() for seed, x in enumerate(each)]
+    records = [
+        record(setting, seed, x) for setting, each in tests.items() for seed, x in enumerate(each)
+    ]
     said = compare.verdict(compare.summarise(records))
-    assert said == "Than `first` – better: `up`; no difference seen: `same`."
-    assert compare.verdict(compare.summarise(records[:3])) == "Than `first` – nothing to compare."
+    assert said == "Better than `first`: `up`. No difference from `first` seen: `same`."
+    said = compare.verdict(compare.summarise(records[:3]))
+    assert said == "There is nothing to compare `first` with."
     assert compare.verdict([]) == "Nothing has been run."
 
 

@@ -3,8 +3,6 @@
 import hashlib
 import os
 import stat
-import subprocess
-import sys
 from io import BytesIO
 from pathlib import Path
 
@@ -147,14 +145,6 @@ def test_load_or_digits_replaces_nothing_that_was_named(tmp_path, no_network):
     assert data.load_or_digits("", 20, tmp_path / "cache").name == "digits"  # '' is unset
 
 
-def test_an_empty_environment_variable_counts_as_unset(tmp_path, no_network, monkeypatch):
-    import mnist
-
-    monkeypatch.chdir(write(tmp_path / "d"))
-    monkeypatch.setenv("JAXRNN_DATA_DIR", "")
-    assert mnist.load_dataset(mnist.Config(validation_size=20)).name == "digits"
-
-
 def test_a_set_is_named_by_its_checksums(tmp_path, load, monkeypatch):
     folder = write(tmp_path / "d", packed=False)
     dataset = load("mnist", folder)
@@ -274,18 +264,6 @@ def test_batches_refuse_impossible_numbers(name):
     arguments = {"seed": 0, "start": 0, "steps": 1, "batch_size": 1, "size": 1}
     with pytest.raises(ValueError, match=f"{name}: got -1"):
         data.batch_indices(**(arguments | {name: -1}))
-
-
-def test_importing_loads_nothing_heavy():
-    code = (
-        "import sys, jaxrnn.training.data\n"
-        "heavy = {'tensorflow', 'tensorflow_datasets', 'sklearn', 'scipy.ndimage', 'PIL'}\n"
-        "heavy |= {'pyarrow'}\n"
-        "sys.exit(str(heavy & set(sys.modules)) if heavy & set(sys.modules) else 0)"
-    )
-    root = Path(data.__file__).parents[3]
-    result = subprocess.run([sys.executable, "-c", code], cwd=root, stderr=subprocess.PIPE)
-    assert result.returncode == 0, result.stderr.decode()
 
 
 def test_real_mnist(tmp_path, monkeypatch):

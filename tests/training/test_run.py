@@ -8,6 +8,7 @@ import pytest
 
 from jaxrnn.training import run as run_module
 from jaxrnn.training.checkpoint import CheckpointError, lock
+from jaxrnn.training.files import append_record, read_records
 from jaxrnn.training.run import Run, RunError, differences, git_revision
 
 
@@ -107,10 +108,23 @@ def test_metrics_lose_a_torn_line_and_what_comes_after_a_step(tmp_path):
         run.append_metrics({"step": step, "loss": step / 7})
     with (tmp_path / "metrics.jsonl").open("a") as file:
         file.write('{"step": 400, "lo')
-    assert [row["step"] for row in run.metrics()] == [100, 200, 300]
+    assert [record["step"] for record in run.metrics()] == [100, 200, 300]
     assert run.rewind_metrics(200) == run.metrics()
     run.append_metrics({"step": 300, "loss": 1.0})
-    assert [row["step"] for row in run.metrics()] == [100, 200, 300]
+    assert [record["step"] for record in run.metrics()] == [100, 200, 300]
+
+
+def test_a_file_of_records_loses_only_a_line_that_was_cut_off(tmp_path):
+    path = tmp_path / "records.jsonl"
+    assert read_records(path) == []
+    for number in range(2):
+        append_record(path, {"é": number})
+    with path.open("a") as file:
+        file.write('{"é": 2, "é')
+    assert read_records(path) == [{"é": 0}, {"é": 1}]
+    append_record(path, {"é": 3})
+    assert [record["é"] for record in read_records(path)] == [0, 1, 3]
+    assert path.read_text().count("\n") == 3
 
 
 def test_unusable_folders_are_one_line(tmp_path):

@@ -180,8 +180,9 @@ def test_no_network_names_the_two_ways_out(load, no_network):
     message = str(error.value)
     assert "fashion_mnist could not be downloaded" in message
     assert "no route to host" in message
-    assert "--data-dir FOLDER" in message
-    assert "--dataset digits" in message
+    assert "data_dir" in message
+    assert "'digits'" in message
+    assert "--" not in message
     assert "\n" not in message
 
 

@@ -7,6 +7,7 @@ inside scikit-learn. TensorFlow is never imported.
 Letters: N examples, T time steps, I input features per step.
 """
 
+import functools
 import hashlib
 import operator
 import os
@@ -30,10 +31,10 @@ class Dataset(NamedTuple):
 
     Attributes:
         name: The published set, or "other" if the images are those of none that is known.
-        train: To learn from.
-        validation: To choose by.
-        test: To be judged by.
-        note: A sentence on why this is not the set that was asked for, or ''.
+        train: The training split.
+        validation: The validation split.
+        test: The test split.
+        note: A sentence on why this is not the set that was asked for, or "".
     """
 
     name: str
@@ -298,6 +299,7 @@ def _write_cache(path: Path | None, source: np.ndarray, pair: Pair) -> None:
             Path(temporary).unlink(missing_ok=True)
 
 
+@functools.cache
 def _digits() -> Pair:
     """scikit-learn's 8×8 digits, drawn as MNIST draws: 20×20, centred by mass in 28×28."""
     from scipy import ndimage

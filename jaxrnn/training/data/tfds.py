@@ -35,12 +35,12 @@ _STALL_SECONDS = 5.0
 
 
 class Unavailable(DataError):
-    """The set is neither on this machine nor to be had; `reason` is a clause without advice."""
+    """The set is neither on this machine nor can it be downloaded; `reason` is why."""
 
     def __init__(self, reason: str):
         super().__init__(
-            f"{reason}; name a folder that holds it with --data-dir FOLDER, "
-            "or train on what needs no download with --dataset digits"
+            f"{reason}; name a folder that holds it by data_dir, "
+            "or load 'digits', which needs no download"
         )
         self.reason = reason
 

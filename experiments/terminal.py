@@ -1,0 +1,77 @@
+"""What the scripts print, and how they end."""
+
+from __future__ import annotations
+
+import contextlib
+import logging
+import sys
+from collections.abc import Callable, Iterator
+
+from errors import OptionError
+from rich.console import Console
+from rich.panel import Panel
+from rich.progress import BarColumn, Progress, TextColumn, TimeRemainingColumn
+
+from jaxrnn.training import data
+from jaxrnn.training.checkpoint import CheckpointError
+from jaxrnn.training.data.tfds import Unavailable
+from jaxrnn.training.run import OtherConfiguration, RunError
+
+console = Console(highlight=False, soft_wrap=True, markup=False)
+
+
+def run_script(main: Callable[[], int]) -> int:
+    """Calls a script's main function; every foreseeable failure is one line and an exit code."""
+    logging.getLogger("absl").setLevel(logging.ERROR)  # orbax logs every step
+    try:
+        return main()
+    except Unavailable as error:
+        return fail(
+            f"{error.reason}; name a folder that holds it with --data-dir FOLDER, "
+            "or train on what needs no download with --dataset digits"
+        )
+    except OtherConfiguration as error:
+        return fail(f"{error} with --out")
+    except (data.DataError, RunError, OptionError) as error:
+        return fail(error)
+    except (CheckpointError, OSError) as error:
+        return fail(error, 1)
+    except KeyboardInterrupt:
+        return 130
+
+
+def fail(error: object, code: int = 2) -> int:
+    """Prints an error and returns the exit code."""
+    print(f"error: {error}", file=sys.stderr)
+    return code
+
+
+def announce(dataset: data.Dataset) -> None:
+    """Prints which data this is, in a frame if it is not what was asked for."""
+    sizes = [len(split.labels) for split in (dataset.train, dataset.validation, dataset.test)]
+    console.print(
+        f"data: {dataset.name}, {sizes[0]:,} training, {sizes[1]:,} validation and "
+        f"{sizes[2]:,} test images"
+    )
+    if dataset.note:
+        title = "NOT WHAT WAS ASKED FOR" if dataset.name == "mnist" else "NOT MNIST"
+        panel = Panel(dataset.note, title=title, border_style="bold red")
+        console.print(panel, soft_wrap=False)  # which would cut the note off at the border
+
+
+@contextlib.contextmanager
+def progress_bar(step: int, steps: int) -> Iterator[Callable[[int], None]]:
+    """A bar below the lines on a terminal, nothing elsewhere; yields `advance(count)`."""
+    columns = (
+        BarColumn(),
+        TextColumn("{task.completed}/{task.total}"),
+        TextColumn("{task.fields[speed]:.0f} steps/s"),
+        TimeRemainingColumn(),
+    )
+    with Progress(*columns, console=console, disable=not console.is_terminal) as progress:
+        task = progress.add_task("", total=steps, completed=step, speed=0.0)
+
+        def advance(count: int) -> None:
+            progress.update(task, advance=count, speed=progress.tasks[0].speed or 0.0)
+
+        yield advance

@@ -1,0 +1,181 @@
+"""The training loop, of one run or of several side by side.
+
+    for progress in fit(trainer, examples, {"test": test}, steps=1000, batch_size=100):
+        ...  # print, save a checkpoint, write metrics, stop
+
+Shapes: S runs, K steps of a chunk.
+"""
+
+from __future__ import annotations
+
+import contextlib
+import time
+from collections.abc import Iterator, Mapping, Sequence
+from typing import Any, NamedTuple
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+from jax.sharding import NamedSharding
+from jax.sharding import PartitionSpec as P
+
+from jaxrnn.training import data
+from jaxrnn.training.losses import scale
+from jaxrnn.training.train import BATCH, RUN, Trainer, TrainState, replicate, run_keys
+
+
+class Progress(NamedTuple):
+    """Where training stands after a chunk of steps.
+
+    Attributes:
+        step: Updates made so far.
+        losses: `[K]`, or `[S, K]`: the loss of each step of the chunk.
+        metrics: The metric over each data set of the evaluations, by name: a float, or `[S]`;
+            empty where the step is not one to evaluate after.
+        seconds: Spent so far in this call in "compile", "train" and "evaluate".
+        state: The state, which the next chunk donates: copy or save it before.
+    """
+
+    step: int
+    losses: np.ndarray
+    metrics: dict[str, Any]
+    seconds: dict[str, float]
+    state: TrainState
+
+
+def fit(
+    trainer: Trainer,
+    examples: Any,
+    evaluations: Mapping[str, Any] | None = None,
+    *,
+    steps: int,
+    batch_size: int,
+    seed: int | Sequence[int] | np.ndarray = 0,
+    hparams: Mapping[str, Any] | None = None,
+    eval_every: int | None = None,
+    chunk: int = 100,
+    inputs: tuple[Any, ...] | None = None,
+    state: TrainState | None = None,
+) -> Iterator[Progress]:
+    """Trains to the last step, in chunks that each are one program on the devices.
+
+    A run's initial weights, noise and order of the data follow from its seed alone, so that a run
+    has the same results, to rounding, alone or beside others. Where chunks end depends on the step
+    alone, so that a resumed run executes the programs of an uninterrupted one and ends with the
+    same bits.
+
+    Args:
+        trainer: Model, optimizer, loss function, metric and devices.
+        examples: The training data, leaves `[N, ...]`; batches of it are what the loss function
+            takes.
+        evaluations: Data sets to evaluate on, by name; batches of them are what the metric takes.
+        steps: The last step.
+        batch_size: Examples of each update of a run.
+        seed: The seed of one run, or `[S]` seeds of runs side by side.
+        hparams: Hyperparameters for the trainer's factory: scalars, or `[S]` arrays.
+        eval_every: Steps between two evaluations; by default only the last step is followed by one.
+        chunk: Most steps in one program, which cannot be interrupted.
+        inputs: The model's arguments for its initialization; by default the first leaf of the
+            examples, as `scale` gives it.
+        state: The state to resume from, which is donated; by default that of step 0.
+
+    Yields:
+        A `Progress` after every chunk. A run whose loss is not finite is continued; the runs beside
+        it are not affected.
+
+    Raises:
+        ValueError: If `steps`, `eval_every` or `chunk` is not positive, or if the batch cannot be
+            shared by the devices.
+    """
+    eval_every = steps if eval_every is None else eval_every
+    for name, value in (("steps", steps), ("eval_every", eval_every), ("chunk", chunk)):
+        if value < 1:
+            raise ValueError(f"{name} must be at least 1, got {value}")
+    mesh = trainer.mesh
+    if batch_size % mesh.shape[BATCH]:
+        raise ValueError(
+            f"batch_size must be a multiple of the {mesh.shape[BATCH]} devices that share a batch, "
+            f"got {batch_size}"
+        )
+    size = len(jax.tree.leaves(examples)[0])
+    count, seeds, own_hparams = _fill_mesh(trainer, seed, hparams or {})
+    per_run = NamedSharding(mesh, P(RUN) if count else P())
+    keys, own_hparams = jax.device_put((run_keys(seeds), own_hparams), per_run)
+    examples = replicate(examples, mesh)
+    datasets = {name: replicate(dataset, mesh) for name, dataset in (evaluations or {}).items()}
+    if state is None:
+        inputs = (scale(jax.tree.leaves(examples)[0][:1]),) if inputs is None else inputs
+        now = trainer.init(keys, own_hparams, *inputs)
+    else:
+        now = trainer.place(state)
+    step = int(np.asarray(now.step).flat[0])
+    clock = Clock()
+    while step < steps:
+        length = min(chunk, eval_every - step % eval_every, steps - step)
+        indices = _indices(seeds, step, length, batch_size, size)
+        with clock.phase("train"):
+            now, losses = trainer.advance(now, keys, own_hparams, examples, indices)
+            losses = np.asarray(losses)
+        step, metrics = step + length, {}
+        if step % eval_every == 0 or step == steps:
+            with clock.phase("evaluate"):
+                metrics = {
+                    name: trainer.evaluate(now, own_hparams, dataset)
+                    for name, dataset in datasets.items()
+                }
+        if count:
+            losses = losses[:count]
+            metrics = {name: values[:count] for name, values in metrics.items()}
+        yield Progress(step, losses, metrics, dict(clock.seconds), now)
+
+
+def _fill_mesh(trainer: Trainer, seed: Any, hparams: Mapping[str, Any]) -> tuple[int, Any, Any]:
+    """The number of runs (0 for one without an axis), and seeds and hyperparameters.
+
+    Every device needs as many runs as the others: the last run is repeated.
+    """
+    if not np.ndim(seed):
+        return 0, seed, {name: jnp.float32(value) for name, value in hparams.items()}
+    count = len(seed)
+    spare = (0, -count % trainer.mesh.shape[RUN])
+    filled = {
+        name: jnp.asarray(np.pad(np.asarray(values), spare, "edge"), jnp.float32)
+        for name, values in hparams.items()
+    }
+    return count, np.pad(np.asarray(seed), spare, "edge"), filled
+
+
+def _indices(seeds: Any, step: int, length: int, batch_size: int, size: int) -> np.ndarray:
+    """The batches of the next steps, int32 `[K, B]` or `[S, K, B]`."""
+    if not np.ndim(seeds):
+        return data.batch_indices(int(seeds), step, length, batch_size, size)
+    batches = [data.batch_indices(int(seed), step, length, batch_size, size) for seed in seeds]
+    return np.stack(batches)
+
+
+class Clock:
+    """Seconds by phase, with those that JAX spent compiling counted separately."""
+
+    def __init__(self):
+        self.seconds = {"compile": 0.0, "train": 0.0, "evaluate": 0.0}
+        self._spans: list[tuple[float, float]] = []
+
+    def _listen(self, event: str, duration_secs: float, **_: str | int) -> None:
+        if event.startswith("/jax/core/compile/"):
+            end = time.perf_counter()
+            # Traces nest; the outer one is reported last and replaces those inside it.
+            self._spans = [span for span in self._spans if span[0] < end - duration_secs]
+            self._spans.append((end - duration_secs, end))
+
+    @contextlib.contextmanager
+    def phase(self, name: str) -> Iterator[None]:
+        """Adds the time of a block to a phase, less what was spent compiling in it."""
+        started, self._spans = time.perf_counter(), []
+        jax.monitoring.register_event_duration_secs_listener(self._listen)
+        try:
+            yield
+        finally:
+            jax.monitoring.unregister_event_duration_listener(self._listen)
+        compiling = sum(end - start for start, end in self._spans)
+        self.seconds["compile"] += compiling
+        self.seconds[name] += time.perf_counter() - started - compiling

@@ -1,0 +1,103 @@
+"""Loss functions and metrics, and how they apply a model.
+
+A loss function is `(model, params, batch, key) -> scalar`, a mean over the examples of the batch. A
+metric is `(model, params, batch) -> [B]`, one value for each example. The batch is whatever the
+data set holds: a tree of arrays whose leading axis counts examples.
+
+Shapes: B batch, T time, I input features, C classes, N side of a square image.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+from typing import Any, NamedTuple
+
+import flax.linen as nn
+import jax
+import jax.numpy as jnp
+import numpy as np
+import optax
+from jaxtyping import Array, Bool, Float, Integer, Num, Shaped
+
+from jaxrnn.training.augment import Distortion
+
+Loss = Callable[[nn.Module, Any, Any, Array | None], Float[Array, ""]]
+Metric = Callable[[nn.Module, Any, Any], Shaped[Array, " B"]]
+
+
+def apply(model: nn.Module, params: Any, *inputs: Any, key: Array | None = None) -> Any:
+    """The model's outputs; a key enables dropout and recurrent regularization."""
+    rngs = {} if key is None else {"dropout": key}
+    return model.apply({"params": params}, *inputs, rngs=rngs)
+
+
+def scale(sequences: Shaped[Array | np.ndarray, "..."]) -> Float[Array, "..."]:
+    """Scales uint8 to float32 in [0, 1]; returns floats unchanged.
+
+    Raises:
+        ValueError: If the sequences have another dtype.
+    """
+    sequences = jnp.asarray(sequences)
+    if sequences.dtype == jnp.uint8:
+        return sequences.astype(jnp.float32) / 255
+    if not jnp.issubdtype(sequences.dtype, jnp.floating):
+        raise ValueError(f"sequences: got dtype {sequences.dtype}, expected uint8 or a float")
+    return sequences
+
+
+def cross_entropy(
+    model: nn.Module,
+    params: Any,
+    batch: tuple[Num[Array, "B T I"], Integer[Array, " B"]],
+    key: Array | None = None,
+) -> Float[Array, ""]:
+    """Mean softmax cross-entropy in nats of sequences and labels.
+
+    If the model classifies every step, each step has the label of its sequence.
+    """
+    sequences, labels = batch
+    logits = apply(model, params, scale(sequences), key=key)
+    labels = jnp.broadcast_to(
+        labels.astype(jnp.int32).reshape(-1, *[1] * (logits.ndim - 2)), logits.shape[:-1]
+    )
+    return optax.softmax_cross_entropy_with_integer_labels(logits, labels).mean()
+
+
+class AugmentedCrossEntropy(NamedTuple):
+    """The cross-entropy of classifiers `[B, C]`, with distorted images and smoothed labels.
+
+    Attributes:
+        distortion: Applied to the images anew at every step; None leaves them unchanged.
+        smoothing: Share of each label spread over all classes (Szegedy et al., 2016).
+    """
+
+    distortion: Distortion | None = None
+    smoothing: float = 0.0
+
+    def __call__(
+        self,
+        model: nn.Module,
+        params: Any,
+        batch: tuple[Num[Array, "B N N"], Integer[Array, " B"]],
+        key: Array | None = None,
+    ) -> Float[Array, ""]:
+        """Mean softmax cross-entropy in nats; without a key nothing is distorted."""
+        images, labels = scale(batch[0]), batch[1]
+        if self.distortion is not None and key is not None:
+            key, distortion_key = jax.random.split(key)
+            images = self.distortion(distortion_key, images)
+        logits = apply(model, params, images, key=key)
+        targets = jax.nn.one_hot(labels, logits.shape[-1], dtype=logits.dtype)
+        targets = optax.smooth_labels(targets, self.smoothing)
+        return optax.softmax_cross_entropy(logits, targets).mean()
+
+
+def accuracy(
+    model: nn.Module,
+    params: Any,
+    batch: tuple[Num[Array, "B T I"], Integer[Array, " B"]],
+) -> Bool[Array, " B"]:
+    """Whether each sequence is classified correctly."""
+    sequences, labels = batch
+    predictions = apply(model, params, scale(sequences)).argmax(-1)
+    return predictions == labels.astype(predictions.dtype)

@@ -1,0 +1,453 @@
+"""Every option of experiments/mnist.py arrives where it is used, in a run and in a study."""
+
+import contextlib
+import dataclasses
+import sys
+from pathlib import Path
+from types import SimpleNamespace
+
+import ablate
+import cells
+import experiment
+import jax
+import jax.numpy as jnp
+import jobs
+import mnist
+import numpy as np
+import optax
+import pytest
+from errors import OptionError
+from idx_files import write
+from options import RECIPES, Config
+
+import jaxrnn
+from jaxrnn import training
+from jaxrnn.renet import ReNet
+from jaxrnn.training import data
+from jaxrnn.training.run import OtherConfiguration
+
+pytestmark = pytest.mark.usefixtures("standard_promotion")
+
+RNG = np.random.default_rng(0)
+SPLITS = [
+    data.Split(RNG.integers(1, 256, (n, 28, 28), np.uint8), np.arange(n, dtype=np.uint8) % 10)
+    for n in (200, 10, 20)
+]
+DATASET = data.Dataset("digits", *SPLITS)
+PLAIN = {"dataset": "digits", "hidden_size": 4, "steps": 20, "devices": 1}
+KEY = jax.random.key(0)
+
+
+class FitError(Exception):
+    """Raised in place of training."""
+
+
+@pytest.fixture
+def capture(monkeypatch, tmp_path):
+    """A function from a script and options to what `training.fit` is called with there."""
+    found = SimpleNamespace(saved=[])
+
+    def fit(trainer, examples, evaluations, **options):
+        found.trainer, found.examples, found.evaluations = trainer, examples, evaluations
+        found.options = options
+        hparams = {name: values[0] for name, values in options.get("hparams", {}).items()}
+        found.model, found.optimizer = trainer.factory(hparams)
+        losses, metrics = np.zeros(5), {"test": 0.5}
+        if "hparams" not in options:
+            for step in range(5, options["steps"] + 1, 5):
+                yield training.Progress(step, losses, metrics, {}, None)
+        raise FitError
+
+    class Saves:
+        """In place of checkpoints."""
+
+        restore = staticmethod(lambda like: None)
+        save = staticmethod(lambda step, state, score: found.saved.append(step))
+
+    def load(name, data_dir=None, validation_size=5000):
+        found.loaded = name, data_dir, validation_size
+        return DATASET
+
+    def init(trainer, key, hparams, *inputs):
+        found.key = key
+
+    monkeypatch.setattr(training, "fit", fit)
+    monkeypatch.setattr(training.Trainer, "init", init)
+    monkeypatch.setattr(mnist, "Checkpoints", lambda *_, **__: contextlib.nullcontext(Saves()))
+    monkeypatch.setattr(mnist, "load_dataset", load)
+
+    def capture(script, **options):
+        config = Config(**{**PLAIN, "out": tmp_path / "run", **options})
+        found.config = config
+        with contextlib.suppress(FitError):
+            if script == "mnist":
+                mnist.main(config)
+            else:
+                job = jobs.Job("a setting", config, config.seed, "an identity")
+                list(jobs.run_batch(config, [job], DATASET, 2))
+            pytest.fail("nothing was trained")
+        return found
+
+    return capture
+
+
+def cell_params(found, inputs=3):
+    cell = found.model.cell if isinstance(found.model, ReNet) else found.model.stack.cell
+    return cell.init(KEY, inputs)
+
+
+def update(found, gradient=1.0, steps=1):
+    """What the last of several steps on the same gradient adds to the parameter 0."""
+    params = {"w": jnp.float32(0.0)}
+    state, updates = found.optimizer.init(params), None
+    for _ in range(steps):
+        updates, state = found.optimizer.update({"w": jnp.float32(gradient)}, state, params)
+    return float(updates["w"])
+
+
+def is_order(found):
+    np.testing.assert_array_equal(found.examples[0], SPLITS[0].images.transpose(0, 2, 1))
+    np.testing.assert_array_equal(found.evaluations["test"][0], SPLITS[2].images.transpose(0, 2, 1))
+
+
+def is_delay(found):
+    for (sequences, _), split in (
+        (found.examples, SPLITS[0]),
+        (found.evaluations["validation"], SPLITS[1]),
+        (found.evaluations["test"], SPLITS[2]),
+    ):
+        np.testing.assert_array_equal(sequences[:, :28], split.images)
+        np.testing.assert_array_equal(sequences[:, 28:], np.zeros((len(sequences), 3, 28)))
+
+
+def is_test_delay(found):
+    assert found.evaluations["test"][0].shape[1:] == (31, 28)
+    assert found.evaluations["validation"][0].shape[1:] == (28, 28)
+    assert found.examples[0].shape[1:] == (28, 28)
+
+
+def is_forget_bias(found):
+    np.testing.assert_array_equal(cell_params(found).bias[4:8], np.full(4, 3.0))
+
+
+def is_chrono(found):
+    bias = cell_params(found).bias
+    np.testing.assert_allclose(bias[:4], -bias[4:8])
+    assert np.all(np.exp(bias[4:8]) <= 49.001)
+
+
+def is_recurrent_init(found):
+    for gate in np.split(cell_params(found).recurrent_kernel, 4, axis=1):
+        np.testing.assert_array_equal(gate, np.eye(4))
+
+
+def is_init_scale(found):
+    plain = jaxrnn.lstm(4).init(KEY, 3)
+    np.testing.assert_allclose(cell_params(found).kernel, 0.25 * plain.kernel, rtol=1e-6)
+    np.testing.assert_array_equal(cell_params(found).bias, plain.bias)
+
+
+def is_patch(found):
+    assert isinstance(found.model, ReNet)
+    assert found.model.patches == (7,)
+    assert found.trainer.slices == 5  # of twenty images, on a CPU
+
+
+def is_augment(found):
+    assert found.trainer.loss_fn == training.AugmentedCrossEntropy(training.Distortion(), 0.0)
+
+
+def is_label_smoothing(found):
+    assert found.trainer.loss_fn == training.AugmentedCrossEntropy(None, 0.1)
+
+
+def is_clipped(found):
+    # Adam divides a gradient by its size, unless that is below its epsilon.
+    assert -2e-4 < update(found) < 0
+
+
+def is_onecycle(found):
+    first, middle = update(found), update(found, steps=7)
+    assert -1e-3 / 20 < first < 0
+    assert middle < 10 * first
+
+
+def is_seed(found):
+    assert np.ravel(found.options["seed"]) == [7]
+    if hasattr(found, "key"):
+        assert found.key == jax.random.key(7)
+
+
+# Of each option a value that is not the default, and what it changes of the call of `fit`.
+STACK = ("num_layers", "bidirectional", "residual", "dropout", "learn_initial_state", "truncate")
+CASES = {
+    "dataset": ({"dataset": "kmnist"}, lambda found: found.loaded[0] == "kmnist"),
+    "data_dir": ({"data_dir": Path("d")}, lambda found: found.loaded[1] == Path("d")),
+    "validation_size": ({"validation_size": 7}, lambda found: found.loaded[2] == 7),
+    "order": ({"order": "columns"}, is_order),
+    "delay": ({"delay": 3}, is_delay),
+    "test_delay": ({"test_delay": 3}, is_test_delay),
+    "cell": ({"cell": "gru"}, lambda found: isinstance(cell_params(found), jaxrnn.GRUParams)),
+    "cell_options": (
+        {"cell_options": ("projection_size=2",)},
+        lambda found: cell_params(found).recurrent_kernel.shape == (2, 16),
+    ),
+    "hidden_size": (
+        {"hidden_size": 5},
+        lambda found: cell_params(found).recurrent_kernel.shape == (5, 20),
+    ),
+    **{
+        name: (
+            {name: value},
+            lambda found, name=name, value=value: getattr(found.model.stack, name) == value,
+        )
+        for name, value in zip(STACK, (2, True, True, 0.25, True, 9), strict=True)
+    },
+    "patch": ({"patch": 7}, is_patch),
+    "augment": ({"augment": True}, is_augment),
+    "label_smoothing": ({"label_smoothing": 0.1}, is_label_smoothing),
+    "forget_bias": ({"forget_bias": 3.0}, is_forget_bias),
+    "chrono": ({"chrono": 50.0}, is_chrono),
+    "recurrent_init": ({"recurrent_init": "identity"}, is_recurrent_init),
+    "init_scale": ({"init_scale": 0.25}, is_init_scale),
+    "zoneout": (
+        {"zoneout": 0.25},
+        lambda found: found.model.stack.regularizer == jaxrnn.Regularizer(zoneout=0.25),
+    ),
+    **{
+        name: (
+            {"recurrent_dropout": 0.25, "tied": tied},
+            lambda found, tied=tied: (
+                found.model.stack.regularizer
+                == jaxrnn.Regularizer(recurrent_dropout=0.25, tied=tied)
+            ),
+        )
+        for name, tied in (("recurrent_dropout", True), ("tied", False))
+    },
+    "weight_dropout": (
+        {"weight_dropout": 0.25},
+        lambda found: found.model.stack.regularizer == jaxrnn.Regularizer(weight_dropout=0.25),
+    ),
+    "batch_size": ({"batch_size": 50}, lambda found: found.options["batch_size"] == 50),
+    "steps": ({"steps": 30}, lambda found: found.options["steps"] == 30),
+    "learning_rate": (
+        {"learning_rate": 0.5},
+        lambda found: update(found) == pytest.approx(-0.5, rel=1e-4),
+    ),
+    "optimizer": (
+        {"optimizer": "momentum"},
+        lambda found: update(found, 4.0, 2) == pytest.approx(-1e-3 * 4 * 1.9),
+    ),
+    "schedule": ({"schedule": "onecycle"}, is_onecycle),
+    "clip_norm": ({"clip_norm": 1e-9}, is_clipped),
+    "eval_every": ({"eval_every": 3}, lambda found: found.options["eval_every"] == 3),
+    "seed": ({"seed": 7}, is_seed),
+    "checkpoint_every": ({"checkpoint_every": 10}, lambda found: found.saved == [10, 20]),
+    "devices": ({"devices": 2}, lambda found: found.trainer.mesh.shape["batch"] == 2),
+}
+# These have tests of their own below.
+APART = {"recipe", "out", "resume"}
+
+
+def test_every_option_has_a_case():
+    assert CASES.keys() | APART == {field.name for field in dataclasses.fields(Config)}
+    assert not CASES.keys() & APART
+
+
+@pytest.mark.parametrize("name", CASES)
+def test_a_run_is_made_as_the_option_says(name, capture):
+    options, check = CASES[name]
+    assert check(capture("mnist", **options)) in (True, None)
+
+
+@pytest.mark.parametrize("name", [name for name in CASES if name not in jobs.FIXED])
+def test_a_study_is_made_as_the_option_says(name, capture):
+    options, check = CASES[name]
+    assert check(capture("ablate", **options)) in (True, None)
+
+
+def test_without_options_nothing_of_that_is_so(capture):
+    """That no case would hold of the defaults too."""
+    found = capture("mnist", dataset="mnist", steps=25)
+    found.saved = found.saved[:-1]
+    vacuous = []
+    for name, (_, check) in CASES.items():
+        with contextlib.suppress(AssertionError, AttributeError, ValueError, FloatingPointError):
+            if check(found) in (True, None):
+                vacuous.append(name)
+    assert vacuous == []
+
+
+def test_a_run_is_opened_where_and_as_the_options_say(capture, tmp_path):
+    capture("mnist", out=tmp_path / "a")
+    assert (tmp_path / "a" / "config.json").exists()
+    left = tmp_path / "a" / "curves.png"
+    (tmp_path / "a" / "checkpoints").mkdir()
+    left.write_text("of the run before")
+    capture("mnist", out=tmp_path / "a", resume=True)
+    assert left.exists()
+    capture("mnist", out=tmp_path / "a", resume=False)
+    assert not left.exists()
+
+
+def test_a_recipe_gives_defaults_that_options_override(monkeypatch):
+    def parsed(*words):
+        monkeypatch.setattr(sys, "argv", ["mnist.py", *words])
+        return mnist.command_line()
+
+    assert parsed() == Config()
+    fast = parsed("--recipe", "fast", "--steps", "7")
+    assert fast == Config(**{**RECIPES["fast"], "recipe": "fast", "steps": 7})
+    assert parsed("--recipe=fast").schedule == "onecycle"
+    own = parsed("--cell", "my.py:cell", "--cell-options", "a=1", "--cell-options", "b=(2, 3)")
+    assert (own.cell, own.cell_options) == ("my.py:cell", ("a=1", "b=(2, 3)"))
+    with pytest.raises(SystemExit):
+        parsed("--recipe", "slow")
+
+
+SIZES = {
+    "tutorial": 81_674,
+    "fast": 81_674,
+    "best": 231_690,
+    "sequential-mnist": 50_570,
+    "permuted-mnist": 50_570,
+}
+
+
+@pytest.mark.parametrize("recipe", RECIPES)
+def test_every_recipe_is_of_options_that_go_together(recipe):
+    config = Config(**RECIPES[recipe], recipe=recipe)
+    config.check()
+    model = experiment.check_model(config)
+    variables = jax.eval_shape(model.init, KEY, experiment.blank_example(config))
+    assert training.count_parameters(variables) == SIZES[recipe]
+
+
+def test_hyperparameters_may_differ_within_a_program():
+    """One run for each that has another value, and one without: all learn differently."""
+    names = [name for name in jobs.HPARAMS if name != "learning_rate"]
+    config = Config(hidden_size=4, num_layers=2, tied=True, **dict.fromkeys(names, 0.5))
+    hparams = {name: np.full(len(names) + 1, 0.5) for name in names}
+    hparams["learning_rate"] = np.full(len(names) + 1, 0.1)
+    for place, name in enumerate(names):
+        hparams[name][place] = 0.2
+    trainer = training.Trainer(experiment.Factory(config), mesh=training.make_mesh(1, 1))
+    images, labels = SPLITS[1]
+    (progress,) = training.fit(
+        trainer,
+        (images[:, :4, :4], labels),
+        steps=3,
+        batch_size=10,
+        seed=[0] * (len(names) + 1),
+        hparams=hparams,
+    )
+    assert np.isfinite(progress.losses).all()
+    assert len(set(progress.losses.mean(1).tolist())) == len(names) + 1
+
+
+OWN = """
+import jaxrnn
+
+def cell(hidden_size, *, forget_bias=1.0, scale=1.0):
+    return jaxrnn.scaled(jaxrnn.lstm(hidden_size, forget_bias=forget_bias), scale)
+
+def number(hidden_size):
+    return hidden_size
+
+def failing(hidden_size):
+    raise ValueError("not\\ntoday")
+
+constant = 3
+"""
+
+
+@pytest.fixture
+def own(tmp_path):
+    path = tmp_path / "own.py"
+    path.write_text(OWN)
+    return path
+
+
+def test_a_cell_of_ones_own_takes_the_options_of_its_constructor(own, capture):
+    options = {"cell": f"{own}:cell", "forget_bias": 3.0, "cell_options": ("scale=0.25",)}
+    for script in ("mnist", "ablate"):
+        found = capture(script, **options)
+        np.testing.assert_array_equal(cell_params(found).bias[4:8], np.full(4, 3.0))
+        expected = 0.25 * jaxrnn.lstm(4).init(KEY, 3).kernel
+        np.testing.assert_allclose(cell_params(found).kernel, expected, rtol=1e-6)
+
+
+def test_a_run_is_not_resumed_with_another_cell(own, capture, monkeypatch):
+    found = capture("mnist", cell=f"{own}:cell")
+    config = mnist.Run(found.config.out).read("config.json")["config"]
+    assert config["cell"] == f"{own}:cell"
+    assert config["cell_sha256"] == cells.cell_sha256(f"{own}:cell")
+    monkeypatch.chdir(own.parent)
+    capture("mnist", cell="own.py:cell")  # the same file
+    own.write_text(OWN.replace("scale=1.0", "scale=2.0"))
+    with pytest.raises(OtherConfiguration, match="cell_sha256: "):
+        mnist.main(found.config)
+    with pytest.raises(OptionError, match=r"own\.py:cell has changed since .* was trained"):
+        experiment.load_run(found.config.out)
+
+
+def test_a_study_tells_cells_of_other_contents_apart(own):
+    first = jobs.changes(Config(cell=f"{own}:cell"))
+    own.write_text(OWN + "\n")
+    second = jobs.changes(Config(cell=f"{own}:cell"))
+    assert first["cell_sha256"] != second["cell_sha256"]
+    assert "cell_sha256" not in jobs.changes(Config(cell="gru"))
+    config = ablate.Config("grid", cell=f"{own}:cell", cell_options=("scale=0.5",))
+    config = dataclasses.replace(config, vary=("learning_rate=1e-3,1e-2",))
+    _, settings = ablate.resolve(config)
+    assert {setting.cell for setting in settings.values()} == {f"{own}:cell"}
+    assert {setting.cell_options for setting in settings.values()} == {("scale=0.5",)}
+    assert f"--cell {own}:cell --cell-options scale=0.5" in ablate.command(config)
+
+
+@pytest.mark.parametrize(
+    ("options", "words"),
+    [
+        ({"cell": "OWN:no_such"}, "own.py defines no no_such"),
+        ({"cell": "OWN:constant"}, "own.py defines something else than a function for constant"),
+        ({"cell": "OWN:number"}, "returns int, expected a jaxrnn.Cell"),
+        ({"cell": "OWN:failing"}, "failing: not today"),
+        ({"cell": "nowhere.py:cell"}, "nowhere.py cannot be read: No such file"),
+        ({"cell": "lstn"}, "--cell lstn is neither path/to/file.py:name nor one of rnn, "),
+        ({"cell": "OWN:cell", "chrono": 9.0}, "cell does not take --chrono"),
+        ({"cell": "OWN:cell", "cell_options": ("depth=2",)}, "does not take --cell-options depth"),
+        ({"cell_options": ("peephole",)}, "must be key=value, got 'peephole'"),
+        ({"cell_options": ("a=1", "a=2")}, "--cell-options has a twice"),
+        ({"cell_options": ("activation=tanh",)}, "tanh is not a Python literal"),
+        ({"cell_options": ("forget_bias=2.0",), "forget_bias": 1.0}, "is also given as --forget-b"),
+        ({"cell": "mlp", "cell_options": ("a=1",)}, "does not take --cell-options"),
+    ],
+)
+def test_a_cell_that_cannot_be_made_is_one_line(options, words, own):
+    options["cell"] = options.get("cell", "lstm").replace("OWN", str(own))
+    with pytest.raises(OptionError) as error:
+        experiment.resolve(Config(**PLAIN, **options), DATASET)
+    assert words in str(error.value)
+    assert "\n" not in str(error.value)
+
+
+def test_a_file_that_fails_is_one_line(tmp_path):
+    (tmp_path / "broken.py").write_text("import no_such_module\n")
+    with pytest.raises(OptionError, match=r"broken\.py fails with ModuleNotFoundError: No module"):
+        cells.make_cell(f"{tmp_path / 'broken.py'}:cell", 3)
+
+
+def test_an_empty_environment_variable_counts_as_unset(tmp_path, home, no_network, monkeypatch):
+    monkeypatch.chdir(write(tmp_path / "d"))
+    monkeypatch.setenv("JAXRNN_DATA_DIR", "")
+    assert experiment.load_dataset("auto", None, 20).name == "digits"
+
+
+@pytest.mark.parametrize("name", ["adamw", "nadam", "rmsprop"])
+def test_the_optimizers_are_optaxs(name):
+    def update(optimizer):
+        params = {"w": jnp.float32(0.5)}
+        return optimizer.update({"w": jnp.float32(2.0)}, optimizer.init(params), params)[0]["w"]
+
+    ours = update(experiment.build_optimizer(Config(optimizer=name)))
+    np.testing.assert_allclose(ours, update(getattr(optax, name)(1e-3)), rtol=1e-6)
