@@ -8,7 +8,7 @@ import jax.numpy as jnp
 import numpy as np
 import pytest
 from all_cells import CELLS, H, I, P
-from quick_jit import jit
+from jax import jit
 
 import jaxrnn
 

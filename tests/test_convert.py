@@ -11,7 +11,7 @@ import numpy as np
 import pytest
 from all_cells import CELLS as ALL_CELLS
 from flax import nnx, traverse_util
-from quick_jit import jit
+from jax import jit
 
 import jaxrnn
 from jaxrnn import convert

@@ -7,7 +7,7 @@ import jax.numpy as jnp
 import numpy as np
 import pytest
 from jax.experimental import rnn
-from quick_jit import jit
+from jax import jit
 
 import jaxrnn
 from jaxrnn.backends import cudnn

@@ -10,7 +10,7 @@ import numpy as np
 import pytest
 from all_cells import CELLS, H, I
 from networks import MLP
-from quick_jit import jit
+from jax import jit
 from random_variables import random_variables
 
 import jaxrnn

@@ -5,7 +5,7 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 import pytest
-from quick_jit import jit
+from jax import jit
 from test_fused import assert_close, assert_same, problem, run
 
 import jaxrnn

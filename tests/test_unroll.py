@@ -7,7 +7,7 @@ import jax.numpy as jnp
 import numpy as np
 import pytest
 from all_cells import CELLS, H, I
-from quick_jit import jit
+from jax import jit
 
 import jaxrnn
 
