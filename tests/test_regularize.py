@@ -169,18 +169,22 @@ def test_truncation_cuts_the_gradient_and_nothing_else(name):
     whole, found = jit(
         lambda inputs, state: (
             outputs(inputs, state, None)[0],
-            [jacobian(inputs[:time], state) for time in (2, 6, 7, 8)],
+            [
+                (jacobian(inputs[:time], state), outputs(inputs[:time], state, size)[0])
+                for time in (2, 6, 7, 8)
+            ],
         )
     )(inputs, state)
-    for (d_inputs, d_state), truncated in found:
-        time = len(truncated)
-        assert_close(truncated, whole[:time])
+    for ((d_inputs, d_state), under_gradient), alone in found:
+        time = len(alone)
+        assert_close(alone, whole[:time])
+        assert_close(under_gradient, whole[:time])
         reaches = np.abs(d_inputs).sum((1, 3)) > 0
         t, s = np.ogrid[:time, :time]
         np.testing.assert_array_equal(reaches, (s <= t) & (s // size == t // size))
         start = np.abs(jax.tree.leaves(d_state)[0]).sum((1, 2)) > 0
         np.testing.assert_array_equal(start, np.arange(time) < size)
-    assert [len(truncated) for _, truncated in found] == [2, 6, 7, 8]
+    assert [len(alone) for _, alone in found] == [2, 6, 7, 8]
 
 
 def test_the_last_state_keeps_its_gradient():
