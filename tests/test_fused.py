@@ -212,11 +212,7 @@ def test_second_derivatives_are_those_of_the_scan():
     def derivatives(implementation):
         function = curved(run(cell, implementation=implementation, **given.masks))
         gradient = jax.grad(lambda *args: function(*args, {}), (0, 1, 2))
-
-        def squared(*arguments):
-            return sum(jnp.sum(leaf**2) for leaf in jax.tree.leaves(gradient(*arguments)))
-
-        reverse_over_reverse = jax.grad(squared, (0, 1, 2))(*given[:3])
+        reverse_over_reverse = jax.vjp(gradient, *given[:3])[1](direction)
         forward_over_reverse = jax.jvp(gradient, given[:3], direction)[1]
         return reverse_over_reverse, forward_over_reverse
 
@@ -336,11 +332,9 @@ def test_vmap_over_parameters():
     ]
     stacked = jax.tree.map(lambda *leaves: jnp.stack(leaves), *given)
     gradient = jax.grad(curved(run(cell, implementation="fused", memory="recompute")), (0, 1, 2))
-    together = jit(jax.vmap(gradient))(*stacked)
     one = jit(gradient)
-    assert_close(
-        together, jax.tree.map(lambda *leaves: jnp.stack(leaves), *[one(*p) for p in given])
-    )
+    expected = jax.tree.map(lambda *leaves: jnp.stack(leaves), *[one(*p) for p in given])
+    assert_close(jit(jax.vmap(gradient))(*stacked), expected)
 
 
 def test_gradient_steps_inside_a_scan():
@@ -358,6 +352,13 @@ def test_gradient_steps_inside_a_scan():
 
     fused, scan = jit(lambda: (train("fused"), train("scan")))()
     assert_close(fused, scan)
+
+
+@functools.cache
+def unsharded(cell):
+    """The program with which the sharded ones are compared."""
+    scan, fused = (run(cell, implementation=name) for name in ("scan", "fused"))
+    return jit(lambda *given: (scan(*given), jax.grad(curved(fused), (0, 1))(*given)))
 
 
 @pytest.mark.parametrize("state", ["given", "default"])
@@ -383,11 +384,14 @@ def test_the_batch_sharded_over_devices(check_vma, state):
         gradient = jax.grad(loss)(*arguments)
         return gradient if check_vma else jax.lax.psum(gradient, "batch")
 
-    parts = jit(shard(run(cell, implementation="fused"), out_specs=split))(*given)
-    assert_close(parts, jit(run(cell, implementation="scan"))(*given))
-    expected = jit(jax.grad(loss, (0, 1)))(*given)
-    assert_close(jit(jax.grad(summed, (0, 1)))(*given), expected)
-    assert_close(jit(shard(inside, out_specs=P()))(*given), expected[0])
+    @jit
+    def sharded(*arguments):
+        outputs = shard(run(cell, implementation="fused"), out_specs=split)(*arguments)
+        outside = jax.grad(summed, (0, 1))(*arguments)
+        return outputs, outside, shard(inside, out_specs=P())(*arguments)
+
+    outputs, gradients = unsharded(cell)(*given)
+    assert_close(sharded(*given), (outputs, gradients, gradients[0]))
 
 
 @contextlib.contextmanager
