@@ -101,7 +101,10 @@ def test_any_number_of_batch_axes_and_either_layout(batch):
     assert outputs.shape == (*batch, T, H)
     flat = jax.tree.map(lambda leaf: leaf.reshape(-1, *leaf.shape[len(batch) :]), (inputs, state))
     expected = loop(cell, params, *flat)
-    close(jax.tree.map(lambda leaf, like: leaf.reshape(like.shape), (outputs, final), expected), expected)
+    close(
+        jax.tree.map(lambda leaf, like: leaf.reshape(like.shape), (outputs, final), expected),
+        expected,
+    )
     major, _ = jaxrnn.unroll(
         cell, params, jnp.moveaxis(inputs, -2, 0), initial_state=state, time_major=True
     )
