@@ -6,8 +6,8 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 import pytest
-from jax.experimental import rnn
 from jax import jit
+from jax.experimental import rnn
 
 import jaxrnn
 from jaxrnn.backends import cudnn

@@ -12,10 +12,10 @@ import numpy as np
 import pytest
 from hypothesis import Phase, given, settings
 from hypothesis import strategies as st
+from jax import jit
 from jax.sharding import Mesh
 from jax.sharding import PartitionSpec as P
 from jax.test_util import check_grads, check_jvp, check_vjp
-from jax import jit
 
 import jaxrnn
 from jaxrnn.backends.blocks import BLOCK

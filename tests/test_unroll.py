@@ -99,12 +99,9 @@ def test_any_number_of_batch_axes_and_either_layout(batch):
     cell, params, inputs, state = make("lstm", batch)
     outputs, final = jaxrnn.unroll(cell, params, inputs, initial_state=state)
     assert outputs.shape == (*batch, T, H)
-    flat = jax.tree.map(lambda leaf: leaf.reshape(-1, *leaf.shape[len(batch) :]), (inputs, state))
-    expected = loop(cell, params, *flat)
-    close(
-        jax.tree.map(lambda leaf, like: leaf.reshape(like.shape), (outputs, final), expected),
-        expected,
-    )
+    flat = lambda leaf: leaf.reshape(-1, *leaf.shape[len(batch) :])  # noqa: E731
+    expected = loop(cell, params, flat(inputs), jax.tree.map(flat, state))
+    close(jax.tree.map(flat, (outputs, final)), expected)
     major, _ = jaxrnn.unroll(
         cell, params, jnp.moveaxis(inputs, -2, 0), initial_state=state, time_major=True
     )
