@@ -6,8 +6,8 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 import pytest
+from jax import jit
 from jax.experimental import rnn
-from quick_jit import jit
 
 import jaxrnn
 from jaxrnn.backends import cudnn
@@ -47,18 +47,28 @@ def problem(batch):
     return jax.tree.map(normal, (params, inputs, state))
 
 
-def everything(params, inputs, state, **options):
-    """Outputs, final state, and all gradients of a random linear function of both."""
-    random = np.random.default_rng(1)
+def everything(params, inputs, state, implementations, **options):
+    """By each implementation outputs and final state, and all gradients of a linear function."""
 
-    def loss(params, inputs, state):
-        result = jaxrnn.unroll(CELL, params, inputs, initial_state=state, **options)
-        weighted = jax.tree.map(
-            lambda leaf: jnp.sum(leaf * random.normal(size=leaf.shape).astype(np.float32)), result
-        )
-        return sum(jax.tree.leaves(weighted)), result
+    def each(implementation, params, inputs, state):
+        def run(params, inputs, state):
+            return jaxrnn.unroll(
+                CELL,
+                params,
+                inputs,
+                initial_state=state,
+                implementation=implementation,
+                **options,
+            )
 
-    return jit(jax.value_and_grad(loss, (0, 1, 2), has_aux=True))(params, inputs, state)
+        result, pull = jax.vjp(run, params, inputs, state)
+        random = np.random.default_rng(1)
+        weights = lambda leaf: jnp.asarray(random.normal(size=leaf.shape), jnp.float32)  # noqa: E731
+        return result, pull(jax.tree.map(weights, result))
+
+    return jit(lambda *floats: [each(name, *floats) for name in implementations])(
+        params, inputs, state
+    )
 
 
 def assert_close(actual, expected, tolerance=1e-5):
@@ -93,15 +103,14 @@ def test_equals_the_scan(batch, options):
     if "lengths" in options:
         options = {**options, "lengths": jnp.array(options["lengths"])}
     arguments = problem(batch)
-    actual = everything(*arguments, implementation="cudnn", **options)
-    assert_close(actual, everything(*arguments, implementation="scan", **options))
+    assert_close(*everything(*arguments, ["cudnn", "scan"], **options))
 
 
 @pytest.mark.usefixtures("without_gpu")
 def test_an_empty_row_gives_back_its_state():
     arguments = problem((2,))
     lengths = jnp.zeros(2, jnp.int32)
-    (_, (outputs, state)), _ = everything(*arguments, lengths=lengths, implementation="cudnn")
+    (((outputs, state), _),) = everything(*arguments, ["cudnn"], lengths=lengths)
     np.testing.assert_array_equal(outputs, 0)
     jax.tree.map(np.testing.assert_array_equal, state, arguments[2])
 
@@ -165,6 +174,5 @@ def test_cudnn_itself_equals_the_scan(lengths):
     arguments = problem((4,))
     options = {} if lengths is None else {"lengths": jnp.array(lengths)}
     with jax.default_matmul_precision("highest"):
-        actual = everything(*arguments, implementation="cudnn", **options)
-        expected = everything(*arguments, implementation="scan", **options)
+        actual, expected = everything(*arguments, ["cudnn", "scan"], **options)
     assert_close(actual, expected, 1e-3)  # cuDNN may round to TF32

@@ -8,7 +8,7 @@ import jax.numpy as jnp
 import numpy as np
 import pytest
 from flax import traverse_util
-from quick_jit import jit
+from jax import jit
 from random_variables import random_variables
 
 import jaxrnn

@@ -7,7 +7,7 @@ import jax.numpy as jnp
 import numpy as np
 import pytest
 from all_cells import CELLS, H, I
-from quick_jit import jit
+from jax import jit
 
 import jaxrnn
 
@@ -17,33 +17,44 @@ T = 7
 def make(name, batch=(3,), seed=0):
     """A cell, parameters with no zeros among them, inputs and an initial state."""
     cell = CELLS[name]
-    keys = iter(jax.random.split(jax.random.key(seed), 100))
-    noisy = lambda leaf: leaf + 0.3 * jax.random.normal(next(keys), leaf.shape)  # noqa: E731
-    params = jax.tree.map(noisy, cell.init(next(keys), I))
-    inputs = jax.random.normal(next(keys), (*batch, T, I))
-    state = jax.tree.map(noisy, cell.initial_state(params, batch))
-    return cell, params, inputs, state
+    random = np.random.default_rng(seed)
+    normal = lambda leaf: jnp.asarray(random.normal(size=leaf.shape), jnp.float32)  # noqa: E731
+    params = jax.eval_shape(lambda: cell.init(jax.random.key(0), I))
+    state = jax.eval_shape(lambda params: cell.initial_state(params, batch), params)
+    params, state = jax.tree.map(lambda leaf: 0.5 * normal(leaf), (params, state))
+    return cell, params, normal(jax.ShapeDtypeStruct((*batch, T, I), jnp.float32)), state
 
 
 @functools.cache
 def compiled(step):
-    return jit(step)
+    """The step of each of some examples, from its own state."""
+    return jit(jax.vmap(step, (None, 0, 0)))
 
 
-def loop(cell, params, row, state, length=T, resets=(False,) * T, reverse=False):
-    """One example, one Python step at a time, following the words of the documentation."""
-    order = range(length)[::-1] if reverse else range(length)
-    step, fresh, outputs = compiled(cell.step), cell.initial_state(params), {}
-    for t in order:
-        if resets[t]:
-            state = fresh
-        state, outputs[t] = step(params, state, row[t])
-    blank = jnp.zeros_like(step(params, state, row[0])[1])
-    return jnp.stack([outputs.get(t, blank) for t in range(T)]), state
+def loop(cell, params, inputs, state, lengths=None, resets=None, reverse=False):
+    """Every example by itself, one Python step at a time, by the words of the documentation."""
+    inputs, state, fresh = jax.tree.map(
+        np.asarray, (inputs, state, cell.initial_state(params, inputs.shape[:1]))
+    )
+    step, examples, outputs = compiled(cell.step), np.arange(len(inputs)), None
 
+    def choose(which, this, that):
+        return jax.tree.map(lambda a, b: np.where(which[:, None], a, b), this, that)
 
-def at(tree, index):
-    return jax.tree.map(lambda leaf: leaf[index], tree)
+    for i in range(T):
+        # The step that each example takes now; past its length it takes none.
+        now = np.full(len(inputs), i) if lengths is None else np.minimum(i, lengths - 1)
+        reads = np.full(len(inputs), True) if lengths is None else i < lengths
+        if reverse:
+            now = (T if lengths is None else lengths) - 1 - now
+        if resets is not None:
+            state = choose(resets[examples, now] & reads, fresh, state)
+        after, output = jax.tree.map(np.asarray, step(params, state, inputs[examples, now]))
+        state = choose(reads, after, state)
+        if outputs is None:
+            outputs = np.zeros((len(inputs), T, output.shape[-1]), output.dtype)
+        outputs[examples[reads], now[reads]] = output[reads]
+    return outputs, state
 
 
 def close(actual, expected):
@@ -70,12 +81,8 @@ def test_every_example_is_the_plain_loop_within_its_length(name):
         ]
     )
     for reverse, (outputs, final) in enumerate(read(inputs, state)):
-        for row in range(4):
-            expected, end = loop(
-                cell, params, inputs[row], at(state, row), lengths[row], resets[row], reverse
-            )
-            close(outputs[row], expected)
-            close(at(final, row), end)
+        expected = loop(cell, params, inputs, state, lengths, resets, bool(reverse))
+        close((outputs, final), expected)
 
 
 def test_length_zero_gives_back_the_initial_state():
@@ -92,10 +99,9 @@ def test_any_number_of_batch_axes_and_either_layout(batch):
     cell, params, inputs, state = make("lstm", batch)
     outputs, final = jaxrnn.unroll(cell, params, inputs, initial_state=state)
     assert outputs.shape == (*batch, T, H)
-    for index in np.ndindex(batch):
-        expected, end = loop(cell, params, inputs[index], at(state, index))
-        close(outputs[index], expected)
-        close(at(final, index), end)
+    flat = lambda leaf: leaf.reshape(-1, *leaf.shape[len(batch) :])  # noqa: E731
+    expected = loop(cell, params, flat(inputs), jax.tree.map(flat, state))
+    close(jax.tree.map(flat, (outputs, final)), expected)
     major, _ = jaxrnn.unroll(
         cell, params, jnp.moveaxis(inputs, -2, 0), initial_state=state, time_major=True
     )
