@@ -6,7 +6,6 @@ import benchmark
 import jax
 import peers
 import pytest
-import quick_jit
 
 from jaxrnn.training import train
 
@@ -16,7 +15,7 @@ OURS = [library for library in peers.LIBRARIES if library.startswith(("jaxrnn", 
 
 @pytest.fixture
 def small(monkeypatch):
-    """The same tasks on small arrays, in programs that compile soon, run a few times each."""
+    """The same tasks on small arrays, run a few times each."""
     sizes = {"BATCH": 4, "HIDDEN": 3, "EVALUATION_BATCH": 2, "PRODUCT": 8}
     for module in (peers, benchmark):
         for name in sizes.keys() & vars(module).keys():
@@ -26,11 +25,7 @@ def small(monkeypatch):
         for name, task in benchmark.TASKS.items()
     }
     monkeypatch.setattr(benchmark, "TASKS", tasks)
-    for name in ("init", "advance", "_sum_metric"):
-        function = getattr(train.Trainer, name).__wrapped__
-        monkeypatch.setattr(train.Trainer, name, quick_jit.jit(function, static_argnums=0))
     monkeypatch.setattr(train, "EVALUATION_BATCH", 2)
-    monkeypatch.setattr(jax, "jit", quick_jit.jit)
 
     ticks = iter(range(1000))
     monkeypatch.setattr(benchmark.time, "perf_counter", lambda: next(ticks))

@@ -6,7 +6,6 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 from drawing import ConditionalVAE, EncoderDecoder
-from quick_jit import jit
 from random_variables import random_variables
 
 import jaxrnn
@@ -33,7 +32,7 @@ def test_the_encoder_decoder_continues_what_it_read():
     model = EncoderDecoder(jaxrnn.lstm(6), num_steps=3, num_features=4)
     inputs = jax.random.normal(KEY, (2, 5, 4))
     variables = random_variables(model, inputs)
-    sensitivity = jit(jax.jacobian(model.apply, argnums=1))(variables, inputs)
+    sensitivity = jax.jit(jax.jacobian(model.apply, argnums=1))(variables, inputs)
     assert sensitivity.shape == (2, 3, 4, 2, 5, 4)
     depends = np.abs(sensitivity).sum((2, 5)) > 0  # [example, step drawn, example, step read]
     assert depends[0, :, 0].all()

@@ -6,7 +6,6 @@ import jax.numpy as jnp
 import numpy as np
 import pytest
 from networks import CNN, MLP, convolve
-from quick_jit import jit
 from random_variables import random_variables
 
 import jaxrnn
@@ -20,7 +19,7 @@ def test_networks_of_images_classify_and_read_no_further_than_the_length(model):
     inputs = jax.random.normal(KEY, (2, 28, 28))
     variables = random_variables(model, inputs)
     lengths = jnp.array([28, 10])
-    read = jit(model.apply)
+    read = jax.jit(model.apply)
     logits = read(variables, inputs, lengths)
     assert logits.shape == (2, 3)
     changed = read(variables, inputs.at[:, 10:].add(1.0), lengths)
@@ -40,7 +39,7 @@ def test_the_cnns_convolution_is_flaxs(window):
 
     def curved(layer):
         function = lambda variables, images: jnp.sin(layer.apply(variables, images)).sum()  # noqa: E731
-        return jit(jax.value_and_grad(function, (0, 1)))(variables, images)
+        return jax.jit(jax.value_and_grad(function, (0, 1)))(variables, images)
 
     expected, actual = curved(theirs), curved(ours)
     for a, b in zip(*map(jax.tree.leaves, (actual, expected)), strict=True):
@@ -83,7 +82,7 @@ def test_a_sweep_reads_columns_of_patches_and_then_rows():
 def test_every_place_has_seen_the_whole_image():
     layer, image = ReNetLayer(jaxrnn.lstm(3), patch=2), jax.random.normal(KEY, (6, 6, 1))
     variables = random_variables(layer, image)
-    seen = jit(jax.jacobian(lambda image: layer.apply(variables, image).sum(-1)))(image)
+    seen = jax.jit(jax.jacobian(lambda image: layer.apply(variables, image).sum(-1)))(image)
     assert seen.shape == (3, 3, 6, 6, 1)
     assert np.all(seen != 0)
 
@@ -92,8 +91,8 @@ def test_renets_noise_is_for_training():
     image = jax.random.normal(KEY, (2, 8, 8))
     model = ReNet(jaxrnn.gru(4), 3, patches=(4, 1), dropout=0.5)
     variables = random_variables(model, image)
-    read = jit(model.apply)
-    quiet = jit(ReNet(jaxrnn.gru(4), 3, patches=(4, 1)).apply)(variables, image)
+    read = jax.jit(model.apply)
+    quiet = jax.jit(ReNet(jaxrnn.gru(4), 3, patches=(4, 1)).apply)(variables, image)
     np.testing.assert_array_equal(read(variables, image), quiet)
     assert np.all(read(variables, image, rngs={"dropout": KEY}) != quiet)
 

@@ -7,7 +7,6 @@ import jax.numpy as jnp
 import numpy as np
 import optax
 import pytest
-from quick_jit import jit
 
 import jaxrnn
 from jaxrnn import training
@@ -47,10 +46,10 @@ def test_a_step_is_adam_on_the_mean_cross_entropy(examples):
         logits = MODEL.apply({"params": params}, sequences / 255)
         return -jnp.mean(jax.nn.log_softmax(logits)[jnp.arange(10), labels])
 
-    value, grads = jit(jax.value_and_grad(loss))(state.params)
+    value, grads = jax.jit(jax.value_and_grad(loss))(state.params)
     # Adam's first step from zero moments is learning_rate * g / (|g| + eps).
     expected = jax.tree.map(lambda p, g: p - 1e-2 * g / (jnp.abs(g) + 1e-8), state.params, grads)
-    step = jit(train_step, static_argnums=(0, 1))
+    step = jax.jit(train_step, static_argnums=(0, 1))
     after, actual = step(MODEL, OPTIMIZER, state, (sequences, labels))
     assert after.step == 1
     np.testing.assert_allclose(actual, value, rtol=1e-5)
@@ -63,7 +62,7 @@ def test_a_batch_in_slices_has_the_same_gradient(examples, slices):
     batch, state = (examples[0][:10], examples[1][:10]), new_state()
     optimizer = optax.sgd(1.0)  # whose step is the gradient
     state = state.replace(opt_state=optimizer.init(state.params))
-    step = jit(train_step, static_argnums=(0, 1), static_argnames="slices")
+    step = jax.jit(train_step, static_argnums=(0, 1), static_argnames="slices")
     whole, loss = step(MODEL, optimizer, state, batch)
     parts, same = step(MODEL, optimizer, state, batch, slices=slices)
     np.testing.assert_allclose(same, loss, rtol=1e-5)
