@@ -13,11 +13,13 @@ from cells import CELLS, INITIALIZERS, flag, parse_cell_options
 from errors import OptionError
 from networks import BASELINES
 
+from jaxrnn.training import data
+
 # Options that may differ when a run is resumed. No result depends on them, but for rounding, and
 # for noise, which each device draws for its own share of a batch.
 FREE = ("recipe", "data_dir", "out", "resume", "checkpoint_every", "devices")
 
-DatasetName = Literal["auto", "mnist", "fashion_mnist", "kmnist", "digits"]
+DatasetName = Literal[("auto", *data.NAMES)]
 
 OPTIMIZERS = {
     "adam": optax.adam,

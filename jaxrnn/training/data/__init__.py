@@ -4,7 +4,11 @@ MNIST, Fashion-MNIST and KMNIST come from files in any of the usual layouts (`fo
 through tensorflow-datasets (TFDS), in the order of the original files either way; `digits` lies
 inside scikit-learn. TensorFlow is never imported.
 
-Letters: N examples, T time steps, I input features per step.
+`jaxrnn.training.fit` trains on any arrays, without an entry here. To load another set of images of
+28 × 28 pixels by name, add it to `NAMES` here and to the builders of `tfds.py`; `folders.py` and
+`idx.py` hold the folder names and checksums of the sets that have them.
+
+Shapes: N examples, T time, I input features.
 """
 
 import functools
