@@ -59,7 +59,8 @@ def _fused(cell, unroll, dtype, params, start, reset_state, steps):
 
 
 def _forward(cell, unroll, dtype, params, start, reset_state, steps, *, with_pullbacks):
-    weights, products = elementwise(params), _Products(cell, params, dtype)
+    weights = elementwise(params)
+    products = _Products(cell, params, dtype, gradient=with_pullbacks)
 
     def body(state, now):
         now, ahead = now
@@ -89,7 +90,7 @@ def _fused_forward(cell, unroll, dtype, *arguments):
 def _fused_backward(cell, unroll, dtype, residuals, cotangents):
     params, start, reset_state, steps, pullbacks, saved = residuals
     d_outputs, d_state = cotangents
-    products = _Products(cell, params, dtype)
+    products = _Products(cell, params, dtype, gradient=True)
     kernel: Any = None
     if products.recurrent:
         # Transposed once: XLA:CPU takes a fifth longer to multiply by a transposed view.
@@ -132,19 +133,21 @@ class _Products:
     """The products of a step, and the gradients of the kernels over all steps.
 
     Where every gate sees only the sum of drive and product, and the inputs are not wider than the
-    state, one product of (h, x, 1) with the stacked (W; U; b) makes both. It saves writing and
-    reading the drive, and what is saved of the steps gives dW, dU and db in one product as well.
+    state, one product of (h, x, 1) with the stacked (W; U; b) computes both where a gradient is
+    taken: what is saved of the steps then gives dW, dU and db in one product as well.
     """
 
-    def __init__(self, cell, params, dtype):
+    def __init__(self, cell, params, dtype, *, gradient):
         kernel_dtype = params.kernel.dtype
         self.params = params = with_kernels_in(dtype, params)
         self.gate = cell.gate
         self.recurrent = params.recurrent_kernel is not None
         self.narrow = self.recurrent and len(params.kernel) <= len(params.recurrent_kernel)
-        # Stacked, the bias would be cast with the kernels.
         self.stacked = (
-            self.narrow and not cell.gate.separate and params.kernel.dtype == params.bias.dtype
+            gradient
+            and self.narrow
+            and not cell.gate.separate
+            and params.kernel.dtype == params.bias.dtype  # else the bias would be cast too
         )
         self.transposed = partial(_transposed_product, params.kernel.dtype, kernel_dtype)
         if self.stacked:
