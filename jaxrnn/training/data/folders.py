@@ -7,6 +7,7 @@ Letters: N examples.
 """
 
 import contextlib
+import warnings
 from collections.abc import Callable, Iterator
 from functools import partial
 from io import BytesIO
@@ -122,9 +123,12 @@ def _read_csv(path: Path) -> Split:
     with _named(path):
         with open(path, encoding="utf-8-sig") as file:
             header = not file.readline()[:1].isdigit()
-        table = np.loadtxt(
-            path, np.uint8, delimiter=",", skiprows=int(header), ndmin=2, encoding="utf-8-sig"
-        )
+        with warnings.catch_warnings():
+            # Older versions of NumPy warn of a fraction and cut it off.
+            warnings.simplefilter("error", DeprecationWarning)
+            table = np.loadtxt(
+                path, np.uint8, delimiter=",", skiprows=int(header), ndmin=2, encoding="utf-8-sig"
+            )
     if table.shape[1] != 1 + SIDE**2:
         raise DataError(f"{path}: {table.shape[1]} columns, expected a label and {SIDE**2} pixels")
     return _split(path, table[:, 1:].reshape(-1, SIDE, SIDE), table[:, 0])
