@@ -4,9 +4,10 @@ MNIST, Fashion-MNIST and KMNIST come from files in any of the usual layouts (`fo
 through tensorflow-datasets (TFDS), in the order of the original files either way; `digits` lies
 inside scikit-learn. TensorFlow is never imported.
 
-`jaxrnn.training.fit` trains on any arrays, without an entry here. To load another set of images of
-28 × 28 pixels by name, add it to `NAMES` here and to the builders of `tfds.py`; `folders.py` and
-`idx.py` hold the folder names and checksums of the sets that have them.
+`jaxrnn.training.fit` (`loop.py`) trains on any arrays, without an entry here. To load another set
+of uint8 images of 28 × 28 pixels and labels 0 to 9 by name, add it to `NAMES` here and to
+`_builder_class` in `tfds.py`; `folders.py` and `idx.py` hold the folder names and checksums of the
+sets that have them.
 
 Shapes: N examples, T time, I input features.
 """
