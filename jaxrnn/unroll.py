@@ -6,6 +6,7 @@ Shapes: B batch (any number of axes, also none), T time, I input features, P out
 from __future__ import annotations
 
 from collections.abc import Callable, Mapping
+from functools import partial
 from typing import Any
 
 import jax
@@ -74,7 +75,8 @@ def unroll(
             the states in turn. "cudnn" is NVIDIA's LSTM, for `jaxrnn.lstm` without options, in
             float32, without resets or regularizer, where there is a GPU; a program lowered there
             for another platform runs "fused". JAX has no rule for it under `vmap`. None is
-            "parallel" for linear recurrences, "fused" for gated cells, and "scan" for all others.
+            "parallel" for linear recurrences, "fused" for gated cells, and "scan" for all others
+            and, on a CPU, for the GRU.
         memory: What the gradient is computed from. "save" keeps the residuals of every step;
             "recompute" keeps the state before every 14th step and runs the steps between forward
             again; "offload" does the same with those states in the host's memory (TF1's
@@ -130,12 +132,15 @@ def unroll(
         (params, start, reset_state, inputs, lengths, resets, masks)
     )
     steps = make_steps(inputs, lengths, resets, reverse, *masks)
-    backend = choose(cell, start, steps, dtype, implementation)
-    memory = choose_memory(backend, memory, truncate, params, inputs)
+    backends = choose(cell, start, steps, dtype, implementation)
+    plan = tuple(
+        (platform, backend, choose_memory(backend, memory, truncate, params, inputs))
+        for platform, backend in backends.items()
+    )
     if isinstance(time, int) and time == 0:
         outputs, state = jnp.zeros((0, *output.shape), output.dtype), start
     else:
-        options = cell, backend, memory, truncate, dtype, unroll
+        options = cell, plan, truncate, dtype, unroll
         outputs, state = _compiled(*options)(*options, params, start, reset_state, steps)
     if steps.mask is not None:
         outputs = zeros_where(~steps.mask, outputs)
@@ -144,16 +149,21 @@ def unroll(
     return outputs if time_major else jnp.moveaxis(outputs, 0, -2), state
 
 
-def _run(cell, backend, memory, truncate, dtype, unroll, params, start, reset_state, steps):
-    run = BACKENDS[backend].run
+def _run(cell, plan, truncate, dtype, unroll, params, start, reset_state, steps):
+    def run(backend, memory, params, start, reset_state, steps):
+        run = BACKENDS[backend].run
 
-    def block(start, steps):
-        return run(cell, params, start, reset_state, steps, dtype=dtype, unroll=unroll)
+        def block(start, steps):
+            return run(cell, params, start, reset_state, steps, dtype=dtype, unroll=unroll)
 
-    return run_in_memory(block, start, steps, memory, truncate)
+        return run_in_memory(block, start, steps, memory, truncate)
+
+    runs = {platform: partial(run, backend, memory) for platform, backend, memory in plan}
+    chosen = runs["default"] if len(runs) == 1 else partial(lax.platform_dependent, **runs)
+    return chosen(params, start, reset_state, steps)
 
 
-_jit_run = jax.jit(_run, static_argnums=range(6), inline=True)
+_jit_run = jax.jit(_run, static_argnums=range(5), inline=True)
 
 
 def _compiled(*options) -> Callable:

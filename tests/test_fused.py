@@ -3,6 +3,7 @@
 import contextlib
 import functools
 import itertools
+import re
 from typing import Any, NamedTuple
 
 import all_cells
@@ -110,6 +111,11 @@ def run(cell, **options):
     return function
 
 
+def fast(cell):
+    """The backend that is not "scan", also where "scan" is the default, as for the GRU on a CPU."""
+    return "fused" if cell.gate is not None else None
+
+
 def everything(run, problem):
     """Outputs and final state, and all gradients of a random linear function of both."""
     result, pull = jax.vjp(lambda *floats: run(*floats, problem.masks), *problem[:3])
@@ -154,9 +160,9 @@ def test_every_gradient_is_that_of_the_scan(name, input_size):
     given = problem(cell, input_size=input_size, time=time, lengths=True, resets=True)
     reverse = input_size == WIDE
     scan = run(cell, implementation="scan", memory="save", reverse=reverse)
-    others = [run(cell, memory="recompute", reverse=reverse)]
+    others = [run(cell, implementation=fast(cell), memory="recompute", reverse=reverse)]
     if cell.gate is not None or cell.recurrence is not None:  # for the rest "scan" is the default
-        others.append(run(cell, reverse=reverse))
+        others.append(run(cell, implementation=fast(cell), reverse=reverse))
     assert_same(given, scan, *others)
 
 
@@ -176,7 +182,7 @@ def test_masks_and_batch_axes(name, batch, lengths, resets, reverse):
     cell = CELLS[name]
     given = problem(cell, batch, lengths=lengths, resets=resets)
     scan = run(cell, implementation="scan", reverse=reverse)
-    assert_same(given, scan, run(cell, reverse=reverse))
+    assert_same(given, scan, run(cell, implementation=fast(cell), reverse=reverse))
 
 
 # Every example compiles, so a failing one is shown as drawn, not shrunk.
@@ -195,13 +201,38 @@ def test_drawn_cases(data):
         seed=data.draw(st.integers(0, 2**16)),
     )
     reverse = draw(False, True)
-    fast = run(
+    other = run(
         cell,
+        implementation=fast(cell),
         reverse=reverse,
         memory=draw("save", "recompute", "offload"),
         unroll=draw(1, 3),
     )
-    assert_same(given, run(cell, implementation="scan", reverse=reverse), fast)
+    assert_same(given, run(cell, implementation="scan", reverse=reverse), other)
+
+
+@pytest.mark.parametrize(
+    ("name", "platform", "backend"),
+    [
+        ("lstm", "cpu", "fused"),
+        ("lstm", "cuda", "fused"),
+        ("gru", "cpu", "scan"),
+        ("gru", "cuda", "fused"),
+        ("mgu", "cuda", "scan"),
+    ],
+)
+def test_the_default_by_the_platform_of_lowering(name, platform, backend):
+    cell = CELLS[name]
+    given = problem(cell)
+
+    def products(implementation):
+        gradient = jit(jax.grad(curved(run(cell, implementation=implementation))))
+        lowered = gradient.trace(*given).lower(lowering_platforms=(platform,))
+        return re.findall(r"stablehlo.dot_general .* : (.*)", lowered.as_text())
+
+    assert products(None) == products(backend)
+    if name != "mgu":
+        assert products("scan") != products("fused")
 
 
 def test_second_derivatives_are_those_of_the_scan():

@@ -33,15 +33,20 @@ BACKENDS: dict[str, ModuleType] = {
 }
 
 
-def choose(cell: Cell, state: State, steps: Steps, dtype: Any, name: str | None) -> str:
-    """The backend asked for, or the default.
+def choose(
+    cell: Cell, state: State, steps: Steps, dtype: Any, name: str | None
+) -> dict[str, str]:
+    """The backend asked for, or the default, by the platform that a program is lowered for.
 
     The default is "parallel" for linear recurrences, "fused" for gated cells and "scan" for all
-    others. On two cores of an AMD EPYC (H 32 to 512, B 1 to 512, T 28 and 784) "fused" took 0.95 to
-    1.05 of the time of "scan" without a gradient. With one it took 0.7 to 1.0 for the LSTM and the
-    tanh RNN (1.2 for an LSTM of 512 units and one example) and 0.8 to 1.1 for the GRU (1.3 for one
-    of 32 units and one example, 0.2 ms). For a GPU see docs/accelerators.md. "cudnn" is taken only
-    where it is named.
+    others; on a CPU it is "scan" also for gated cells with separate gates, such as the GRU.
+
+    On two cores of an AMD EPYC (H 32 to 512, B 1 to 512, T 28 and 784) "fused" took 0.95 to 1.05 of
+    the time of "scan" without a gradient. With one it took 0.7 to 1.0 for the LSTM and the tanh RNN
+    (1.2 for an LSTM of 512 units and one example). For the GRU it took 1.01 to 1.13 from 100
+    examples on, and 0.8 to 1.25 for one: it writes two gradients of pre-activations a step, and
+    there is less to gain by waiting, because a GRU's step has fewer products. For a GPU see
+    docs/accelerators.md. "cudnn" is taken only where it is named.
 
     Args:
         cell: The cell.
@@ -50,14 +55,23 @@ def choose(cell: Cell, state: State, steps: Steps, dtype: Any, name: str | None)
         dtype: The dtype of the products' operands, or None.
         name: A name of `BACKENDS`, or None for the default.
 
+    Returns:
+        Names of `BACKENDS` as `jax.lax.platform_dependent` takes its branches: that of "default"
+        is for all platforms that are not named.
+
     Raises:
         ValueError: If the backend asked for cannot compute this.
     """
-    if name is None:
-        order = "parallel", "fused", "scan"
-        name = next(n for n in order if BACKENDS[n].supports(cell, state, steps, dtype) is None)
-    elif reason := BACKENDS[name].supports(cell, state, steps, dtype):
-        raise ValueError(f"implementation {name!r} cannot compute this: {reason}")
     # Without jit a scan is a Python loop, whose pullbacks are different functions and do not stack.
     without_jit = jax.config.jax_disable_jit  # pyright: ignore[reportAttributeAccessIssue]
-    return "scan" if name == "fused" and without_jit else name
+    if name is not None:
+        if reason := BACKENDS[name].supports(cell, state, steps, dtype):
+            raise ValueError(f"implementation {name!r} cannot compute this: {reason}")
+        return {"default": "scan" if name == "fused" and without_jit else name}
+    if parallel.supports(cell, state, steps, dtype) is None:
+        return {"default": "parallel"}
+    if without_jit or fused.supports(cell, state, steps, dtype) is not None:
+        return {"default": "scan"}
+    if cell.gate is not None and cell.gate.separate:
+        return {"cpu": "scan", "default": "fused"}
+    return {"default": "fused"}
