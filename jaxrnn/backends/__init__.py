@@ -33,9 +33,7 @@ BACKENDS: dict[str, ModuleType] = {
 }
 
 
-def choose(
-    cell: Cell, state: State, steps: Steps, dtype: Any, name: str | None
-) -> dict[str, str]:
+def choose(cell: Cell, state: State, steps: Steps, dtype: Any, name: str | None) -> dict[str, str]:
     """The backend asked for, or the default, by the platform that a program is lowered for.
 
     The default is "parallel" for linear recurrences, "fused" for gated cells and "scan" for all
