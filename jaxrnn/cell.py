@@ -103,14 +103,21 @@ class Gate(NamedTuple):
             drive: `[..., G·H]`.
             product: The same, or None for a cell without a recurrent kernel.
         """
-        if product is None:
-            return self.summed(drive)
+        if product is None or not self.separate:
+            return self.summed(drive if product is None else drive + product)
+        count = len(self.names)
+        return self.named(jnp.split(drive, count, axis=-1), jnp.split(product, count, axis=-1))
+
+    def named(self, drives: Sequence[Array], products: Sequence[Array] | None) -> tuple:
+        """What `arguments` gives, from the drive and the product of each gate `[..., H]`."""
+        together = [
+            z if products is None or name in self.separate else z + products[index]
+            for index, (name, z) in enumerate(zip(self.names, drives, strict=True))
+        ]
         if not self.separate:
-            return self.summed(drive + product)
-        (z,), (r,) = self.summed(drive), self.summed(product)
-        apart = {name: getattr(r, name) for name in self.separate}
-        together = {n: getattr(z, n) + getattr(r, n) for n in self.names if n not in apart}
-        return z._replace(**together), _named(self.separate)(**apart)
+            return (_named(self.names)(*together),)
+        apart = [products[self.names.index(name)] for name in self.separate]
+        return _named(self.names)(*together), _named(self.separate)(*apart)
 
     def summed(self, total: Array) -> tuple:
         """What `arguments` gives, from the sum of drive and product `[..., G·H]`."""

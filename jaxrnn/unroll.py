@@ -132,7 +132,7 @@ def unroll(
         (params, start, reset_state, inputs, lengths, resets, masks)
     )
     steps = make_steps(inputs, lengths, resets, reverse, *masks)
-    backends = choose(cell, start, steps, dtype, implementation)
+    backends = choose(cell, params, start, steps, dtype, implementation)
     plan = tuple(
         (platform, backend, choose_memory(backend, memory, truncate, params, inputs))
         for platform, backend in backends.items()

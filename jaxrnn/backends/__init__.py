@@ -1,6 +1,6 @@
 """Ways to run a cell over a sequence, each a module with the same two functions.
 
-supports(cell, state, steps, dtype) -> None, or why the backend cannot compute this
+supports(cell, params, state, steps, dtype) -> None, or why the backend cannot compute this
 run(cell, params, start, reset_state, steps, *, dtype, unroll) -> (outputs, state)
 
 cell         the cell
@@ -21,19 +21,22 @@ from typing import Any
 
 import jax
 
-from jaxrnn.backends import cudnn, fused, parallel, scan
+from jaxrnn.backends import cudnn, fused, pallas, parallel, scan
 from jaxrnn.backends.steps import Steps
-from jaxrnn.cell import Cell, State
+from jaxrnn.cell import Cell, Params, State
 
 BACKENDS: dict[str, ModuleType] = {
     "scan": scan,
     "fused": fused,
+    "pallas": pallas,
     "parallel": parallel,
     "cudnn": cudnn,
 }
 
 
-def choose(cell: Cell, state: State, steps: Steps, dtype: Any, name: str | None) -> dict[str, str]:
+def choose(
+    cell: Cell, params: Params, state: State, steps: Steps, dtype: Any, name: str | None
+) -> dict[str, str]:
     """The backend asked for, or the default, by the platform that a program is lowered for.
 
     The default is "parallel" for linear recurrences, "fused" for gated cells and "scan" for all
@@ -48,6 +51,7 @@ def choose(cell: Cell, state: State, steps: Steps, dtype: Any, name: str | None)
 
     Args:
         cell: The cell.
+        params: Its parameters.
         state: A state of it.
         steps: The sequence.
         dtype: The dtype of the products' operands, or None.
@@ -63,12 +67,12 @@ def choose(cell: Cell, state: State, steps: Steps, dtype: Any, name: str | None)
     # Without jit a scan is a Python loop, whose pullbacks are different functions and do not stack.
     without_jit = jax.config.jax_disable_jit  # pyright: ignore[reportAttributeAccessIssue]
     if name is not None:
-        if reason := BACKENDS[name].supports(cell, state, steps, dtype):
+        if reason := BACKENDS[name].supports(cell, params, state, steps, dtype):
             raise ValueError(f"implementation {name!r} cannot compute this: {reason}")
         return {"default": "scan" if name == "fused" and without_jit else name}
-    if parallel.supports(cell, state, steps, dtype) is None:
+    if parallel.supports(cell, params, state, steps, dtype) is None:
         return {"default": "parallel"}
-    if without_jit or fused.supports(cell, state, steps, dtype) is not None:
+    if without_jit or fused.supports(cell, params, state, steps, dtype) is not None:
         return {"default": "scan"}
     if cell.gate is not None and cell.gate.separate:
         return {"cpu": "scan", "default": "fused"}

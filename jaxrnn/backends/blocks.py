@@ -54,6 +54,8 @@ def choose_memory(
         return memory
     if truncate is not None:
         return "recompute"
+    if backend == "pallas":
+        return "save"  # it keeps the states alone
     if backend == "parallel":
         return "save" if time < LONG else "by platform"
     return "save" if _is_short(params, inputs) else "recompute"

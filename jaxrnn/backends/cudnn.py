@@ -20,7 +20,7 @@ from jaxrnn.cell import Cell, Params, State
 from jaxrnn.cells.lstm import lstm
 
 
-def supports(cell: Cell, state: State, steps: Steps, dtype: Any) -> str | None:
+def supports(cell: Cell, params: Params, state: State, steps: Steps, dtype: Any) -> str | None:
     """None if cuDNN can compute this, or why not."""
     if not _is_plain_lstm(cell):
         return "its cell is not jaxrnn.lstm without options"

@@ -27,7 +27,7 @@ from jaxrnn.backends.steps import Steps, begin, finish, recurrent_input
 from jaxrnn.cell import Cell, Params, State, affine, elementwise, product, with_kernels_in
 
 
-def supports(cell: Cell, state: State, steps: Steps, dtype: Any) -> str | None:
+def supports(cell: Cell, params: Params, state: State, steps: Steps, dtype: Any) -> str | None:
     """None for a gated cell, or why not."""
     if cell.gate is None:
         return "it needs a cell made by jaxrnn.gated, got one with a step of its own"
@@ -138,7 +138,7 @@ class _Products:
     """
 
     def __init__(self, cell, params, dtype, *, gradient):
-        kernel_dtype = params.kernel.dtype
+        self.kernel_dtype = params.kernel.dtype
         self.params = params = with_kernels_in(dtype, params)
         self.gate = cell.gate
         self.recurrent = params.recurrent_kernel is not None
@@ -149,7 +149,6 @@ class _Products:
             and not cell.gate.separate
             and params.kernel.dtype == params.bias.dtype  # else the bias would be cast too
         )
-        self.transposed = partial(_transposed_product, params.kernel.dtype, kernel_dtype)
         if self.stacked:
             kernels = params.recurrent_kernel, params.kernel, params.bias[None]
             self.matrix = jnp.concatenate(kernels)
@@ -179,16 +178,33 @@ class _Products:
 
     def gradients(self, inputs, saved, d_drives, d_products):
         """The gradients of the kernels, the bias and the inputs over all steps."""
-        d_inputs = product(d_drives, self.params.kernel.T)
-        if self.stacked:
-            hidden_size, input_size = len(self.params.recurrent_kernel), len(self.params.kernel)
-            split = [hidden_size, hidden_size + input_size]
-            d_recurrent, d_kernel, d_bias = jnp.split(self.transposed(saved, d_drives), split)
-            return d_kernel, d_recurrent, d_bias[0], d_inputs
-        d_kernel = self.transposed(inputs, d_drives)
-        d_products = d_drives if d_products is None else d_products
-        d_recurrent = self.transposed(saved, d_products) if self.recurrent else None
-        return d_kernel, d_recurrent, _rows(d_drives).sum(0), d_inputs
+        if not self.stacked:
+            return kernel_gradients(
+                self.params, self.kernel_dtype, inputs, saved, d_drives, d_products
+            )
+        hidden_size, input_size = len(self.params.recurrent_kernel), len(self.params.kernel)
+        split = [hidden_size, hidden_size + input_size]
+        rows = _transposed_product(self.params.kernel.dtype, self.kernel_dtype, saved, d_drives)
+        d_recurrent, d_kernel, d_bias = jnp.split(rows, split)
+        return d_kernel, d_recurrent, d_bias[0], product(d_drives, self.params.kernel.T)
+
+
+def kernel_gradients(params, kernel_dtype, inputs, hidden, d_drives, d_products):
+    """The gradients of the kernels, the bias and the inputs over all steps, one product each.
+
+    Args:
+        params: The parameters, with the kernels in the dtype of the products' operands.
+        kernel_dtype: That of the kernels themselves.
+        inputs: `[T, *B, I]`.
+        hidden: What the recurrent products saw, `[T, *B, H]`; of no use without a recurrent kernel.
+        d_drives: The gradients of the drives, `[T, *B, G·H]`.
+        d_products: Those of the recurrent products, or None where they are equal.
+    """
+    transposed = partial(_transposed_product, params.kernel.dtype, kernel_dtype)
+    d_products = d_drives if d_products is None else d_products
+    d_recurrent = None if params.recurrent_kernel is None else transposed(hidden, d_products)
+    d_bias = _rows(d_drives).sum(0)
+    return transposed(inputs, d_drives), d_recurrent, d_bias, product(d_drives, params.kernel.T)
 
 
 def _transposed_product(dtype, result_dtype, left, right):

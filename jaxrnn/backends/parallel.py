@@ -21,7 +21,7 @@ from jaxrnn.backends.steps import Steps, select, zeros_where
 from jaxrnn.cell import Cell, Params, State, with_kernels_in
 
 
-def supports(cell: Cell, state: State, steps: Steps, dtype: Any) -> str | None:
+def supports(cell: Cell, params: Params, state: State, steps: Steps, dtype: Any) -> str | None:
     """None for linear recurrences, or why not."""
     if cell.recurrence is None:
         return (

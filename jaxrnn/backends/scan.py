@@ -12,7 +12,7 @@ from jaxrnn.backends.steps import Steps, begin, finish, recurrent_input
 from jaxrnn.cell import Cell, Params, State, gated_step, with_kernels_in
 
 
-def supports(cell: Cell, state: State, steps: Steps, dtype: Any) -> str | None:
+def supports(cell: Cell, params: Params, state: State, steps: Steps, dtype: Any) -> str | None:
     """None: it runs every cell."""
     return None
 

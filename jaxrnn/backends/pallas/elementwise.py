@@ -1,0 +1,249 @@
+"""What the kernels do in a step besides the product: a gate between masks, on tiles.
+
+A tile is a block of examples by units. In a kernel every array is one, also the parameters that a
+gate sees and the masks, so an elementwise gate serves both kinds of tile, `[N, H]` and `[H, N]`.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Iterator, Sequence
+from functools import partial
+from typing import Any, NamedTuple
+
+import jax
+import jax.numpy as jnp
+from jax.extend.core import Jaxpr, JaxprEqn
+from jaxtyping import Array
+
+from jaxrnn.backends.steps import Steps, begin, finish, recurrent_input
+from jaxrnn.cell import Gate, Params, State, _named
+
+UNITS, EXAMPLES = 128, 16  # of the smallest tile of all kernels
+MASKED, RESET = 1, 2  # bits of the flags of a step
+
+
+class Masks(NamedTuple):
+    """The masks of all steps, or their tiles at one.
+
+    Attributes:
+        flags: `[T, N, 1]` integers of the bits `MASKED` and `RESET`, or None.
+        dropout: The recurrent-dropout mask `[T, N, H]`, or None.
+        zoneout: The leaves of the zoneout mask `[T, N, H]`; none without zoneout.
+    """
+
+    flags: Array | None
+    dropout: Array | None
+    zoneout: Sequence[Array]
+
+    @classmethod
+    def of(cls, steps: Steps) -> Masks:
+        """The masks of `steps`, whose batch has one axis."""
+        flags = None
+        if steps.mask is not None or steps.resets is not None:
+            flags = jnp.zeros((*steps.inputs.shape[:2], 1), jnp.int32)
+            if steps.mask is not None:
+                flags += jnp.where(steps.mask, 0, MASKED)[..., None]
+            if steps.resets is not None:
+                flags += jnp.where(steps.resets, RESET, 0)[..., None]
+        return cls(flags, steps.dropout_mask, jax.tree.leaves(steps.zoneout_mask))
+
+
+class ForwardInputs(NamedTuple):
+    """What the forward kernel reads.
+
+    Attributes:
+        kernel: The recurrent kernel `[H, G·H]` in the dtype of the products' operands, or None.
+        weights: The leaves of the parameters that the gate sees, `[H]`.
+        drive: `[T, N, G·H]`.
+        start: The leaves of the state before the first step, `[N, H]`.
+        reset: Those of the state that a reset puts in place; none without resets.
+        masks: The masks.
+    """
+
+    kernel: Array | None
+    weights: Sequence[Array]
+    drive: Array
+    start: Sequence[Array]
+    reset: Sequence[Array]
+    masks: Masks
+
+
+class BackwardInputs(NamedTuple):
+    """What the backward kernel reads.
+
+    Attributes:
+        kernel: The transposed recurrent kernel `[G·H, H]`, or None.
+        weights: As in `ForwardInputs`.
+        arguments: The gate's arguments `[T, N, G·H]` and, if some gates are separate, their
+            products `[T, N, S·H]`.
+        before: The leaves of the state before each step, and after a reset, `[T, N, H]`.
+        d_outputs: The gradients of the outputs, `[T, N, H]`.
+        d_state: Those of the leaves of the last state, `[N, H]`.
+        masks: The masks.
+    """
+
+    kernel: Array | None
+    weights: Sequence[Array]
+    arguments: Sequence[Array]
+    before: Sequence[Array]
+    d_outputs: Array
+    d_state: Sequence[Array]
+    masks: Masks
+
+
+class Step(NamedTuple):
+    """A cell's step on tiles, forward and backward, but for the products.
+
+    Attributes:
+        gate: The cell's gate.
+        state: The structure of its state.
+        weights: The structure of the parameters that the gate sees.
+    """
+
+    gate: Gate
+    state: Any
+    weights: Any
+
+    def now(self, masks: Masks, shape: tuple[int, int], resets: bool) -> Steps:
+        """The masks of one step as tiles of this shape."""
+        mask = reset = zoneout = None
+        if masks.flags is not None:
+            flags = jnp.broadcast_to(masks.flags, shape)
+            mask = flags & MASKED == 0
+            reset = flags & RESET != 0 if resets else None
+        if masks.zoneout:
+            zoneout = self.state.unflatten(masks.zoneout)
+        nothing: Any = None
+        return Steps(nothing, mask, reset, masks.dropout, zoneout)
+
+    def named(self, arguments: Sequence[Sequence[Array]]) -> tuple:
+        """The gate's arguments by name."""
+        names = self.gate.names, self.gate.separate
+        return tuple(_named(n)(*tiles) for n, tiles in zip(names, arguments, strict=False))
+
+    def forward(
+        self,
+        weights: Sequence[Array],
+        drives: Sequence[Array],
+        multiply: Callable[[Array], Sequence[Array]] | None,
+        state: Sequence[Array],
+        reset: Sequence[Array],
+        now: Steps,
+    ) -> list[Array]:
+        """The leaves of the state after the step.
+
+        Args:
+            weights: The leaves of the parameters that the gate sees.
+            drives: The drive of each gate.
+            multiply: The product of each gate from what the recurrent kernel sees, or None.
+            state: The leaves of the state before.
+            reset: Those of the state that a reset puts in place; none without resets.
+            now: The masks.
+        """
+        again = self.state.unflatten(reset) if reset else None
+        before = begin(now, again, self.state.unflatten(state))
+        products = None if multiply is None else multiply(recurrent_input(now, before))
+        arguments = self.gate.named(drives, products)
+        return self._after(weights, arguments, jax.tree.leaves(before), now)
+
+    def backward(
+        self,
+        weights: Sequence[Array],
+        arguments: Sequence[Sequence[Array]],
+        multiply: Callable[[Sequence[Array]], Array] | None,
+        before: Sequence[Array],
+        d_after: Sequence[Array],
+        now: Steps,
+    ) -> tuple[list[Array], list[Sequence[Array]], list[Array], list[Array]]:
+        """The gradients of the weights, the gate's arguments, the state before and the reset state.
+
+        Args:
+            weights: The leaves of the parameters that the gate sees.
+            arguments: What the gate got in this step.
+            multiply: The gradient of what the recurrent kernel saw from those of the gates'
+                products, or None.
+            before: The leaves of the state before, and after a reset.
+            d_after: The gradients of the leaves of the state after the step.
+            now: The masks.
+        """
+        after = partial(self._after, now=now)
+        _, pullback = jax.vjp(after, weights, self.named(arguments), before)
+        d_weights, d_arguments, d_before = pullback(d_after)
+        if multiply is not None:
+            z, *product = d_arguments
+            d_products = z._replace(**product[0]._asdict()) if product else z
+            d_hidden = multiply(list(d_products))
+            d_hidden = d_hidden if now.dropout_mask is None else d_hidden * now.dropout_mask
+            d_before = [d_before[0] + d_hidden, *d_before[1:]]
+        d_reset = []
+        if now.resets is not None:
+            d_reset = [jnp.where(now.resets, leaf, jnp.zeros_like(leaf)) for leaf in d_before]
+            d_before = [jnp.where(now.resets, jnp.zeros_like(leaf), leaf) for leaf in d_before]
+        return d_weights, [list(each) for each in d_arguments], d_before, d_reset
+
+    def _after(self, weights, arguments, before, now):
+        state = self.state.unflatten(before)
+        after = self.gate(self.weights.unflatten(weights), arguments, state)
+        return jax.tree.leaves(finish(now, after, state))
+
+
+# Primitives that treat each unit of each example alone, and that the compilers of kernels know.
+_ELEMENTWISE = {
+    *("add", "sub", "mul", "div", "neg", "abs", "sign", "max", "min", "square", "integer_pow"),
+    *("exp", "exp2", "log", "log1p", "pow", "tanh", "logistic", "sqrt", "rsqrt", "sin", "cos"),
+    *("eq", "ne", "lt", "le", "gt", "ge", "and", "or", "not", "select_n", "clamp"),
+    *("convert_element_type", "stop_gradient", "copy", "add_any", "broadcast_in_dim"),
+}
+_CALLS = {"jit", "pjit", "closed_call", "custom_jvp_call", "custom_vjp_call"}
+
+
+def refusal(gate: Gate, weights: Params, state: State) -> str | None:
+    """Why a gate cannot run on tiles, or None.
+
+    Args:
+        gate: The gate.
+        weights: The parameters that it sees.
+        state: A state, leaves `[..., H]`.
+    """
+    size = jax.tree.leaves(state)[0].shape[-1]
+    weights = each_alone(weights)
+    for leaf in jax.tree.leaves(weights):
+        if leaf.shape not in ((), (size,)):
+            return f"its gate sees a parameter of shape {leaf.shape}, which does not end in {size}"
+    tile = jax.ShapeDtypeStruct((3, size), jnp.float32)  # any number of examples
+    tiles = [tile] * len(gate.names)
+    weights, state = jax.tree.map(lambda _: tile, (weights, state))
+    try:
+        jaxpr = jax.make_jaxpr(lambda w, z, s: gate(w, gate.named(z, z), s))(weights, tiles, state)
+    except Exception as error:  # whatever a gate raises that computes with more than tiles
+        return f"its gate does not run on single tiles: {error}"
+    if any(jnp.ndim(constant) for constant in jaxpr.consts):
+        return "its gate closes over an array"
+    for equation in _equations(jaxpr.jaxpr):
+        shapes = {variable.aval.shape for variable in (*equation.invars, *equation.outvars)}
+        if equation.primitive.name not in _ELEMENTWISE or not shapes <= {(), tile.shape}:
+            return f"{equation.primitive.name} in its gate is not known to be elementwise"
+    return None
+
+
+def each_alone(weights: Params) -> Params:
+    """Parameters with more than one axis, such as peepholes `[3, H]`, as tuples of their parts.
+
+    A gate may take their parts, by index or in turn, which no kernel could cut out of an array.
+    """
+
+    def parts(leaf):
+        return leaf if leaf.ndim < 2 else tuple(map(parts, leaf))
+
+    return jax.tree.map(parts, weights)
+
+
+def _equations(jaxpr: Jaxpr) -> Iterator[JaxprEqn]:
+    for equation in jaxpr.eqns:
+        if equation.primitive.name not in _CALLS:
+            yield equation
+            continue
+        for name in ("jaxpr", "call_jaxpr"):
+            if name in equation.params:
+                inner = equation.params[name]
+                yield from _equations(getattr(inner, "jaxpr", inner))

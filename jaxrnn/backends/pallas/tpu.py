@@ -1,0 +1,255 @@
+"""The kernels of a sequence for a TPU.
+
+The grid is (blocks of examples, steps), and the steps of a block run in turn. The recurrent kernel
+and the state stay in VMEM; what a step reads is fetched while the step before runs.
+
+Shapes: N examples, T time, H hidden units, G gates, S separate gates.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from functools import partial
+from typing import Any
+
+import jax
+import jax.numpy as jnp
+from jax.experimental import pallas as pl
+from jax.experimental.pallas import tpu as pltpu
+from jaxtyping import Array
+
+from jaxrnn.backends.pallas.elementwise import (
+    EXAMPLES,
+    UNITS,
+    BackwardInputs,
+    ForwardInputs,
+    Step,
+)
+from jaxrnn.cell import product
+
+# What a step's arrays may take of VMEM beside the recurrent kernel, and the examples beyond which a
+# block fills the matrix unit no better.
+STEP_BYTES = 2**23
+MOST_EXAMPLES = 256
+# Of the 128 MiB of a v5e or v6e and the 64 of a v7x; the compiler's own limit is lower.
+VMEM_BYTES = 60 * 2**20
+
+
+def forward(
+    given: ForwardInputs, *, step: Step, save: bool, interpret: bool = False
+) -> tuple[list[Array], list[Array]]:
+    """Runs all steps.
+
+    Args:
+        given: The inputs.
+        step: The cell's step.
+        save: Whether to return the states of all steps.
+        interpret: Whether to interpret the kernel, on any platform.
+
+    Returns:
+        The leaves of the states after each step `[T, N, H]`, or the outputs alone without `save`,
+        and the leaves of the last state `[N, H]`.
+    """
+    time, last = len(given.drive), given.start
+    sequences = [_like(leaf, time) for leaf in (last if save else last[:1])]
+
+    def kernel(given, outputs, scratch):
+        sequences, last = outputs
+
+        @pl.when(pl.program_id(1) == 0)
+        def _():
+            _write(scratch, _read(given.start))
+
+        state = _read(scratch)
+        now = step.now(_read(given.masks), state[0].shape, resets=bool(given.reset))
+
+        def multiply(hidden):
+            return _split(product(hidden, given.kernel[...]), len(step.gate.names))
+
+        after = step.forward(
+            _tiles(given.weights, state[0]),
+            _split(given.drive[...], len(step.gate.names)),
+            None if given.kernel is None else multiply,
+            state,
+            _read(given.reset),
+            now,
+        )
+        _write(scratch, after)
+        _write(sequences, after[: len(sequences)])
+
+        @pl.when(pl.program_id(1) == time - 1)
+        def _():
+            _write(last, after)
+
+    kinds = ForwardInputs("whole", "whole", "timed", "block", "block", "timed")
+    outputs = sequences, [_like(leaf) for leaf in last]
+    return _call(
+        kernel,
+        given,
+        kinds,
+        outputs,
+        ("timed", "block"),
+        last,
+        time=time,
+        reverse=False,
+        interpret=interpret,
+    )
+
+
+def backward(
+    given: BackwardInputs, *, step: Step, resets: bool, interpret: bool = False
+) -> tuple[list[Array], list[Array], list[Array], list[Array]]:
+    """Runs all steps backwards.
+
+    Args:
+        given: The inputs.
+        step: The cell's step.
+        resets: Whether there are resets.
+        interpret: Whether to interpret the kernel, on any platform.
+
+    Returns:
+        The gradients of the parameters that the gate sees, of the gate's arguments, of the state
+        before the first step, and of the state that a reset puts in place (none without resets).
+    """
+    time = len(given.d_outputs)
+
+    def kernel(given, outputs, scratch):
+        d_weights, d_arguments, d_start, d_reset = outputs
+        d_state, sums = scratch[: len(given.d_state)], scratch[len(given.d_state) :]
+
+        @pl.when(pl.program_id(1) == 0)
+        def _():
+            _write(d_state, _read(given.d_state))
+            _write(sums, [jnp.zeros(ref.shape, ref.dtype) for ref in sums])
+
+        d_hidden, *others = _read(d_state)
+        now = step.now(_read(given.masks), d_hidden.shape, resets=resets)
+
+        def multiply(d_products):
+            return product(jnp.concatenate(d_products, axis=-1), given.kernel[...])
+
+        names = step.gate.names, step.gate.separate
+        arguments = [
+            _split(argument[...], len(n))
+            for n, argument in zip(names, given.arguments, strict=False)
+        ]
+        now_weights, now_arguments, d_before, now_reset = step.backward(
+            _tiles(given.weights, d_hidden),
+            arguments,
+            None if given.kernel is None else multiply,
+            _read(given.before),
+            [d_hidden + given.d_outputs[...], *others],
+            now,
+        )
+        _write(d_state, d_before)
+        _write(d_arguments, [jnp.concatenate(d, axis=-1) for d in now_arguments])
+        for total, added in zip(sums, [*now_weights, *now_reset], strict=True):
+            total[...] += added
+
+        @pl.when(pl.program_id(1) == time - 1)
+        def _():
+            _write([*d_weights, *d_reset], _read(sums))
+            _write(d_start, d_before)
+
+    kinds = BackwardInputs("whole", "whole", "timed", "timed", "timed", "block", "timed")
+    blocks = [_like(leaf) for leaf in given.d_state]
+    per_example = blocks[:1] * len(given.weights)
+    outputs = per_example, [_like(z) for z in given.arguments], blocks, blocks if resets else []
+    d_weights, *others = _call(
+        kernel,
+        given,
+        kinds,
+        outputs,
+        ("block", "timed", "block", "block"),
+        [*given.d_state, *per_example, *(blocks if resets else [])],
+        time=time,
+        reverse=True,
+        interpret=interpret,
+    )
+    return [leaf.sum(0) for leaf in d_weights], *others
+
+
+def _call(kernel, given, kinds, outputs, output_kinds, scratch, *, time, reverse, interpret):
+    """Calls a kernel of `(inputs, outputs, scratch)`, each a tree of references, on all steps.
+
+    Args:
+        kernel: The kernel.
+        given: The inputs.
+        kinds: For each field of them "whole", if every block sees all of it; "block" for arrays
+            `[N, …]`; or "timed" for `[T, N, …]`.
+        outputs: The shapes of the outputs.
+        output_kinds: For each of them "block" or "timed".
+        scratch: Arrays `[N, H]`; a block has references of its own to as much.
+        time: T.
+        reverse: Whether the last step comes first.
+        interpret: Whether to interpret the kernel.
+    """
+    given = given._replace(weights=[leaf[None] for leaf in given.weights])
+    block = _block(given, kinds, outputs, output_kinds, scratch)
+
+    def spec(kind, leaf):
+        if kind == "whole":
+            # It never changes, so that one buffer does.
+            return pl.BlockSpec(leaf.shape, lambda n, t: (0, 0), pipeline_mode=pl.Buffered(1))
+        if kind == "block":
+            return pl.BlockSpec((block, leaf.shape[-1]), lambda n, t: (n, 0))
+        moment = (lambda t: time - 1 - t) if reverse else (lambda t: t)
+        return pl.BlockSpec((None, block, leaf.shape[-1]), lambda n, t: (moment(t), n, 0))
+
+    def specs(kinds, trees):
+        return [
+            jax.tree.map(partial(spec, kind), tree) for kind, tree in zip(kinds, trees, strict=True)
+        ]
+
+    call = pl.pallas_call(
+        lambda given, *rest: kernel(
+            type(kinds)(*given), rest[: len(outputs)], rest[len(outputs) :][0]
+        ),
+        out_shape=list(outputs),
+        grid=(scratch[0].shape[0] // block, time),
+        in_specs=[specs(kinds, given)],
+        out_specs=specs(output_kinds, outputs),
+        scratch_shapes=[[pltpu.VMEM((block, leaf.shape[-1]), leaf.dtype) for leaf in scratch]],
+        compiler_params=pltpu.CompilerParams(
+            dimension_semantics=("parallel", "arbitrary"), vmem_limit_bytes=VMEM_BYTES
+        ),
+        interpret=interpret,
+    )
+    return call(list(given))
+
+
+def _block(given, kinds, outputs, output_kinds, scratch):
+    """The examples of a block: as many as are useful and fit."""
+    trees = zip((*kinds, *output_kinds), (*given, *outputs), strict=True)
+    leaves = [leaf for kind, tree in trees if kind != "whole" for leaf in jax.tree.leaves(tree)]
+    # Two buffers each; a value narrower than a tile takes all of it.
+    bytes_each = sum(8 * max(leaf.shape[-1], UNITS) for leaf in leaves)
+    bytes_each += sum(4 * leaf.shape[-1] for leaf in scratch)
+    examples = scratch[0].shape[0]
+    most = max(EXAMPLES, min(MOST_EXAMPLES, STEP_BYTES // bytes_each))
+    return next(n for n in range(most, 0, -1) if n % EXAMPLES == 0 and examples % n == 0)
+
+
+def _like(leaf, *leading):
+    """The shape of an output like `leaf`, with more axes before its own."""
+    return jax.ShapeDtypeStruct(
+        (*leading, *leaf.shape), leaf.dtype, manual_axis_type=jax.typeof(leaf).manual_axis_type
+    )
+
+
+def _split(x: Array, count: int) -> list[Array]:
+    return jnp.split(x, count, axis=-1)
+
+
+def _tiles(weights: Sequence[Any], like: Array) -> list[Array]:
+    """Parameters `[1, H]`, for every example of a tile."""
+    return [jnp.broadcast_to(ref[...], like.shape) for ref in weights]
+
+
+def _read(references: Any) -> Any:
+    return jax.tree.map(lambda ref: ref[...], references)
+
+
+def _write(references: Sequence[Any], values: Sequence[Array]) -> None:
+    for ref, value in zip(references, values, strict=True):
+        ref[...] = value
