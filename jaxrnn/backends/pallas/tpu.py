@@ -64,7 +64,7 @@ def forward(
         now = step.now(_read(given.masks), state[0].shape, resets=bool(given.reset))
 
         def multiply(hidden):
-            return _split(product(hidden, given.kernel[...]), len(step.gate.names))
+            return _split(_product(hidden, given.kernel[...]), len(step.gate.names))
 
         after = step.forward(
             _tiles(given.weights, state[0]),
@@ -126,7 +126,7 @@ def backward(
         now = step.now(_read(given.masks), d_hidden.shape, resets=resets)
 
         def multiply(d_products):
-            return product(jnp.concatenate(d_products, axis=-1), given.kernel[...])
+            return _product(jnp.concatenate(d_products, axis=-1), given.kernel[...])
 
         names = step.gate.names, step.gate.separate
         arguments = [
@@ -235,6 +235,14 @@ def _like(leaf, *leading):
     return jax.ShapeDtypeStruct(
         (*leading, *leaf.shape), leaf.dtype, manual_axis_type=jax.typeof(leaf).manual_axis_type
     )
+
+
+def _product(x: Array, kernel: Array) -> Array:
+    """`jaxrnn.cell.product` at a precision that there is in a kernel: the default or the highest."""
+    asked = jax.config.jax_default_matmul_precision  # pyright: ignore[reportAttributeAccessIssue]
+    exact = kernel.dtype == jnp.float32 and asked not in (None, "default", "fastest", "bfloat16")
+    with jax.default_matmul_precision("highest" if exact else "default"):
+        return product(x, kernel)
 
 
 def _split(x: Array, count: int) -> list[Array]:
