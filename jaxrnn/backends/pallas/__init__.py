@@ -10,8 +10,7 @@ chip. As in `jaxrnn.backends.fused`, U is `kernel` and W is `recurrent_kernel`:
     backward  dz_t by the gate's own pullback and dh_{t-1} = dz_t·Wᵀ, one kernel
     dU, dW, db and dx, one product each
 
-The kernels are those of `tpu`. In a program lowered for a CPU they are interpreted, which checks a
-gate but is slow.
+The kernels are those of `tpu`; on other platforms `loop` does their work as a loop of XLA.
 
 Shapes: B batch (any number of axes), N examples, T time, I input features, H hidden units, G gates,
 S separate gates. In the kernels N and H are rounded up to whole tiles. What is added copies the
@@ -79,8 +78,13 @@ def run(
     *,
     dtype: Any = None,
     unroll: int = 1,
+    kernels: Any = None,
 ) -> tuple[Float[Array, "T *B H"], State]:
-    """Runs a cell made by `jaxrnn.gated` over time; see `jaxrnn.backends`. Unrolls nothing."""
+    """Runs a cell made by `jaxrnn.gated` over time; see `jaxrnn.backends`. Unrolls nothing.
+
+    `kernels` has the functions `forward` and `backward`, as `jaxrnn.backends.pallas.tpu`; None
+    takes those of the platform.
+    """
     time, *batch, _ = steps.inputs.shape
     examples, units = math.prod(batch), start[0].shape[-1]
     if examples == 0:
@@ -99,7 +103,7 @@ def run(
     padded = _padded(params, units, len(cell.gate.names))
     step = Step(cell.gate, *map(jax.tree.structure, (start, elementwise(padded))))
     # What is added has no part in the outputs, so the gradients that come back to it are zeros.
-    outputs, state = _sequence(step, dtype, padded, *begun, steps)
+    outputs, state = _sequence(kernels, step, dtype, padded, *begun, steps)
     cut = lambda leaf: leaf[..., :examples, :units].reshape(*leaf.shape[:-2], *batch, units)  # noqa: E731
     return cut(outputs), jax.tree.map(cut, state)
 
@@ -146,36 +150,38 @@ def _padded(params: Params, units: int, gates: int) -> Params:
     )
 
 
-@partial(jax.custom_vjp, nondiff_argnums=(0, 1))
-def _sequence(step, dtype, params, start, reset_state, steps):
+@partial(jax.custom_vjp, nondiff_argnums=(0, 1, 2))
+def _sequence(kernels, step, dtype, params, start, reset_state, steps):
     """The outputs and the last state, all in whole tiles."""
-    outputs, state, _ = _forward(step, dtype, params, start, reset_state, steps, save=False)
+    outputs, state, _ = _forward(
+        kernels, step, dtype, params, start, reset_state, steps, save=False
+    )
     return outputs, state
 
 
-def _forward(step, dtype, params, start, reset_state, steps, *, save):
-    kernels = with_kernels_in(dtype, params)
+def _forward(kernels, step, dtype, params, start, reset_state, steps, *, save):
+    cast = with_kernels_in(dtype, params)
     given = ForwardInputs(
-        kernels.recurrent_kernel,
+        cast.recurrent_kernel,
         jax.tree.leaves(elementwise(params)),
-        affine(steps.inputs, kernels.kernel, kernels.bias),
+        affine(steps.inputs, cast.kernel, cast.bias),
         jax.tree.leaves(start),
         jax.tree.leaves(reset_state),
         Masks.of(steps),
     )
-    sequences, last = _on_platform("forward", given, step=step, save=save)
+    sequences, last = _run_on_platform(kernels, "forward", given, step, save=save)
     return sequences[0], step.state.unflatten(last), sequences
 
 
-def _sequence_forward(step, dtype, *arguments):
-    outputs, state, states = _forward(step, dtype, *arguments, save=True)
+def _sequence_forward(kernels, step, dtype, *arguments):
+    outputs, state, states = _forward(kernels, step, dtype, *arguments, save=True)
     return (outputs, state), (*arguments, states)
 
 
-def _sequence_backward(step, dtype, residuals, cotangents):
+def _sequence_backward(kernels, step, dtype, residuals, cotangents):
     params, start, reset_state, steps, states = residuals
     d_outputs, d_state = cotangents
-    kernels, gate = with_kernels_in(dtype, params), step.gate
+    cast, gate = with_kernels_in(dtype, params), step.gate
     before = step.state.unflatten(
         [
             jnp.concatenate([first[None], leaf[:-1]])
@@ -186,12 +192,12 @@ def _sequence_backward(step, dtype, residuals, cotangents):
         again = jax.tree.map(lambda leaf: leaf[None], reset_state)
         before = select(steps.resets, again, before)
     hidden, recurrent = recurrent_input(steps, before), None
-    if kernels.recurrent_kernel is not None:
-        recurrent = product(hidden, kernels.recurrent_kernel)
-    drive = affine(steps.inputs, kernels.kernel, kernels.bias)
+    if cast.recurrent_kernel is not None:
+        recurrent = product(hidden, cast.recurrent_kernel)
+    drive = affine(steps.inputs, cast.kernel, cast.bias)
     arguments = gate.arguments(drive, recurrent)
     given = BackwardInputs(
-        None if recurrent is None else kernels.recurrent_kernel.T,
+        None if recurrent is None else cast.recurrent_kernel.T,
         jax.tree.leaves(elementwise(params)),
         [jnp.concatenate(argument, axis=-1) for argument in arguments],
         jax.tree.leaves(before),
@@ -200,16 +206,12 @@ def _sequence_backward(step, dtype, residuals, cotangents):
         Masks.of(steps),
     )
     resets = steps.resets is not None
-    d_weights, d_arguments, d_start, d_reset = _on_platform(
-        "backward", given, step=step, resets=resets
+    d_weights, d_arguments, d_start, d_reset = _run_on_platform(
+        kernels, "backward", given, step, resets=resets
     )
-    split = [
-        jnp.split(d, len(names), axis=-1)
-        for d, names in zip(d_arguments, (gate.names, gate.separate), strict=False)
-    ]
-    d_drive, d_product = gate.join(step.named(split))
+    d_drive, d_product = gate.join(step.named(step.split(d_arguments)))
     d_kernel, d_recurrent, d_bias, d_inputs = kernel_gradients(
-        kernels, params.kernel.dtype, steps.inputs, hidden, d_drive, d_product
+        cast, params.kernel.dtype, steps.inputs, hidden, d_drive, d_product
     )
     d_params = step.weights.unflatten(d_weights)._replace(
         kernel=d_kernel, recurrent_kernel=d_recurrent, bias=d_bias
@@ -221,9 +223,14 @@ def _sequence_backward(step, dtype, residuals, cotangents):
 _sequence.defvjp(_sequence_forward, _sequence_backward)
 
 
-def _on_platform(direction: str, given: Any, **options):
-    """Runs the kernel of the platform that the program is lowered for."""
-    from jaxrnn.backends.pallas import tpu  # Pallas takes a quarter of a second to import
+def _run_on_platform(kernels, direction: str, given: Any, step: Step, **options):
+    """Runs the kernel of the platform that the program is lowered for, or that of `kernels`."""
+    # Pallas takes a quarter of a second to import.
+    from jaxrnn.backends.pallas import loop, tpu
 
-    kernel = partial(getattr(tpu, direction), **options)
-    return lax.platform_dependent(given, tpu=kernel, default=partial(kernel, interpret=True))
+    def runs(module):
+        return partial(getattr(module, direction), step=step, **options)
+
+    if kernels is not None:
+        return runs(kernels)(given)
+    return lax.platform_dependent(given, tpu=runs(tpu), default=runs(loop))

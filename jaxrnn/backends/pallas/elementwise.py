@@ -116,6 +116,11 @@ class Step(NamedTuple):
         nothing: Any = None
         return Steps(nothing, mask, reset, masks.dropout, zoneout)
 
+    def split(self, arguments: Sequence[Array]) -> list[list[Array]]:
+        """The gate's arguments `[…, G·H]` and `[…, S·H]` as one array for each gate."""
+        names = self.gate.names, self.gate.separate
+        return [split(each, len(n)) for n, each in zip(names, arguments, strict=False)]
+
     def named(self, arguments: Sequence[Sequence[Array]]) -> tuple:
         """The gate's arguments by name."""
         names = self.gate.names, self.gate.separate
@@ -185,6 +190,16 @@ class Step(NamedTuple):
         state = self.state.unflatten(before)
         after = self.gate(self.weights.unflatten(weights), arguments, state)
         return jax.tree.leaves(finish(now, after, state))
+
+
+def split(x: Array, count: int) -> list[Array]:
+    """`[…, count·H]` as `count` arrays `[…, H]`."""
+    return jnp.split(x, count, axis=-1)
+
+
+def tiles(weights: Sequence[Array], like: Array) -> list[Array]:
+    """Parameters `[H]` or `[1, H]`, for every example of a tile `[N, H]`."""
+    return [jnp.broadcast_to(leaf, like.shape) for leaf in weights]
 
 
 # Primitives that treat each unit of each example alone, and that the compilers of kernels know.

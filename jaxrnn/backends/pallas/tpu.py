@@ -24,6 +24,8 @@ from jaxrnn.backends.pallas.elementwise import (
     BackwardInputs,
     ForwardInputs,
     Step,
+    split,
+    tiles,
 )
 from jaxrnn.cell import product
 
@@ -64,11 +66,11 @@ def forward(
         now = step.now(_read(given.masks), state[0].shape, resets=bool(given.reset))
 
         def multiply(hidden):
-            return _split(_product(hidden, given.kernel[...]), len(step.gate.names))
+            return split(_product(hidden, given.kernel[...]), len(step.gate.names))
 
         after = step.forward(
-            _tiles(given.weights, state[0]),
-            _split(given.drive[...], len(step.gate.names)),
+            tiles(_read(given.weights), state[0]),
+            split(given.drive[...], len(step.gate.names)),
             None if given.kernel is None else multiply,
             state,
             _read(given.reset),
@@ -128,14 +130,9 @@ def backward(
         def multiply(d_products):
             return _product(jnp.concatenate(d_products, axis=-1), given.kernel[...])
 
-        names = step.gate.names, step.gate.separate
-        arguments = [
-            _split(argument[...], len(n))
-            for n, argument in zip(names, given.arguments, strict=False)
-        ]
         now_weights, now_arguments, d_before, now_reset = step.backward(
-            _tiles(given.weights, d_hidden),
-            arguments,
+            tiles(_read(given.weights), d_hidden),
+            step.split(_read(given.arguments)),
             None if given.kernel is None else multiply,
             _read(given.before),
             [d_hidden + given.d_outputs[...], *others],
@@ -238,20 +235,11 @@ def _like(leaf, *leading):
 
 
 def _product(x: Array, kernel: Array) -> Array:
-    """`jaxrnn.cell.product` at a precision that there is in a kernel: the default or the highest."""
+    """`jaxrnn.cell.product` at the default or the highest precision; a kernel has no other."""
     asked = jax.config.jax_default_matmul_precision  # pyright: ignore[reportAttributeAccessIssue]
     exact = kernel.dtype == jnp.float32 and asked not in (None, "default", "fastest", "bfloat16")
     with jax.default_matmul_precision("highest" if exact else "default"):
         return product(x, kernel)
-
-
-def _split(x: Array, count: int) -> list[Array]:
-    return jnp.split(x, count, axis=-1)
-
-
-def _tiles(weights: Sequence[Any], like: Array) -> list[Array]:
-    """Parameters `[1, H]`, for every example of a tile."""
-    return [jnp.broadcast_to(ref[...], like.shape) for ref in weights]
 
 
 def _read(references: Any) -> Any:
