@@ -98,11 +98,14 @@ class Step(NamedTuple):
         gate: The cell's gate.
         state: The structure of its state.
         weights: The structure of the parameters that the gate sees.
+        simplify: Given a function of tiles, the same function with fewer kinds of operations, for
+            compilers that do not know all that autodiff makes.
     """
 
     gate: Gate
     state: Any
     weights: Any
+    simplify: Callable[[Callable], Callable] = lambda function: function
 
     def now(self, masks: Masks, shape: tuple[int, int], resets: bool) -> Steps:
         """The masks of one step as tiles of this shape."""
@@ -149,7 +152,8 @@ class Step(NamedTuple):
         before = begin(now, again, self.state.unflatten(state))
         products = None if multiply is None else multiply(recurrent_input(now, before))
         arguments = self.gate.named(drives, products)
-        return self._after(weights, arguments, jax.tree.leaves(before), now)
+        after = self.simplify(partial(_after, self, now))
+        return after(weights, arguments, jax.tree.leaves(before))
 
     def backward(
         self,
@@ -171,9 +175,14 @@ class Step(NamedTuple):
             d_after: The gradients of the leaves of the state after the step.
             now: The masks.
         """
-        after = partial(self._after, now=now)
-        _, pullback = jax.vjp(after, weights, self.named(arguments), before)
-        d_weights, d_arguments, d_before = pullback(d_after)
+
+        def gradient(weights, arguments, before, d_after):
+            _, pullback = jax.vjp(partial(_after, self, now), weights, arguments, before)
+            return pullback(d_after)
+
+        d_weights, d_arguments, d_before = self.simplify(gradient)(
+            weights, self.named(arguments), before, d_after
+        )
         if multiply is not None:
             z, *product = d_arguments
             d_products = z._replace(**product[0]._asdict()) if product else z
@@ -186,10 +195,12 @@ class Step(NamedTuple):
             d_before = [jnp.where(now.resets, jnp.zeros_like(leaf), leaf) for leaf in d_before]
         return d_weights, [list(each) for each in d_arguments], d_before, d_reset
 
-    def _after(self, weights, arguments, before, now):
-        state = self.state.unflatten(before)
-        after = self.gate(self.weights.unflatten(weights), arguments, state)
-        return jax.tree.leaves(finish(now, after, state))
+
+def _after(step, now, weights, arguments, before):
+    """The leaves of the state after the gate, zoneout and the mask."""
+    state = step.state.unflatten(before)
+    after = step.gate(step.weights.unflatten(weights), arguments, state)
+    return jax.tree.leaves(finish(now, after, state))
 
 
 def split(x: Array, count: int) -> list[Array]:
@@ -209,7 +220,7 @@ _ELEMENTWISE = {
     *("eq", "ne", "lt", "le", "gt", "ge", "and", "or", "not", "select_n", "clamp"),
     *("convert_element_type", "stop_gradient", "copy", "add_any", "broadcast_in_dim"),
 }
-_CALLS = {"jit", "pjit", "closed_call", "custom_jvp_call", "custom_vjp_call"}
+CALLS = {"jit", "pjit", "closed_call", "custom_jvp_call", "custom_vjp_call"}
 
 
 def refusal(gate: Gate, weights: Params, state: State) -> str | None:
@@ -255,7 +266,7 @@ def each_alone(weights: Params) -> Params:
 
 def _equations(jaxpr: Jaxpr) -> Iterator[JaxprEqn]:
     for equation in jaxpr.eqns:
-        if equation.primitive.name not in _CALLS:
+        if equation.primitive.name not in CALLS:
             yield equation
             continue
         for name in ("jaxpr", "call_jaxpr"):
