@@ -129,13 +129,26 @@ class Step(NamedTuple):
         names = self.gate.names, self.gate.separate
         return tuple(_named(n)(*tiles) for n, tiles in zip(names, arguments, strict=False))
 
-    def forward(
+    def before(
+        self, state: Sequence[Array], reset: Sequence[Array], now: Steps
+    ) -> tuple[list[Array], Array]:
+        """The leaves of the state after a reset, and what the recurrent kernel sees.
+
+        Args:
+            state: The leaves of the state before the step.
+            reset: Those of the state that a reset puts in place; none without resets.
+            now: The masks.
+        """
+        again = self.state.unflatten(reset) if reset else None
+        before = begin(now, again, self.state.unflatten(state))
+        return jax.tree.leaves(before), recurrent_input(now, before)
+
+    def after(
         self,
         weights: Sequence[Array],
         drives: Sequence[Array],
-        multiply: Callable[[Array], Sequence[Array]] | None,
-        state: Sequence[Array],
-        reset: Sequence[Array],
+        products: Sequence[Array] | None,
+        before: Sequence[Array],
         now: Steps,
     ) -> list[Array]:
         """The leaves of the state after the step.
@@ -143,34 +156,28 @@ class Step(NamedTuple):
         Args:
             weights: The leaves of the parameters that the gate sees.
             drives: The drive of each gate.
-            multiply: The product of each gate from what the recurrent kernel sees, or None.
-            state: The leaves of the state before.
-            reset: Those of the state that a reset puts in place; none without resets.
+            products: The product of each gate, or None.
+            before: The leaves of the state before, and after a reset.
             now: The masks.
         """
-        again = self.state.unflatten(reset) if reset else None
-        before = begin(now, again, self.state.unflatten(state))
-        products = None if multiply is None else multiply(recurrent_input(now, before))
         arguments = self.gate.named(drives, products)
-        after = self.simplify(partial(_after, self, now))
-        return after(weights, arguments, jax.tree.leaves(before))
+        return self.simplify(partial(_after, self, now))(weights, arguments, before)
 
-    def backward(
+    def gradient(
         self,
         weights: Sequence[Array],
         arguments: Sequence[Sequence[Array]],
-        multiply: Callable[[Sequence[Array]], Array] | None,
         before: Sequence[Array],
         d_after: Sequence[Array],
         now: Steps,
-    ) -> tuple[list[Array], list[Sequence[Array]], list[Array], list[Array]]:
-        """The gradients of the weights, the gate's arguments, the state before and the reset state.
+    ) -> tuple[list[Array], list[list[Array]], list[Array]]:
+        """The gradients of the weights, the gate's arguments and the state before.
+
+        That of the state lacks what comes through the product; see `before_reset`.
 
         Args:
             weights: The leaves of the parameters that the gate sees.
             arguments: What the gate got in this step.
-            multiply: The gradient of what the recurrent kernel saw from those of the gates'
-                products, or None.
             before: The leaves of the state before, and after a reset.
             d_after: The gradients of the leaves of the state after the step.
             now: The masks.
@@ -183,17 +190,33 @@ class Step(NamedTuple):
         d_weights, d_arguments, d_before = self.simplify(gradient)(
             weights, self.named(arguments), before, d_after
         )
-        if multiply is not None:
-            z, *product = d_arguments
-            d_products = z._replace(**product[0]._asdict()) if product else z
-            d_hidden = multiply(list(d_products))
-            d_hidden = d_hidden if now.dropout_mask is None else d_hidden * now.dropout_mask
-            d_before = [d_before[0] + d_hidden, *d_before[1:]]
-        d_reset = []
-        if now.resets is not None:
-            d_reset = [jnp.where(now.resets, leaf, jnp.zeros_like(leaf)) for leaf in d_before]
-            d_before = [jnp.where(now.resets, jnp.zeros_like(leaf), leaf) for leaf in d_before]
-        return d_weights, [list(each) for each in d_arguments], d_before, d_reset
+        return d_weights, [list(each) for each in d_arguments], d_before
+
+    def of_products(self, d_arguments: Sequence[Sequence[Array]]) -> list[Array]:
+        """The gradient of each gate's product, from those of the gate's arguments."""
+        z, *product = self.named(d_arguments)
+        return list(z._replace(**product[0]._asdict()) if product else z)
+
+    def before_reset(
+        self, d_before: Sequence[Array], d_hidden: Array | None, now: Steps
+    ) -> tuple[list[Array], list[Array]]:
+        """The gradients of the state before a reset and of the reset state, none without resets.
+
+        Args:
+            d_before: Those of the leaves of the state after it, without the product.
+            d_hidden: That of what the recurrent kernel saw, or None.
+            now: The masks.
+        """
+        first, *others = d_before
+        if d_hidden is not None:
+            dropped = now.dropout_mask is not None
+            first = first + (d_hidden * now.dropout_mask if dropped else d_hidden)
+        d_before = [first, *others]
+        if now.resets is None:
+            return d_before, []
+        zeros = jnp.zeros_like(first)
+        d_reset = [jnp.where(now.resets, leaf, zeros) for leaf in d_before]
+        return [jnp.where(now.resets, zeros, leaf) for leaf in d_before], d_reset
 
 
 def _after(step, now, weights, arguments, before):

@@ -15,6 +15,7 @@ Shapes: N examples, T time, H hidden units, G gates, W warpgroups.
 from __future__ import annotations
 
 from collections.abc import Callable, Sequence
+from functools import partial
 from typing import Any, NamedTuple
 
 import jax
@@ -61,26 +62,26 @@ def forward(
 
     def body(inputs, outputs, products, columns, rows):
         sequences, last = outputs
-        weights = [_load(leaf.at[columns, :]) for leaf in inputs["weights"]]
 
-        def drives(t):
-            return [_load(inputs["drive"].at[t, gate, columns, rows]) for gate in range(gates)]
-
-        def multiply(hidden):
-            return products([hidden], apart=True)
-
-        def one(t, carry):
-            state, drive = carry
+        def one(t, state):
+            # Used after the product, which hides how long the loads take.
+            drives = [_load(inputs["drive"].at[t, gate, columns, rows]) for gate in range(gates)]
             reset = [_load(leaf.at[columns, rows]) for leaf in inputs["reset"]]
             now = step.now(_masks(inputs["masks"], t, columns, rows), TILE, resets=bool(reset))
-            product = None if products is None else multiply
-            after = step.forward(weights, drive, product, state, reset, now)
+            before, hidden = step.before(state, reset, now)
+            product = None
+            if products is not None:
+                products.share([hidden])
+                product = products.multiply(apart=True)
+            # From the cache in every step, since registers are scarce.
+            weights = [_load(leaf.at[columns, :]) for leaf in inputs["weights"]]
+            after = step.after(weights, drives, product, before, now)
             for out, value in zip(sequences, after, strict=False):
                 out[t, columns, rows] = value
-            return after, drives(lax.min(t + 1, time - 1))
+            return after
 
         state = [_load(leaf.at[columns, rows]) for leaf in inputs["start"]]
-        state, _ = lax.fori_loop(0, time, one, (state, drives(0)))
+        state = lax.fori_loop(0, time, one, state)
         for out, value in zip(last, state, strict=True):
             out[columns, rows] = value
 
@@ -116,7 +117,6 @@ def backward(
 
     def body(inputs, outputs, products, columns, rows):
         d_weights, d_arguments, d_start, d_reset = outputs
-        weights = [_load(leaf.at[columns, :]) for leaf in inputs["weights"]]
 
         def moment(t):
             """What a step reads."""
@@ -127,23 +127,27 @@ def backward(
             before = [_load(leaf.at[t, columns, rows]) for leaf in inputs["before"]]
             return arguments, before, _load(inputs["d_outputs"].at[t, columns, rows])
 
-        def multiply(d_products):
-            return products(d_products, apart=False)[0]
-
         def one(done, carry):
             (d_hidden, *others), sums, (arguments, before, d_output) = carry
             t = time - 1 - done
+            weights = [_load(leaf.at[columns, :]) for leaf in inputs["weights"]]
             now = step.now(_masks(inputs["masks"], t, columns, rows), TILE, resets=resets)
-            product = None if products is None else multiply
-            d_after = [d_hidden + d_output, *others]
-            now_weights, now_arguments, d_before, now_reset = step.backward(
-                weights, arguments, product, before, d_after, now
+            now_weights, now_arguments, d_before = step.gradient(
+                weights, arguments, before, [d_hidden + d_output, *others], now
             )
             for out, values in zip(d_arguments, now_arguments, strict=True):
                 for gate, value in enumerate(values):
                     out[t, gate, columns, rows] = value
+            if products is not None:
+                products.share(step.of_products(now_arguments))
+            # What this step read is no longer needed, and the product hides how long loads take.
+            ahead = moment(lax.max(t - 1, 0))
+            d_hidden = None
+            if products is not None:
+                (d_hidden,) = products.multiply(apart=False)
+            d_before, now_reset = step.before_reset(d_before, d_hidden, now)
             sums = [a + b for a, b in zip(sums, [*now_weights, *now_reset], strict=True)]
-            return d_before, sums, moment(lax.max(t - 1, 0))
+            return d_before, sums, ahead
 
         d_state = [_load(leaf.at[columns, rows]) for leaf in inputs["d_state"]]
         sums = [jnp.zeros(TILE, jnp.float32)] * (len(d_weights) + len(d_reset))
@@ -184,8 +188,12 @@ def _call(body, operand, factors, inputs, outputs, interpret):
     shapes, output_structure = jax.tree.flatten(outputs)
 
     def kernel(*references):
+        # Of one of the runs, which differ in parameters, such as those of several seeds.
+        run = lax.axis_index("run")
         inputs, halves = structure.unflatten(references[: len(operands)])
-        outputs = output_structure.unflatten(references[len(operands) :])
+        inputs = jax.tree.map(lambda each: each.at[run], inputs)
+        outputs = [each.at[run] for each in references[len(operands) :]]
+        outputs = output_structure.unflatten(outputs)
         columns = pl.ds(lax.axis_index("warpgroup") * UNITS, UNITS)
         rows = pl.ds(lax.axis_index("block") * EXAMPLES, EXAMPLES)
         if room is None:
@@ -193,24 +201,45 @@ def _call(body, operand, factors, inputs, outputs, interpret):
             return
 
         def scoped(**scratch):
-            body(inputs, outputs, _Products(room, halves, scratch), columns, rows)
+            body(inputs, outputs, _Products(room, run, halves, scratch), columns, rows)
 
         pl.run_scoped(scoped, collective_axes="warpgroup", **room.scratch())
 
-    mesh = plgpu.Mesh(
-        grid=(examples // EXAMPLES,),
-        grid_names=("block",),
-        num_threads=units // UNITS,
-        thread_name="warpgroup",
-    )
-    call = pl.kernel(
-        kernel,
-        tuple(shapes),
-        mesh=mesh,
-        interpret=plgpu.InterpretGPUParams() if interpret else False,
-        compiler_params=plgpu.CompilerParams(lowering_semantics=plgpu.LoweringSemantics.Warpgroup),
-    )
-    return output_structure.unflatten(call(*operands))
+    @jax.custom_batching.custom_vmap
+    def call(*operands):
+        """Runs the kernel on arrays with a leading axis of runs."""
+        runs = len(operands[0])
+        # Copies into shared memory take no more axes than this.
+        inputs, halves = structure.unflatten(operands)
+        halves = [half.reshape(-1, *half.shape[2:]) for half in halves]
+        mesh = plgpu.Mesh(
+            grid=(runs, examples // EXAMPLES),
+            grid_names=("run", "block"),
+            num_threads=units // UNITS,
+            thread_name="warpgroup",
+        )
+        params = plgpu.CompilerParams(lowering_semantics=plgpu.LoweringSemantics.Warpgroup)
+        return pl.kernel(
+            kernel,
+            tuple(jax.ShapeDtypeStruct((runs, *each.shape), each.dtype) for each in shapes),
+            mesh=mesh,
+            interpret=plgpu.InterpretGPUParams() if interpret else False,
+            compiler_params=params,
+        )(*jax.tree.leaves((inputs, halves)))
+
+    @call.def_vmap
+    def _(size, batched, *operands):
+        """`vmap` makes more runs."""
+        operands = [
+            each if is_batched else jnp.broadcast_to(each, (size, *each.shape))
+            for each, is_batched in zip(operands, batched, strict=True)
+        ]
+        results = call(*(each.reshape(-1, *each.shape[2:]) for each in operands))
+        results = tuple(each.reshape(size, -1, *each.shape[1:]) for each in results)
+        return results, (True,) * len(results)
+
+    results = call(*(each[None] for each in operands))
+    return output_structure.unflatten([each[0] for each in results])
 
 
 class _Room(NamedTuple):
@@ -271,55 +300,66 @@ class _Products:
 
     Args:
         room: The shapes.
-        halves: The halves of the kernel in global memory, `[W·G, 64, H]`.
+        run: Which of the runs this is.
+        halves: The halves of the kernels of all runs in global memory, `[runs·W·G, 64, H]`.
         scratch: What `_Room.scratch` names.
     """
 
-    def __init__(self, room: _Room, halves: Sequence[Any], scratch: dict[str, Any]):
+    def __init__(self, room: _Room, run: Any, halves: Sequence[Any], scratch: dict[str, Any]):
         self.room, self.halves, self.scratch = room, halves, scratch
         self.me = lax.axis_index("warpgroup")
+        count = room.warpgroups * room.gates
+        self.first = run * count
 
         @pl.when(self.me == 0)
         def _():
             for half, kernel in zip(halves, scratch["kernels"], strict=False):
-                plgpu.copy_gmem_to_smem(half, kernel, scratch["loaded"])
+                mine = half.at[pl.ds(self.first, count)]
+                plgpu.copy_gmem_to_smem(mine, kernel, scratch["loaded"])
 
         plgpu.barrier_wait(scratch["loaded"])
 
-    def __call__(self, factors: Sequence[Array], *, apart: bool) -> list[Array]:
-        """The products of the tiles `factors`, one for each gate or one sum over the gates.
+    def share(self, factors: Sequence[Array]) -> None:
+        """Lets all warpgroups have this one's tiles of what is multiplied.
 
         Args:
             factors: One tile for all gates, or one for each.
-            apart: Whether the products of the gates are apart, or added up.
         """
-        room, exchanged = self.room, self.scratch["exchanged"]
+        room = self.room
         for index, factor in enumerate(factors):
-            for shared, half in zip(exchanged, _halves(factor, room.halves), strict=True):
+            halves = _halves(factor, room.halves)
+            for shared, half in zip(self.scratch["exchanged"], halves, strict=True):
                 shared[index * room.warpgroups + self.me] = half
         plgpu.commit_smem()
-        self._meet()
-
-        def multiply(*totals):
-            for gate in range(room.gates):
-                total = totals[gate if apart else 0]
-                index = 0 if apart else gate
-                for half, other in ((0, 0), (0, 1), (1, 0)):
-                    if max(half, other) < room.halves and half < len(self.scratch["kernels"]):
-                        kernel = self.scratch["kernels"][half].at[self.me * room.gates + gate]
-                        self._add(total, kernel, exchanged[other], index)
-            if room.streamed:
-                for gate in range(room.gates):
-                    self._stream(gate, totals[gate if apart else 0], 0 if apart else gate)
-            plgpu.wgmma_wait(0)
-            return [total[...] for total in totals]
-
         if room.streamed:
             for gate in range(min(2, room.gates)):
                 self._fetch(gate)
-        accumulator = plgpu.ACC(TILE, jnp.float32)
-        result = pl.run_scoped(multiply, *[accumulator] * (room.gates if apart else 1))
-        self._meet()  # before anyone writes the next factors
+        self._meet()
+
+    def multiply(self, *, apart: bool) -> list[Array]:
+        """The products for the units of this warpgroup, one for each gate or their sum."""
+        room, kernels = self.room, self.scratch["kernels"]
+        pairs = [(0, 0), (0, 1), (1, 0)] if room.halves == 2 else [(0, 0)]
+
+        def add(gate, total, index):
+            for half, other in pairs:
+                if half < len(kernels):
+                    kernel = kernels[half].at[self.me * room.gates + gate]
+                    self._add(total, kernel, self.scratch["exchanged"][other], index)
+
+        def body(*totals):
+            for step in [add, self._add_streamed] if room.streamed else [add]:
+                if apart:
+                    for gate in range(room.gates):
+                        step(gate, totals[gate], 0)
+                else:  # Unrolled, it would take more registers than there are.
+                    _repeat(room.gates, partial(step, total=totals[0]))
+            plgpu.wgmma_wait(0)
+            return [total[...] for total in totals]
+
+        count = room.gates if apart else 1
+        result = pl.run_scoped(body, *[plgpu.ACC(TILE, jnp.float32)] * count)
+        self._meet()  # before anyone shares the next tiles
         return result
 
     def _meet(self):
@@ -334,18 +374,20 @@ class _Products:
             plgpu.wgmma(total, kernel.at[:, columns], factor)
 
     def _fetch(self, gate):
-        slot = 2 * self.me + gate % 2
-        source = self.halves[1].at[self.me * self.room.gates + gate]
+        slot = 2 * self.me + lax.rem(gate, 2)
+        source = self.halves[1].at[self.first + self.me * self.room.gates + gate]
         filled = self.scratch["filled"].at[slot]
         plgpu.copy_gmem_to_smem(source, self.scratch["slots"].at[slot], filled)
 
-    def _stream(self, gate, total, index):
+    def _add_streamed(self, gate, total, index):
         """Adds the product of the low half of a gate's part, and fetches what comes next."""
-        slot = 2 * self.me + gate % 2
+        slot = 2 * self.me + lax.rem(gate, 2)
         plgpu.barrier_wait(self.scratch["filled"].at[slot])
         self._add(total, self.scratch["slots"].at[slot], self.scratch["exchanged"][0], index)
-        if gate + 2 < self.room.gates:
-            plgpu.wgmma_wait(0)
+        plgpu.wgmma_wait(0)
+
+        @pl.when(gate + 2 < self.room.gates)
+        def _():
             self._fetch(gate + 2)
 
 
@@ -365,6 +407,10 @@ def _halves(x: Array, count: int) -> list[Array]:
     """A float32 tile in bfloat16, or as the sum of two tiles in bfloat16."""
     high = x.astype(jnp.bfloat16)
     return [high] if count == 1 else [high, (x - high.astype(x.dtype)).astype(jnp.bfloat16)]
+
+
+def _repeat(count: int, function: Callable) -> None:
+    lax.fori_loop(0, count, lambda index, _: function(index, index=index), None)
 
 
 def _load(reference):
@@ -438,7 +484,7 @@ def _evaluate(jaxpr, consts, arguments):
             made = _evaluate(inner.jaxpr, inner.consts, given)
         elif name == "add_any":
             made = [given[0] + given[1]]
-        elif name == "copy":
+        elif name in ("copy", "reshape") and equation.outvars[0].aval.shape == given[0].shape:
             made = given
         elif name == "broadcast_in_dim" and jnp.ndim(given[0]) == 0:
             made = [jnp.full(equation.params["shape"], given[0], equation.outvars[0].aval.dtype)]

@@ -16,21 +16,16 @@ from jaxrnn.cell import product
 
 def forward(given: ForwardInputs, *, step: Step, save: bool) -> tuple[list[Array], list[Array]]:
     """Runs all steps; see `jaxrnn.backends.pallas.tpu.forward`."""
-    weights = tiles(given.weights, given.start[0])
-
-    def multiply(hidden):
-        return split(product(hidden, given.kernel), len(step.gate.names))
+    weights, gates = tiles(given.weights, given.start[0]), len(step.gate.names)
 
     def body(state, now):
         drive, masks = now
-        after = step.forward(
-            weights,
-            split(drive, len(step.gate.names)),
-            None if given.kernel is None else multiply,
-            state,
-            given.reset,
-            step.now(masks, state[0].shape, resets=bool(given.reset)),
-        )
+        now = step.now(masks, state[0].shape, resets=bool(given.reset))
+        before, hidden = step.before(state, given.reset, now)
+        products = None
+        if given.kernel is not None:
+            products = split(product(hidden, given.kernel), gates)
+        after = step.after(weights, split(drive, gates), products, before, now)
         return after, after if save else after[:1]
 
     last, sequences = lax.scan(body, list(given.start), (given.drive, given.masks))
@@ -43,20 +38,19 @@ def backward(
     """Runs all steps backwards; see `jaxrnn.backends.pallas.tpu.backward`."""
     weights = tiles(given.weights, given.d_state[0])
 
-    def multiply(d_products):
-        return product(jnp.concatenate(d_products, axis=-1), given.kernel)
-
     def body(carry, now):
         (d_hidden, *others), sums = carry
         arguments, before, d_output, masks = now
-        d_weights, d_arguments, d_before, d_reset = step.backward(
-            weights,
-            step.split(arguments),
-            None if given.kernel is None else multiply,
-            before,
-            [d_hidden + d_output, *others],
-            step.now(masks, d_hidden.shape, resets=resets),
+        now = step.now(masks, d_hidden.shape, resets=resets)
+        d_after = [d_hidden + d_output, *others]
+        d_weights, d_arguments, d_before = step.gradient(
+            weights, step.split(arguments), before, d_after, now
         )
+        d_hidden = None
+        if given.kernel is not None:
+            d_products = jnp.concatenate(step.of_products(d_arguments), axis=-1)
+            d_hidden = product(d_products, given.kernel)
+        d_before, d_reset = step.before_reset(d_before, d_hidden, now)
         sums = jax.tree.map(jnp.add, sums, [*d_weights, *d_reset])
         return (d_before, sums), [jnp.concatenate(d, axis=-1) for d in d_arguments]
 

@@ -52,7 +52,7 @@ def forward(
         The leaves of the states after each step `[T, N, H]`, or the outputs alone without `save`,
         and the leaves of the last state `[N, H]`.
     """
-    time, last = len(given.drive), given.start
+    time, last, gates = len(given.drive), given.start, len(step.gate.names)
     sequences = [_like(leaf, time) for leaf in (last if save else last[:1])]
 
     def kernel(given, outputs, scratch):
@@ -64,18 +64,12 @@ def forward(
 
         state = _read(scratch)
         now = step.now(_read(given.masks), state[0].shape, resets=bool(given.reset))
-
-        def multiply(hidden):
-            return split(_product(hidden, given.kernel[...]), len(step.gate.names))
-
-        after = step.forward(
-            tiles(_read(given.weights), state[0]),
-            split(given.drive[...], len(step.gate.names)),
-            None if given.kernel is None else multiply,
-            state,
-            _read(given.reset),
-            now,
-        )
+        before, hidden = step.before(state, _read(given.reset), now)
+        products = None
+        if given.kernel is not None:
+            products = split(_product(hidden, given.kernel[...]), gates)
+        weights, drives = tiles(_read(given.weights), hidden), split(given.drive[...], gates)
+        after = step.after(weights, drives, products, before, now)
         _write(scratch, after)
         _write(sequences, after[: len(sequences)])
 
@@ -126,20 +120,20 @@ def backward(
 
         d_hidden, *others = _read(d_state)
         now = step.now(_read(given.masks), d_hidden.shape, resets=resets)
-
-        def multiply(d_products):
-            return _product(jnp.concatenate(d_products, axis=-1), given.kernel[...])
-
-        now_weights, now_arguments, d_before, now_reset = step.backward(
+        now_weights, now_arguments, d_before = step.gradient(
             tiles(_read(given.weights), d_hidden),
             step.split(_read(given.arguments)),
-            None if given.kernel is None else multiply,
             _read(given.before),
             [d_hidden + given.d_outputs[...], *others],
             now,
         )
-        _write(d_state, d_before)
         _write(d_arguments, [jnp.concatenate(d, axis=-1) for d in now_arguments])
+        d_hidden = None
+        if given.kernel is not None:
+            d_products = jnp.concatenate(step.of_products(now_arguments), axis=-1)
+            d_hidden = _product(d_products, given.kernel[...])
+        d_before, now_reset = step.before_reset(d_before, d_hidden, now)
+        _write(d_state, d_before)
         for total, added in zip(sums, [*now_weights, *now_reset], strict=True):
             total[...] += added
 
