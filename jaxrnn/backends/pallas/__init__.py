@@ -10,7 +10,9 @@ chip. As in `jaxrnn.backends.fused`, U is `kernel` and W is `recurrent_kernel`:
     backward  dz_t by the gate's own pullback and dh_{t-1} = dz_t·Wᵀ, one kernel
     dU, dW, db and dx, one product each
 
-The kernels are those of `tpu`; on other platforms `loop` does their work as a loop of XLA.
+The kernels are those of `tpu` and `gpu`. On other platforms, and on a GPU where the recurrent
+kernel does not fit into shared memory or float32 products are to be exact, `loop` does their work
+as a loop of XLA.
 
 Shapes: B batch (any number of axes), N examples, T time, I input features, H hidden units, G gates,
 S separate gates. In the kernels N and H are rounded up to whole tiles. What is added copies the
@@ -226,11 +228,12 @@ _sequence.defvjp(_sequence_forward, _sequence_backward)
 def _run_on_platform(kernels, direction: str, given: Any, step: Step, **options):
     """Runs the kernel of the platform that the program is lowered for, or that of `kernels`."""
     # Pallas takes a quarter of a second to import.
-    from jaxrnn.backends.pallas import loop, tpu
+    from jaxrnn.backends.pallas import gpu, loop, tpu
 
     def runs(module):
         return partial(getattr(module, direction), step=step, **options)
 
     if kernels is not None:
         return runs(kernels)(given)
-    return lax.platform_dependent(given, tpu=runs(tpu), default=runs(loop))
+    cuda = runs(gpu if gpu.fits(given, step) else loop)
+    return lax.platform_dependent(given, tpu=runs(tpu), cuda=cuda, default=runs(loop))

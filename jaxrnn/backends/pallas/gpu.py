@@ -41,6 +41,19 @@ SHARED_BYTES = 232_448 - 2048  # of a block, less what the compiler takes
 MOST_WARPGROUPS = 8  # of a block, of the 1,024 threads that it may have
 
 
+def fits(given: ForwardInputs | BackwardInputs, step: Step) -> bool:
+    """Whether a block has room for the products, and they are precise enough."""
+    if given.kernel is None:
+        return True
+    units = min(given.kernel.shape)
+    asked = jax.config.jax_default_matmul_precision  # pyright: ignore[reportAttributeAccessIssue]
+    bfloat16 = given.kernel.dtype == jnp.bfloat16
+    gates = len(step.gate.names)
+    factors = gates if isinstance(given, BackwardInputs) else 1
+    room = _Room(gates, units, 1 if bfloat16 else 2, factors)
+    return room.enough and (bfloat16 or asked not in ("highest", "float32"))
+
+
 def forward(
     given: ForwardInputs, *, step: Step, save: bool, interpret: bool = False
 ) -> tuple[list[Array], list[Array]]:
@@ -414,8 +427,9 @@ def _repeat(count: int, function: Callable) -> None:
 
 
 def _load(reference):
-    # A float32 tile has no faster load.
-    return plgpu.load(reference, optimized=False)
+    # A float32 tile has no faster load. Before JAX 0.11 the index is an argument of its own.
+    index = [()] if jax.__version_info__ < (0, 11) else []
+    return plgpu.load(reference, *index, optimized=False)
 
 
 def _masks(masks: Masks, t, columns, rows) -> Masks:
