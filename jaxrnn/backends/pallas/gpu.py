@@ -20,6 +20,7 @@ from typing import Any, NamedTuple
 
 import jax
 import jax.numpy as jnp
+import numpy as np
 from jax import lax
 from jax.experimental import pallas as pl
 from jax.experimental.pallas import mosaic_gpu as plgpu
@@ -493,15 +494,18 @@ def _evaluate(jaxpr, consts, arguments):
 
     for equation in jaxpr.eqns:
         given, name = [read(variable) for variable in equation.invars], equation.primitive.name
+        shape = equation.outvars[0].aval.shape
         if name in CALLS:
             inner = equation.params.get("jaxpr", equation.params.get("call_jaxpr"))
             made = _evaluate(inner.jaxpr, inner.consts, given)
         elif name == "add_any":
             made = [given[0] + given[1]]
-        elif name in ("copy", "reshape") and equation.outvars[0].aval.shape == given[0].shape:
+        elif name in ("copy", "reshape", "reshard") and jnp.shape(given[0]) == shape:
             made = given
         elif name == "broadcast_in_dim" and jnp.ndim(given[0]) == 0:
-            made = [jnp.full(equation.params["shape"], given[0], equation.outvars[0].aval.dtype)]
+            made = [jnp.full(shape, given[0], equation.outvars[0].aval.dtype)]
+        elif name == "convert_element_type" and not isinstance(given[0], jax.core.Tracer):
+            made = [np.asarray(given[0], equation.params["new_dtype"])[()]]
         else:
             made = equation.primitive.bind(*given, **equation.params)
             made = made if equation.primitive.multiple_results else [made]
