@@ -91,13 +91,13 @@ def forward(
             weights = [_load(leaf.at[columns, :]) for leaf in inputs["weights"]]
             after = step.after(weights, drives, product, before, now)
             for out, value in zip(sequences, after, strict=False):
-                out[t, columns, rows] = value
+                _store(out.at[t, columns, rows], value)
             return after
 
         state = [_load(leaf.at[columns, rows]) for leaf in inputs["start"]]
         state = lax.fori_loop(0, time, one, state)
         for out, value in zip(last, state, strict=True):
-            out[columns, rows] = value
+            _store(out.at[columns, rows], value)
 
     sequences, last = _call(body, operand, 1, inputs, (sequences, last), interpret)
     return [jnp.swapaxes(leaf, 1, 2) for leaf in sequences], [leaf.T for leaf in last]
@@ -151,7 +151,7 @@ def backward(
             )
             for out, values in zip(d_arguments, now_arguments, strict=True):
                 for gate, value in enumerate(values):
-                    out[t, gate, columns, rows] = value
+                    _store(out.at[t, gate, columns, rows], value)
             if products is not None:
                 products.share(step.of_products(now_arguments))
             # What this step read is no longer needed, and the product hides how long loads take.
@@ -168,7 +168,7 @@ def backward(
         carry = d_state, sums, moment(time - 1)
         d_state, sums, _ = lax.fori_loop(0, time, one, carry)
         for out, value in zip([*d_start, *d_weights, *d_reset], [*d_state, *sums], strict=True):
-            out[columns, rows] = value
+            _store(out.at[columns, rows], value)
 
     d_weights, d_arguments, d_start, d_reset = _call(
         body, operand, gates, inputs, outputs, interpret
@@ -431,6 +431,14 @@ def _load(reference):
     # A float32 tile has no faster load. Before JAX 0.11 the index is an argument of its own.
     index = [()] if jax.__version_info__ < (0, 11) else []
     return plgpu.load(reference, *index, optimized=False)
+
+
+def _store(reference, value):
+    # A tile's rows are half of a cache line. Before JAX 0.12 no store minded.
+    if hasattr(plgpu, "store"):
+        plgpu.store(reference, value, optimized=False)
+    else:
+        reference[...] = value
 
 
 def _masks(masks: Masks, t, columns, rows) -> Masks:
