@@ -72,9 +72,7 @@ def inputs(task: Task) -> tuple[np.ndarray, np.ndarray]:
     return rng.random(shape, np.float32), rng.integers(0, CLASSES, shape[:2])
 
 
-def scanned(
-    task: Task, apply: Callable, params: Any, compiler_options: dict[str, Any] | None = None
-) -> tuple[Callable, tuple[Any, ...]]:
+def scanned(task: Task, apply: Callable, params: Any) -> tuple[Any, tuple[Any, ...]]:
     """Training steps scanned in one program, or evaluation in batches, on one device.
 
     Returns:
@@ -106,11 +104,7 @@ def scanned(
     else:
         batches = x.reshape(-1, task.evaluation_batch, task.time, task.features)
         body, carry, data = evaluate, params, batches
-    program = jax.jit(
-        lambda carry, data: jax.lax.scan(body, carry, data),
-        donate_argnums=0,
-        compiler_options=compiler_options,
-    )
+    program = jax.jit(lambda carry, data: jax.lax.scan(body, carry, data), donate_argnums=0)
     return program, (jax.tree.map(jnp.copy, carry), data)
 
 
