@@ -46,7 +46,13 @@ SEEDS = 10
 EPOCHS, PIXELS_EVALUATIONS = 50, 10
 CHUNK = 100  # steps in one program
 STEPS = 20_000  # of the tutorial, also on digits
-SMALL = {"hidden_size": 2, "num_layers": 1, "batch_size": 4, "steps": 6, "eval_every": 3}
+SMALL: dict[str, Any] = {
+    "hidden_size": 2,
+    "num_layers": 1,
+    "batch_size": 4,
+    "steps": 6,
+    "eval_every": 3,
+}
 SMALL_SPLITS = 20, 5, 5
 
 

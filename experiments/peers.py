@@ -7,6 +7,7 @@ A library is imported only where it is used, so that one that is missing hinders
 
 from __future__ import annotations
 
+import functools
 import os
 from collections.abc import Callable
 from functools import partial
@@ -130,6 +131,20 @@ def in_jax(model: Callable, **options: Any) -> Callable[[Task], Callable[[], Non
 Model = tuple[Callable, Any]  # (apply, params)
 
 
+@functools.cache
+def initial_params(cell: Any, features: int, hidden: int) -> Any:
+    """Parameters of a cell and of a readout."""
+    import jax
+    import jax.numpy as jnp
+
+    @jax.jit
+    def init(key):
+        readout = jax.random.normal(key, (hidden, CLASSES)) * 0.1
+        return cell.init(key, features), readout, jnp.zeros((1, CLASSES))
+
+    return init(jax.random.key(0))
+
+
 def jaxrnn_one(task: Task, peephole: bool = False, **options: Any) -> Model:
     """One device, with options of `jaxrnn.unroll`; peepholes come with lengths."""
     if peephole and task.cell != "lstm":
@@ -140,11 +155,6 @@ def jaxrnn_one(task: Task, peephole: bool = False, **options: Any) -> Model:
     import jaxrnn
 
     cell = getattr(jaxrnn, task.cell)(task.hidden, **({"peephole": True} if peephole else {}))
-
-    @jax.jit
-    def init(key):
-        readout = jax.random.normal(key, (task.hidden, CLASSES)) * 0.1
-        return cell.init(key, task.features), readout, jnp.zeros((1, CLASSES))
 
     def apply(params, x):
         x, params = jax.tree.map(lambda leaf: leaf.astype(task.dtype), (x, params))
@@ -158,7 +168,7 @@ def jaxrnn_one(task: Task, peephole: bool = False, **options: Any) -> Model:
         )
         return (outputs[:, -1] @ params[1] + params[2]).astype(jnp.float32)
 
-    return apply, init(jax.random.key(0))
+    return apply, initial_params(cell, task.features, task.hidden)
 
 
 def jaxrnn_all(task: Task) -> Callable[[], None]:

@@ -14,6 +14,7 @@ import statistics
 import time
 from collections.abc import Callable
 from concurrent.futures import ThreadPoolExecutor
+from functools import partial
 from typing import Any
 
 import jax
@@ -56,8 +57,10 @@ def tasks(small: bool) -> list[Task]:
             what, cell, examples=batch, hidden=hidden, evaluation_batch=batch, **sizes, **more
         )
 
-    evaluation, masked, bfloat16 = {"train": False}, {"masked": True}, {"products": "bfloat16"}
-    first = [task(), task("gru", **masked), task("lstm", 1000, **evaluation)]
+    evaluation: dict[str, Any] = {"train": False}
+    masked: dict[str, Any] = {"masked": True}
+    bfloat16: dict[str, Any] = {"products": "bfloat16"}
+    first = [task(), task("gru", **masked), task("lstm", 10_000, **evaluation)]
     if small:
         return first
     both = ("lstm", "gru")
@@ -66,7 +69,6 @@ def tasks(small: bool) -> list[Task]:
         task(time=784),
         task("lstm", 1024, 512),
         task(**bfloat16),
-        task("lstm", 10_000, **evaluation),
         task("gru", time=784),
         task("gru", 1024, 512),
         task("gru", **bfloat16),
@@ -107,7 +109,7 @@ def compare(kept: Kept, small: bool, workers: int) -> None:
         if "GB_per_s" in rates:  # the floor: what the step needs if nothing but its work took time
             about["products_ms"] = task.flops / rates[f"TFLOPs_{about['products']}"] / 1e9
             about["bytes_ms"] = task.least_bytes / rates["GB_per_s"] / 1e6
-        time_task(kept, task, about, ways(task, graphs=number == 0), workers)
+        time_task(kept, task, about, ways(task, number == 0, small), workers)
 
 
 def measure_rates(small: bool) -> dict[str, float]:
@@ -135,31 +137,30 @@ def milliseconds(function: Callable, argument: Any) -> float:
     return 1e3 * statistics.median(times)
 
 
-def ways(task: Task, graphs: bool) -> list[str]:
+def ways(task: Task, graphs: bool, small: bool) -> list[str]:
     """The implementations that can do a task; CUDA graphs are XLA's, of its loops."""
-    gpu = jax.default_backend() == "gpu"
-    names = list(OURS)
-    if graphs and gpu:
-        names += [name + GRAPH for name in OURS]
-    if not task.masked:
-        names += [CUDNN, "flax"]
-        if task.products is None:
-            names.append("equinox")
-        if jax.default_backend() != "tpu":
-            names += TORCH if gpu else TORCH[:1]
+    platform = jax.default_backend()
+    names = [name for name, options in OURS.items() if not (small and "unroll" in options)]
+    if graphs and platform == "gpu":
+        names += [name + GRAPH for name in names]
+    if task.masked:
+        return names
+    names += [CUDNN, *(name for name in MODELS if name != "equinox" or task.products is None)]
+    if platform != "tpu":
+        names += TORCH if platform == "gpu" else TORCH[:1]
     return names
 
 
-def prepare(task: Task, way: str) -> Callable[[], Callable[[], None]]:
-    """Traces a program; what is returned compiles it, to what runs `task.repeats` units."""
+def build(task: Task, way: str) -> Callable[[], None]:
+    """Traces and compiles a program; returns what runs `task.repeats` units of it."""
     if way in TORCH:
-        return lambda: peers.torch(task, graph=way == TORCH[1])
+        return peers.torch(task, graph=way == TORCH[1])
     name = way.removesuffix(GRAPH)
     options = OURS.get(name, {"implementation": name})
     model = MODELS[name](task) if name in MODELS else peers.jaxrnn_one(task, **options)
     program, arguments = peers.scanned(task, *model)
-    lowered, options = program.lower(*arguments), GRAPHS if way.endswith(GRAPH) else None
-    return lambda: peers.repeated(lowered.compile(compiler_options=options), arguments)
+    graphs = GRAPHS if way.endswith(GRAPH) else None
+    return peers.repeated(program.lower(*arguments).compile(compiler_options=graphs), arguments)
 
 
 def absent(way: str) -> str | None:
@@ -182,33 +183,34 @@ def time_task(
         for way in names:
             if reason := absent(way):
                 kept.add(about | {"way": way, "absent": reason})
-                continue
-            try:
-                build = prepare(task, way)
-                # While torch records a graph, no other thread may use the device.
-                building[way] = build if way in TORCH else pool.submit(build).result
-            except Exception as error:
-                kept.add(about | {"way": way} | failure(error))
-    running: list[tuple[dict[str, Any], Callable[[], None], int]] = []
-    for way, build in building.items():  # all are compiled
-        found: list[tuple[Callable[[], None], float]] = []
+            elif way in TORCH:  # while it records a graph, no other thread may use the device
+                building[way] = partial(build, task, way)
+            else:
+                building[way] = pool.submit(build, task, way).result
+    runs: dict[str, Callable[[], None]] = {}
+    records: dict[str, dict[str, Any]] = {}
+    for way, built in building.items():  # all are compiled
 
-        def start(build=build, found=found):
-            run = build()
+        def start(way=way, built=built):
+            run = runs[way] = built()
             run()
-            found.append((run, seconds(run)))
-            return {"ms": 1e3 * found[0][1] / task.repeats, "rounds_ms": []}
+            return {"ms": 1e3 * seconds(run) / task.repeats, "rounds_ms": []}
 
-        record = kept.add(about | {"way": way} | kept.outcome(start))
-        running += [(record, run, round(ROUND_SECONDS / once) or 1) for run, once in found]
-    for number, (record, run, calls) in itertools.product(range(ROUNDS), running):
+        records[way] = kept.add(about | {"way": way} | kept.outcome(start))
+    timed = {way: record for way, record in records.items() if "ms" in record}
+    calls = {
+        way: max(1, round(ROUND_SECONDS / (record["ms"] / 1e3 * task.repeats)))
+        for way, record in timed.items()
+    }
+    for number, (way, record) in itertools.product(range(ROUNDS), timed.items()):
         if "failed" in record or (number and time.perf_counter() > kept.deadline):
             continue
         try:
-            once = seconds(lambda run=run, calls=calls: [run() for _ in range(calls)]) / calls
+            once = seconds(lambda way=way: [runs[way]() for _ in range(calls[way])]) / calls[way]
             record["rounds_ms"].append(1e3 * once / task.repeats)
             record["ms"] = statistics.median(record["rounds_ms"])
         except Exception as error:
+            del record["ms"]
             record.update(failure(error))
     kept.write()
 
