@@ -70,11 +70,13 @@ def dataset(small: bool) -> data.Dataset:
             split = data.Split(rng.integers(0, 256, (2000, 28, 28), np.uint8), labels)
             found = data.Dataset("noise", split, split, split)
     if small:
-        splits = (
-            data.Split(*(array[:size] for array in split))
-            for split, size in zip(found[1:4], SMALL_SPLITS, strict=True)
+        train, validation, test = (
+            data.Split(split.images[:size], split.labels[:size])
+            for split, size in zip(
+                (found.train, found.validation, found.test), SMALL_SPLITS, strict=True
+            )
         )
-        found = data.Dataset(found.name, *splits)
+        found = data.Dataset(found.name, train, validation, test)
     return found
 
 

@@ -146,9 +146,7 @@ def ways(task: Task, graphs: bool, small: bool) -> list[str]:
     if task.masked:
         return names
     names += [CUDNN, *(name for name in MODELS if name != "equinox" or task.products is None)]
-    if platform != "tpu":
-        names += TORCH if platform == "gpu" else TORCH[:1]
-    return names
+    return names + [*TORCH] if platform == "gpu" else names
 
 
 def build(task: Task, way: str) -> Callable[[], None]:
