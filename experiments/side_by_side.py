@@ -146,7 +146,7 @@ def ways(task: Task, graphs: bool, small: bool) -> list[str]:
     if task.masked:
         return names
     names += [CUDNN, *(name for name in MODELS if name != "equinox" or task.products is None)]
-    return names + [*TORCH] if platform == "gpu" else names
+    return [*names, *TORCH] if platform == "gpu" else names
 
 
 def build(task: Task, way: str) -> Callable[[], None]:
@@ -175,7 +175,7 @@ def absent(way: str) -> str | None:
 def time_task(
     kept: Kept, task: Task, about: dict[str, Any], names: list[str], workers: int
 ) -> None:
-    """Adds a record of each way, whose times are there after every round."""
+    """Adds a record of each way; its time is kept after every round."""
     building: dict[str, Callable[[], Callable[[], None]]] = {}
     with ThreadPoolExecutor(workers) as pool:
         for way in names:
@@ -200,17 +200,25 @@ def time_task(
         way: max(1, round(ROUND_SECONDS / (record["ms"] / 1e3 * task.repeats)))
         for way, record in timed.items()
     }
-    for number, (way, record) in itertools.product(range(ROUNDS), timed.items()):
-        if "failed" in record or (number and time.perf_counter() > kept.deadline):
-            continue
-        try:
-            once = seconds(lambda way=way: [runs[way]() for _ in range(calls[way])]) / calls[way]
-            record["rounds_ms"].append(1e3 * once / task.repeats)
-            record["ms"] = statistics.median(record["rounds_ms"])
-        except Exception as error:
-            del record["ms"]
-            record.update(failure(error))
-    kept.write()
+    for number in range(ROUNDS):
+        for way, record in timed.items():
+            if "failed" in record or (number and time.perf_counter() > kept.deadline):
+                continue
+            try:
+                once = seconds(partial(repeat, runs[way], calls[way])) / calls[way]
+                record["rounds_ms"].append(1e3 * once / task.repeats)
+                record["ms"] = statistics.median(record["rounds_ms"])
+            except Exception as error:
+                del record["ms"]
+                record.update(failure(error))
+        kept.write()
+    print(summary(list(records.values())), flush=True)
+
+
+def repeat(run: Callable[[], None], times: int) -> None:
+    """Calls a function several times."""
+    for _ in range(times):
+        run()
 
 
 def seconds(run: Callable[[], Any]) -> float:

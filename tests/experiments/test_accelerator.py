@@ -162,6 +162,17 @@ def test_every_kind_of_cell_is_compared_and_every_size_timed():
             assert sum(each[0] == cell and each[5] == products for each in sizes) >= 16
 
 
+def test_on_a_gpu_cuda_graphs_and_torch_join(monkeypatch):
+    monkeypatch.setattr(side_by_side.jax, "default_backend", lambda: "gpu")
+    first, masked = side_by_side.tasks(small=False)[:2]
+    ours = list(side_by_side.OURS)
+    graphs = [f"{name}, CUDA graph" for name in ours]
+    peers = ["cudnn", "flax", "equinox", "torch", "torch, CUDA graph"]
+    assert side_by_side.ways(first, True, False) == ours + graphs + peers
+    assert side_by_side.ways(masked, False, False) == ours
+    assert "equinox" not in side_by_side.ways(first._replace(products="bfloat16"), False, False)
+
+
 def test_it_needs_no_tyro_and_no_tensorflow_datasets(monkeypatch):
     folder = Path(accelerator.__file__).parent
     for name in [
