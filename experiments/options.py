@@ -2,18 +2,21 @@
 
 from __future__ import annotations
 
+import contextlib
 from dataclasses import dataclass
 from functools import partial
 from pathlib import Path
 from typing import Annotated, Any, Literal
 
 import optax
-import tyro
 from cells import CELLS, INITIALIZERS, flag, parse_cell_options
 from errors import OptionError
 from networks import BASELINES
 
 from jaxrnn.training import data
+
+with contextlib.suppress(ImportError):  # only a command line reads what the annotations say of it
+    import tyro
 
 # Options that may differ when a run is resumed. No result depends on them, but for rounding, and
 # for noise, which each device draws for its own share of a batch.

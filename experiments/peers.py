@@ -1,11 +1,13 @@
 """One task of experiments/benchmark.py in jaxrnn and in each of its peers.
 
 Each `make(task)` in `LIBRARIES` returns a function that runs `task.repeats` units and waits for
-them. A library is imported only where it is used, so that one that is missing hinders no other.
+them. The libraries in JAX differ in `(apply, params)` alone, of which `scanned` makes the program.
+A library is imported only where it is used, so that one that is missing hinders no other.
 """
 
 from __future__ import annotations
 
+import functools
 import os
 from collections.abc import Callable
 from functools import partial
@@ -29,16 +31,39 @@ class Task(NamedTuple):
     examples: int = BATCH  # per unit of time
     repeats: int = 20  # units timed at once
     dtype: str = "float32"
+    products: str | None = None  # the dtype of the products' operands, if that is another
+    hidden: int = HIDDEN
+    masked: bool = False  # with lengths and resets, which only jaxrnn takes
+    evaluation_batch: int = EVALUATION_BATCH
+
+    @property
+    def gates(self) -> int:
+        """Gates of the cell."""
+        return {"lstm": 4, "gru": 3, "rnn": 1}[self.cell]
 
     @property
     def flops(self) -> float:
-        """Floating point operations of the recurrent layer's and the readout's products."""
-        gates = {"lstm": 4, "gru": 3, "rnn": 1}[self.cell]
-        forward = 2 * self.examples * self.time * (self.features + HIDDEN) * gates * HIDDEN
+        """Floating point operations of the recurrent layer's products."""
+        rows, outputs = self.examples * self.time, self.gates * self.hidden
+        forward = 2 * rows * (self.features + self.hidden) * outputs
         # Backward: the kernels' gradients cost what the forward pass does, the state's the same
         # less the inputs', which nobody needs.
-        state = 2 * self.examples * self.time * HIDDEN * gates * HIDDEN
+        state = 2 * rows * self.hidden * outputs
         return forward + (forward + state if self.train else 0)
+
+    @property
+    def least_bytes(self) -> float:
+        """Bytes that any implementation moves, if all else stays on the chip.
+
+        The inputs and the parameters are read; for a gradient the inputs are read again, the states
+        are written and read, and Adam reads and writes parameters and two moments.
+        """
+        rows = self.examples * self.time
+        parameters = (self.features + self.hidden + 1) * self.gates * self.hidden
+        states = (2 if self.cell == "lstm" else 1) * self.hidden
+        if not self.train:
+            return 4 * (rows * self.features + parameters)
+        return 4 * (rows * 2 * (self.features + states) + 6 * parameters)
 
 
 def inputs(task: Task) -> tuple[np.ndarray, np.ndarray]:
@@ -48,26 +73,24 @@ def inputs(task: Task) -> tuple[np.ndarray, np.ndarray]:
     return rng.random(shape, np.float32), rng.integers(0, CLASSES, shape[:2])
 
 
-def jax_program(task: Task, apply: Callable, params: Any) -> Callable[[], None]:
-    """Training steps scanned in one program, or evaluation in batches, on one device."""
+def scanned(task: Task, apply: Callable, params: Any) -> tuple[Any, tuple[Any, ...]]:
+    """Training steps scanned in one program, or evaluation in batches, on one device.
+
+    Returns:
+        The jitted function from (carry, data) to (carry, what is waited for), and its arguments;
+        the carry is donated.
+    """
     import jax
     import jax.numpy as jnp
     import optax
 
     x, y = map(jnp.asarray, inputs(task))
-    if not task.train:
-        batches = x.reshape(-1, EVALUATION_BATCH, task.time, task.features)
-
-        def evaluate(
-            params, batch
-        ):  # the parameters are carried, since NNX takes none from outside
-            return params, apply(params, batch).argmax(-1)
-
-        program = jax.jit(lambda params: jax.lax.scan(evaluate, params, batches)[1])
-        return lambda: program(params).block_until_ready()
     adam = optax.adam(1e-3)
 
-    def step(carry, batch):
+    def evaluate(params, batch):
+        return params, apply(params, batch).argmax(-1)
+
+    def train(carry, batch):
         def loss(params):
             logits = apply(params, batch[0])
             return optax.softmax_cross_entropy_with_integer_labels(logits, batch[1]).mean()
@@ -77,21 +100,53 @@ def jax_program(task: Task, apply: Callable, params: Any) -> Callable[[], None]:
         updates, state = adam.update(grads, state, params)
         return (optax.apply_updates(params, updates), state), value
 
-    chunk = jax.jit(lambda carry: jax.lax.scan(step, carry, (x, y)), donate_argnums=0)
-    carry = jax.tree.map(jnp.copy, (params, adam.init(params)))
+    if task.train:
+        body, carry, data = train, (params, adam.init(params)), (x, y)
+    else:
+        batches = x.reshape(-1, task.evaluation_batch, task.time, task.features)
+        body, carry, data = evaluate, params, batches
+    program = jax.jit(lambda carry, data: jax.lax.scan(body, carry, data), donate_argnums=0)
+    return program, (jax.tree.map(jnp.copy, carry), data)
+
+
+def repeated(program: Callable, arguments: tuple[Any, ...]) -> Callable[[], None]:
+    """A function that runs a program of `scanned`, from where the call before it ended."""
+    import jax
+
+    carry, data = arguments
 
     def run():
         nonlocal carry
-        carry, losses = chunk(carry)
-        losses.block_until_ready()
+        carry, found = program(carry, data)
+        jax.block_until_ready(found)
 
     return run
 
 
-def jaxrnn_one(
-    task: Task, implementation: str | None = None, peephole: bool = False
-) -> Callable[[], None]:
-    """One device, in the same program as the other JAX libraries; peepholes come with lengths."""
+def in_jax(model: Callable, **options: Any) -> Callable[[Task], Callable[[], None]]:
+    """The `make(task)` of a library in JAX, by its function from a task to (apply, params)."""
+    return lambda task: repeated(*scanned(task, *model(task, **options)))
+
+
+Model = tuple[Callable, Any]  # (apply, params)
+
+
+@functools.cache
+def initial_params(cell: Any, features: int, hidden: int) -> Any:
+    """Parameters of a cell and of a readout."""
+    import jax
+    import jax.numpy as jnp
+
+    @jax.jit
+    def init(key):
+        readout = jax.random.normal(key, (hidden, CLASSES)) * 0.1
+        return cell.init(key, features), readout, jnp.zeros((1, CLASSES))
+
+    return init(jax.random.key(0))
+
+
+def jaxrnn_one(task: Task, peephole: bool = False, **options: Any) -> Model:
+    """One device, with options of `jaxrnn.unroll`; peepholes come with lengths."""
     if peephole and task.cell != "lstm":
         raise NotImplementedError
     import jax
@@ -99,22 +154,21 @@ def jaxrnn_one(
 
     import jaxrnn
 
-    cell = getattr(jaxrnn, task.cell)(HIDDEN, **({"peephole": True} if peephole else {}))
-
-    @jax.jit
-    def init(key):
-        readout = jax.random.normal(key, (HIDDEN, CLASSES)) * 0.1
-        return cell.init(key, task.features), readout, jnp.zeros((1, CLASSES))
+    cell = getattr(jaxrnn, task.cell)(task.hidden, **({"peephole": True} if peephole else {}))
 
     def apply(params, x):
         x, params = jax.tree.map(lambda leaf: leaf.astype(task.dtype), (x, params))
-        lengths = np.linspace(1, task.time, len(x)).astype(np.int32) if peephole else None
+        lengths = resets = None
+        if peephole or task.masked:
+            lengths = np.linspace(1, task.time, len(x)).astype(np.int32)
+        if task.masked:
+            resets = np.random.default_rng(1).random(x.shape[:-1]) < 0.05
         outputs, _ = jaxrnn.unroll(
-            cell, params[0], x, lengths=lengths, implementation=implementation
+            cell, params[0], x, lengths=lengths, resets=resets, dtype=task.products, **options
         )
         return (outputs[:, -1] @ params[1] + params[2]).astype(jnp.float32)
 
-    return jax_program(task, apply, init(jax.random.key(0)))
+    return apply, initial_params(cell, task.features, task.hidden)
 
 
 def jaxrnn_all(task: Task) -> Callable[[], None]:
@@ -126,7 +180,7 @@ def jaxrnn_all(task: Task) -> Callable[[], None]:
     from jaxrnn.linen import Classifier, Stack
     from jaxrnn.training.train import replicate
 
-    model = Classifier(Stack(getattr(jaxrnn, task.cell)(HIDDEN)), CLASSES)
+    model = Classifier(Stack(getattr(jaxrnn, task.cell)(task.hidden)), CLASSES)
     trainer = training.Trainer(training.Fixed(model, training.optimizer(1e-3)))
     x, y = inputs(task)
     key, first = jax.random.key(0), x[0, :1]
@@ -159,7 +213,7 @@ def jaxrnn_seeds(task: Task) -> Callable[[], None]:
 
     if not task.train:
         raise NotImplementedError
-    cell, seeds = getattr(jaxrnn, task.cell)(HIDDEN), jax.local_device_count()
+    cell, seeds = getattr(jaxrnn, task.cell)(task.hidden), jax.local_device_count()
     x, y = inputs(task)
     examples = (255 * x.reshape(-1, *x.shape[2:])).astype(np.uint8), y.reshape(-1).astype(np.uint8)
 
@@ -183,7 +237,7 @@ def jaxrnn_seeds(task: Task) -> Callable[[], None]:
     return run
 
 
-def flax_linen(task: Task) -> Callable[[], None]:
+def flax_linen(task: Task) -> Model:
     """flax.linen.RNN."""
     import flax.linen as nn
     import jax
@@ -194,13 +248,14 @@ def flax_linen(task: Task) -> Callable[[], None]:
     class Model(nn.Module):
         @nn.compact
         def __call__(self, x):
-            return nn.Dense(CLASSES)(jnp.asarray(nn.RNN(cells[task.cell](HIDDEN))(x))[:, -1])
+            cell = cells[task.cell](task.hidden, dtype=task.products)
+            return nn.Dense(CLASSES)(jnp.asarray(nn.RNN(cell)(x))[:, -1])
 
     params = Model().init(jax.random.key(0), jnp.zeros((1, task.time, task.features)))
-    return jax_program(task, Model().apply, params)
+    return Model().apply, params
 
 
-def flax_nnx(task: Task) -> Callable[[], None]:
+def flax_nnx(task: Task) -> Model:
     """flax.nnx.RNN."""
     import jax.numpy as jnp
     from flax import nnx
@@ -210,19 +265,19 @@ def flax_nnx(task: Task) -> Callable[[], None]:
     class Model(nnx.Module):
         def __init__(self):
             rngs = nnx.Rngs(0)
-            self.rnn = nnx.RNN(cells[task.cell](task.features, HIDDEN, rngs=rngs))
-            self.readout = nnx.Linear(HIDDEN, CLASSES, rngs=rngs)
+            self.rnn = nnx.RNN(cells[task.cell](task.features, task.hidden, rngs=rngs))
+            self.readout = nnx.Linear(task.hidden, CLASSES, rngs=rngs)
 
         def __call__(self, x):
-            zero = jnp.zeros((len(x), HIDDEN))  # its own start would draw from a random stream
+            zero = jnp.zeros((len(x), task.hidden))  # its own start would draw from a random stream
             start = (zero, zero) if task.cell == "lstm" else zero
             return self.readout(jnp.asarray(self.rnn(x, initial_carry=start))[:, -1])
 
     graph, params, rest = nnx.split(Model(), nnx.Param, ...)
-    return jax_program(task, lambda params, x: nnx.merge(graph, params, rest)(x), params)
+    return lambda params, x: nnx.merge(graph, params, rest)(x), params
 
 
-def haiku(task: Task) -> Callable[[], None]:
+def haiku(task: Task) -> Model:
     """haiku.dynamic_unroll."""
     import haiku as hk  # pyright: ignore[reportMissingImports]
     import jax
@@ -231,17 +286,17 @@ def haiku(task: Task) -> Callable[[], None]:
     cells = {"lstm": hk.LSTM, "gru": hk.GRU, "rnn": hk.VanillaRNN}
 
     def forward(x):
-        core = cells[task.cell](HIDDEN)
+        core = cells[task.cell](task.hidden)
         state = core.initial_state(x.shape[0])
         outputs, _ = hk.dynamic_unroll(core, x, state, time_major=False)
         return hk.Linear(CLASSES)(outputs[:, -1])
 
     model = hk.without_apply_rng(hk.transform(forward))
     params = model.init(jax.random.key(0), jnp.zeros((1, task.time, task.features)))
-    return jax_program(task, model.apply, params)
+    return model.apply, params
 
 
-def equinox(task: Task) -> Callable[[], None]:
+def equinox(task: Task) -> Model:
     """An equinox cell under jax.lax.scan, as its documentation shows."""
     import equinox as eqx  # pyright: ignore[reportMissingImports]
     import jax
@@ -249,25 +304,25 @@ def equinox(task: Task) -> Callable[[], None]:
 
     keys = jax.random.split(jax.random.key(0))
     cells = {"lstm": eqx.nn.LSTMCell, "gru": eqx.nn.GRUCell}
-    cell = cells[task.cell](task.features, HIDDEN, key=keys[0])
-    readout = eqx.nn.Linear(HIDDEN, CLASSES, key=keys[1])
+    cell = cells[task.cell](task.features, task.hidden, key=keys[0])
+    readout = eqx.nn.Linear(task.hidden, CLASSES, key=keys[1])
     params, static = eqx.partition((cell, readout), eqx.is_array)
 
     def apply(params, x):
         cell, readout = eqx.combine(params, static)
 
         def one(row):
-            zero = jnp.zeros(HIDDEN)
+            zero = jnp.zeros(task.hidden)
             start = (zero, zero) if task.cell == "lstm" else zero
             state, _ = jax.lax.scan(lambda state, x: (cell(x, state), None), start, row)
             return readout(state[0] if task.cell == "lstm" else state)
 
         return jax.vmap(one)(x)
 
-    return jax_program(task, apply, params)
+    return apply, params
 
 
-def keras(task: Task) -> Callable[[], None]:
+def keras(task: Task) -> Model:
     """Keras 3 on the JAX backend."""
     os.environ["KERAS_BACKEND"] = "jax"
     import keras  # pyright: ignore[reportMissingImports]
@@ -276,17 +331,17 @@ def keras(task: Task) -> Callable[[], None]:
     model = keras.Sequential(
         [
             keras.Input((task.time, task.features)),
-            getattr(keras.layers, layer)(HIDDEN),
+            getattr(keras.layers, layer)(task.hidden),
             keras.layers.Dense(CLASSES),
         ]
     )
     params = [variable.value for variable in model.trainable_variables]
     rest = [variable.value for variable in model.non_trainable_variables]
-    return jax_program(task, lambda p, x: model.stateless_call(p, rest, x)[0], params)
+    return lambda p, x: model.stateless_call(p, rest, x)[0], params
 
 
-def torch(task: Task, compiled: bool = False) -> Callable[[], None]:
-    """torch.nn on the CPU (oneDNN), or on the GPU where there is one (cuDNN)."""
+def torch(task: Task, compiled: bool = False, graph: bool = False) -> Callable[[], None]:
+    """torch.nn on the CPU (oneDNN), or on the GPU where there is one (cuDNN), as a CUDA graph."""
     import torch  # pyright: ignore[reportMissingImports]
 
     device = "cuda" if torch.cuda.is_available() else "cpu"
@@ -295,34 +350,55 @@ def torch(task: Task, compiled: bool = False) -> Callable[[], None]:
     class Model(torch.nn.Module):
         def __init__(self):
             super().__init__()
-            self.rnn = layers[task.cell](task.features, HIDDEN, batch_first=True)
-            self.readout = torch.nn.Linear(HIDDEN, CLASSES)
+            self.rnn = layers[task.cell](task.features, task.hidden, batch_first=True)
+            self.readout = torch.nn.Linear(task.hidden, CLASSES)
 
         def forward(self, x):
             return self.readout(self.rnn(x)[0][:, -1])
 
     model = Model().to(device)
     forward = torch.compile(model) if compiled else model
-    adam = torch.optim.Adam(model.parameters(), 1e-3)
+    adam = torch.optim.Adam(model.parameters(), 1e-3, capturable=graph)
     x, y = (torch.from_numpy(array).to(device) for array in inputs(task))
-    mixed = torch.autocast(device, torch.bfloat16, enabled=task.dtype != "float32")
+    bfloat16 = "bfloat16" in (task.dtype, task.products)
+
+    def mixed():
+        # A graph must not hold copies that autocast made of the weights outside of it.
+        return torch.autocast(device, torch.bfloat16, enabled=bfloat16, cache_enabled=not graph)
 
     def evaluate():
-        with torch.inference_mode(), mixed:
-            found = [forward(batch).argmax(-1) for batch in x[0].split(EVALUATION_BATCH)]
-        return torch.cat(found).cpu()
+        with torch.inference_mode(), mixed():
+            batches = x.flatten(0, 1).split(task.evaluation_batch)
+            return torch.cat([forward(batch).argmax(-1) for batch in batches])
 
     def train():
         loss = torch.zeros(())
         for batch, labels in zip(x, y, strict=True):
             adam.zero_grad()
-            with mixed:
+            with mixed():
                 loss = torch.nn.functional.cross_entropy(forward(batch), labels)
             loss.backward()
             adam.step()
-        loss.item()
+        return loss
 
-    return train if task.train else evaluate
+    program = train if task.train else evaluate
+    if not graph:
+        return lambda: program().cpu()
+    stream = torch.cuda.Stream()
+    stream.wait_stream(torch.cuda.current_stream())
+    with torch.cuda.stream(stream):
+        for _ in range(3):  # what the first calls allocate and choose is no part of the graph
+            program()
+    torch.cuda.current_stream().wait_stream(stream)
+    recorded = torch.cuda.CUDAGraph()
+    with torch.cuda.graph(recorded):
+        found = program()
+
+    def run():
+        recorded.replay()
+        found.cpu()
+
+    return run
 
 
 def onnx(task: Task) -> Callable[[], None]:
@@ -334,10 +410,10 @@ def onnx(task: Task) -> Callable[[], None]:
 
     rng = np.random.default_rng(0)
     shapes = {
-        "W": (1, 4 * HIDDEN, task.features),
-        "R": (1, 4 * HIDDEN, HIDDEN),
-        "B": (1, 8 * HIDDEN),
-        "K": (HIDDEN, CLASSES),
+        "W": (1, 4 * task.hidden, task.features),
+        "R": (1, 4 * task.hidden, task.hidden),
+        "B": (1, 8 * task.hidden),
+        "K": (task.hidden, CLASSES),
     }
     weights = [
         numpy_helper.from_array((rng.standard_normal(shape) * 0.1).astype(np.float32), name)
@@ -345,7 +421,7 @@ def onnx(task: Task) -> Callable[[], None]:
     ]
     axis = numpy_helper.from_array(np.array([0]), "axis")
     nodes = [
-        helper.make_node("LSTM", ["x", "W", "R", "B"], ["", "h"], hidden_size=HIDDEN),
+        helper.make_node("LSTM", ["x", "W", "R", "B"], ["", "h"], hidden_size=task.hidden),
         helper.make_node("Squeeze", ["h", "axis"], ["last"]),
         helper.make_node("MatMul", ["last", "K"], ["logits"]),
     ]
@@ -359,7 +435,9 @@ def onnx(task: Task) -> Callable[[], None]:
     )
     model = helper.make_model(graph, opset_imports=[helper.make_opsetid("", 17)], ir_version=9)
     session = onnxruntime.InferenceSession(model.SerializeToString())
-    batches = np.split(inputs(task)[0][0].swapaxes(0, 1), task.examples // EVALUATION_BATCH, axis=1)
+    batches = np.split(
+        inputs(task)[0][0].swapaxes(0, 1), task.examples // task.evaluation_batch, axis=1
+    )
 
     def evaluate():
         for batch in batches:
@@ -381,17 +459,17 @@ def matrix_product(task: Task) -> Callable[[], None]:
 FLOOR, SEEDS = "floor", "jaxrnn, a seed a core"
 ALL_CORES = ("jaxrnn, all cores", SEEDS)
 LIBRARIES: dict[str, tuple[Callable, str]] = {
-    "jaxrnn": (jaxrnn_one, "jax"),
+    "jaxrnn": (in_jax(jaxrnn_one), "jax"),
     "jaxrnn, all cores": (jaxrnn_all, "jax"),
     SEEDS: (jaxrnn_seeds, "jax"),
-    "jaxrnn, scan": (partial(jaxrnn_one, implementation="scan"), "jax"),
-    "jaxrnn, peepholes and lengths": (partial(jaxrnn_one, peephole=True), "jax"),
-    "jaxrnn, cudnn": (partial(jaxrnn_one, implementation="cudnn"), "jax"),
-    "flax.linen": (flax_linen, "flax"),
-    "flax.nnx": (flax_nnx, "flax"),
-    "haiku": (haiku, "haiku"),
-    "equinox": (equinox, "equinox"),
-    "keras (jax)": (keras, "keras"),
+    "jaxrnn, scan": (in_jax(jaxrnn_one, implementation="scan"), "jax"),
+    "jaxrnn, peepholes and lengths": (in_jax(jaxrnn_one, peephole=True), "jax"),
+    "jaxrnn, cudnn": (in_jax(jaxrnn_one, implementation="cudnn"), "jax"),
+    "flax.linen": (in_jax(flax_linen), "flax"),
+    "flax.nnx": (in_jax(flax_nnx), "flax"),
+    "haiku": (in_jax(haiku), "haiku"),
+    "equinox": (in_jax(equinox), "equinox"),
+    "keras (jax)": (in_jax(keras), "keras"),
     "torch": (torch, "torch"),
     "torch.compile": (partial(torch, compiled=True), "torch"),
     "onnxruntime": (onnx, "onnxruntime"),

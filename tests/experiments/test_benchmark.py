@@ -16,14 +16,12 @@ OURS = [library for library in peers.LIBRARIES if library.startswith(("jaxrnn", 
 @pytest.fixture
 def small(monkeypatch):
     """The same tasks on small arrays, run a few times each."""
-    sizes = {"BATCH": 4, "HIDDEN": 3, "EVALUATION_BATCH": 2, "PRODUCT": 8}
+    sizes = {"BATCH": 4, "PRODUCT": 8}
     for module in (peers, benchmark):
         for name in sizes.keys() & vars(module).keys():
             monkeypatch.setattr(module, name, sizes[name])
-    tasks = {
-        name: task._replace(time=3, features=2, examples=4, repeats=1)
-        for name, task in benchmark.TASKS.items()
-    }
+    sizes = {"time": 3, "features": 2, "examples": 4, "hidden": 3, "evaluation_batch": 2}
+    tasks = {name: task._replace(**sizes, repeats=1) for name, task in benchmark.TASKS.items()}
     monkeypatch.setattr(benchmark, "TASKS", tasks)
     monkeypatch.setattr(train, "EVALUATION_BATCH", 2)
 

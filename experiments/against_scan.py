@@ -1,0 +1,213 @@
+"""Compares every backend on this device with "scan" in float64 on the host's CPU.
+
+Outputs, final states and the gradients of parameters, inputs, initial state and reset state, each
+as the largest difference of an array relative to the largest entry of that array.
+
+Shapes: B batch, T time, I input features, H hidden units.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Iterable
+from concurrent.futures import ThreadPoolExecutor
+from typing import Any, NamedTuple
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+from cells import CELLS
+from keeping import Kept
+
+import jaxrnn
+from jaxrnn.backends import BACKENDS
+
+# By name: whether there are lengths and resets, and options of `jaxrnn.unroll`.
+DRESSES: dict[str, tuple[bool, bool, dict[str, Any]]] = {
+    "plain": (False, False, {}),
+    "lengths": (True, False, {}),
+    "lengths and resets": (True, True, {}),
+    "reversed": (True, True, {"reverse": True}),
+    "recomputed": (True, True, {"memory": "recompute"}),
+    "truncated": (True, True, {"truncate": 4}),
+    "two seeds": (True, True, {}),
+    "bfloat16": (True, True, {"dtype": jnp.bfloat16}),
+}
+MASKED = "lengths and resets"
+FIGURES = ("outputs", "state", "gradients")
+
+
+class Case(NamedTuple):
+    """One comparison, of all backends.
+
+    Attributes:
+        name: The cell's, of `cells`.
+        dress: One of `DRESSES`.
+        precision: Of float32 products, as `jax_default_matmul_precision`; None is the device's own.
+        shape: B, T, I and H.
+    """
+
+    name: str
+    dress: str = MASKED
+    precision: str | None = "highest"
+    shape: tuple[int, int, int, int] = (6, 9, 5, 20)
+
+
+def cells(hidden_size: int) -> dict[str, jaxrnn.Cell]:
+    """Every cell that the experiments name, and the options that they do not name."""
+    every = {name: constructor(hidden_size) for name, constructor in CELLS.items()}
+    return every | {
+        "lstm-clip": jaxrnn.lstm(hidden_size, cell_clip=0.3),
+        "lstm-softsign": jaxrnn.lstm(hidden_size, activation=jax.nn.soft_sign),
+        "lstm-everything": jaxrnn.lstm(
+            hidden_size, peephole=True, projection_size=max(2, hidden_size // 2), cell_clip=0.5
+        ),
+    }
+
+
+def cases(small: bool) -> list[Case]:
+    """What is compared, the most valuable first."""
+    if small:
+        shape = 3, 4, 2, 3
+        found = [Case(name, shape=shape) for name in ("lstm", "gru", "lru")]
+        return [*found, Case("lstm", "two seeds", None, shape)]
+    real, wide = (100, 28, 28, 128), (100, 28, 28, 512)
+    most = ("lstm", "gru", "lstm-peephole")
+    return [
+        *(Case(name, shape=real) for name in most),
+        *(Case(name) for name in cells(1)),
+        *(Case(name, dress, None) for dress in DRESSES for name in most),
+        *(Case(name, MASKED, None, shape) for shape in (real, wide) for name in most),
+        *(Case(name, "bfloat16", None, real) for name in most),
+        *(Case("lstm", "plain", precision, real) for precision in ("highest", None)),
+        *(Case(name, "two seeds", None, real) for name in most),
+        *(Case("lru", dress, None, (20, 784, 8, 64)) for dress in (MASKED, "recomputed")),
+    ]
+
+
+def compare(kept: Kept, small: bool, workers: int) -> None:
+    """Adds a record for each case and backend; compiles, and compares, in threads."""
+    with ThreadPoolExecutor(workers) as pool:
+        for _ in pool.map(lambda case: compare_case(kept, case), cases(small)):
+            pass
+
+
+def compare_case(kept: Kept, case: Case) -> None:
+    """Adds a record of each backend."""
+    about = case._asdict() | {"precision": case.precision or "default"}
+    want: list[Any] = []
+
+    def reference():
+        arguments = draw(case)
+        with jax.enable_x64(True):  # pyright: ignore[reportArgumentType]
+            want[:] = (
+                arguments,
+                *compute(case, arguments, "scan", jax.devices("cpu")[0], np.float64),
+            )
+        return {}
+
+    if failed := kept.outcome(reference):
+        kept.add(about | {"implementation": "the reference"} | failed)
+        return
+    for name in BACKENDS:
+
+        def difference(name=name):
+            arguments, *exact = want
+            got = compute(case, arguments, name, jax.devices()[0], np.float32)
+            pairs = zip(FIGURES, got, exact, strict=True)
+            return {what: largest_difference(*each) for what, *each in pairs}
+
+        kept.add(about | {"implementation": name} | kept.outcome(difference))
+
+
+def draw(case: Case) -> tuple[Any, ...]:
+    """Parameters, inputs, initial state and reset state, in float64; none is zero."""
+    batch, time, features, hidden = case.shape
+    rng, cell = np.random.default_rng(0), cells(hidden)[case.name]
+
+    def drawn(leaf, scale):
+        return np.asarray(leaf, np.result_type(leaf.dtype, np.float64)) + scale * rng.normal(
+            size=leaf.shape
+        )
+
+    with jax.default_device(jax.devices("cpu")[0]):
+        seeds = [cell.init(jax.random.key(seed), features) for seed in (3, 4)]
+        state = cell.initial_state(seeds[0], (batch,))
+    seeds = [jax.tree.map(lambda leaf: drawn(leaf, 0.1), params) for params in seeds]
+    params = jax.tree.map(lambda *leaves: np.stack(leaves), *seeds)
+    if case.dress != "two seeds":
+        params = seeds[0]
+    start, again = (jax.tree.map(lambda leaf: drawn(leaf, 0.5), state) for _ in range(2))
+    return params, rng.normal(size=(batch, time, features)), start, again
+
+
+def compute(
+    case: Case, arguments: tuple[Any, ...], implementation: str, device: jax.Device, dtype: Any
+) -> Iterable[Any]:
+    """Outputs, final state and gradients of the arguments, as NumPy arrays."""
+    with_lengths, with_resets, options = DRESSES[case.dress]
+    batch, time, _, hidden = case.shape
+    rng, cell = np.random.default_rng(1), cells(hidden)[case.name]
+    lengths = np.resize([time, 0, time // 2, 1, time - 1], batch) if with_lengths else None
+    resets = rng.random((batch, time)) < 0.2 if with_resets else None
+    if dtype == np.float64:
+        options = {name: value for name, value in options.items() if name != "dtype"}
+
+    def one(params, x, start, again):
+        return jaxrnn.unroll(
+            cell,
+            params,
+            x,
+            initial_state=start,
+            reset_state=again,
+            lengths=lengths,
+            resets=resets,
+            implementation=implementation,
+            **options,
+        )
+
+    def loss(arguments):
+        several = case.dress == "two seeds"
+        run = jax.vmap(one, (0, None, None, None)) if several else one
+        found = run(*arguments)
+        return sum(jnp.sin(leaf).real.sum() for leaf in jax.tree.leaves(found)), found
+
+    def cast(leaf):
+        return jnp.asarray(leaf, np.result_type(dtype, 1j) if np.iscomplexobj(leaf) else dtype)
+
+    with jax.default_device(device), jax.default_matmul_precision(case.precision):
+        gradient = jax.jit(jax.value_and_grad(loss, has_aux=True))
+        (_, (outputs, state)), gradients = gradient(jax.tree.map(cast, arguments))
+        return jax.tree.map(np.asarray, (outputs, state, gradients))
+
+
+def largest_difference(got: Any, want: Any) -> float:
+    """Of any array, relative to its largest entry.
+
+    Raises:
+        ArithmeticError: If an entry is not finite, naming its array.
+    """
+    largest = 0.0
+    for (path, one), exact in zip(
+        jax.tree_util.tree_leaves_with_path(got), jax.tree.leaves(want), strict=True
+    ):
+        if not np.isfinite(one).all():
+            raise ArithmeticError(f"{jax.tree_util.keystr(path) or 'an output'} is not finite")
+        if one.size:
+            largest = max(largest, float(abs(one - exact).max() / (abs(exact).max() + 1e-9)))
+    return largest
+
+
+def summary(records: list[dict[str, Any]]) -> str:
+    """The largest differences of each backend at each precision, and what failed."""
+    head = ("implementation", "precision", "cases", "outputs", "states", "gradients")
+    lines = [head, ["---"] * len(head)]
+    groups: dict[tuple[str, str], list[dict[str, Any]]] = {}
+    for each in records:
+        if "outputs" in each:
+            precision = "bfloat16" if each["dress"] == "bfloat16" else each["precision"]
+            groups.setdefault((each["implementation"], precision), []).append(each)
+    for key, found in sorted(groups.items()):
+        largest = (max(each[what] for each in found) for what in FIGURES)
+        lines.append([*key, str(len(found)), *(f"{each:.1e}" for each in largest)])
+    failed = [f"failed: {each}" for each in records if "failed" in each]
+    return "\n".join([f"| {' | '.join(line)} |" for line in lines] + failed)
