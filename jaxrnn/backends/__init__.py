@@ -46,8 +46,14 @@ def choose(
     the time of "scan" without a gradient. With one it took 0.7 to 1.0 for the LSTM and the tanh RNN
     (1.2 for an LSTM of 512 units and one example). For the GRU it took 1.01 to 1.13 from 100
     examples on, and 0.8 to 1.25 for one: it writes two gradients of pre-activations a step, and
-    there is less to gain by waiting, because a GRU's step has fewer products. For a GPU see
-    docs/accelerators.md. "cudnn" is taken only where it is named.
+    there is less to gain by waiting, because a GRU's step has fewer products. For "fused" on a GPU
+    see docs/accelerators.md.
+
+    Where a TPU is attached, gated cells take "pallas" on it, by reasoning alone, as none was at
+    hand: a loop of XLA launches a dozen operations a step. Without a TPU it is left out, also of
+    programs lowered for one, since tracing its kernels takes a quarter of a second a call. On a GPU
+    "pallas" and "cudnn" are taken only where they are named: the kernels of "pallas" have been
+    compiled for an H100 and interpreted, but not run, and "cudnn" is slower than "fused".
 
     Args:
         cell: The cell.
@@ -74,6 +80,22 @@ def choose(
         return {"default": "parallel"}
     if without_jit or fused.supports(cell, params, state, steps, dtype) is not None:
         return {"default": "scan"}
+    names = {"default": "fused"}
     if cell.gate is not None and cell.gate.separate:
-        return {"cpu": "scan", "default": "fused"}
-    return {"default": "fused"}
+        names["cpu"] = "scan"
+    if _tpu_takes_kernels() and pallas.supports(cell, params, state, steps, dtype) is None:
+        names["tpu"] = "pallas"
+    return names
+
+
+def _tpu_takes_kernels() -> bool:
+    """Whether there is a TPU, and the compiler need not divide a program between several.
+
+    It cannot divide a kernel; under `jax.shard_map` it does not have to.
+    """
+    try:
+        alone = jax.device_count("tpu") == 1
+    except RuntimeError:
+        return False
+    mesh = jax.sharding.get_abstract_mesh()
+    return alone or (bool(mesh.axis_names) and {*mesh.manual_axes} == {*mesh.axis_names})

@@ -222,7 +222,7 @@ def _call(body, operand, factors, inputs, outputs, interpret):
     @jax.custom_batching.custom_vmap
     def call(*operands):
         """Runs the kernel on arrays with a leading axis of runs."""
-        runs = len(operands[0])
+        runs, manual_axis_type = len(operands[0]), jax.typeof(operands[0]).manual_axis_type
         # Copies into shared memory take no more axes than this.
         inputs, halves = structure.unflatten(operands)
         halves = [half.reshape(-1, *half.shape[2:]) for half in halves]
@@ -235,7 +235,12 @@ def _call(body, operand, factors, inputs, outputs, interpret):
         params = plgpu.CompilerParams(lowering_semantics=plgpu.LoweringSemantics.Warpgroup)
         return pl.kernel(
             kernel,
-            tuple(jax.ShapeDtypeStruct((runs, *each.shape), each.dtype) for each in shapes),
+            tuple(
+                jax.ShapeDtypeStruct(
+                    (runs, *each.shape), each.dtype, manual_axis_type=manual_axis_type
+                )
+                for each in shapes
+            ),
             mesh=mesh,
             interpret=plgpu.InterpretGPUParams() if interpret else False,
             compiler_params=params,
@@ -430,7 +435,10 @@ def _repeat(count: int, function: Callable) -> None:
 def _load(reference):
     # A float32 tile has no faster load. Before JAX 0.11 the index is an argument of its own.
     index = [()] if jax.__version_info__ < (0, 11) else []
-    return plgpu.load(reference, *index, optimized=False)
+    tile = plgpu.load(reference, *index, optimized=False)
+    # Under `jax.shard_map` what is loaded has a type that varies over the mesh, and what is
+    # computed from it has not; no loop and no pullback takes both. The compiler drops this.
+    return tile * jnp.ones((), tile.dtype)
 
 
 def _store(reference, value):
