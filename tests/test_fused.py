@@ -4,7 +4,6 @@ import contextlib
 import functools
 import itertools
 import re
-import types
 from typing import Any, NamedTuple
 
 import all_cells
@@ -20,9 +19,7 @@ from jax.sharding import PartitionSpec as P
 from jax.test_util import check_grads, check_jvp, check_vjp
 
 import jaxrnn
-from jaxrnn.backends import BACKENDS, pallas
 from jaxrnn.backends.blocks import BLOCK
-from jaxrnn.backends.pallas import loop
 
 T, H = BLOCK + 3, 4  # one block and a rest
 NARROW, WIDE = 3, 6  # inputs narrower than the state share one product with it, wider ones do not
@@ -31,16 +28,6 @@ NARROW, WIDE = 3, 6  # inputs narrower than the state share one product with it,
 @pytest.fixture(autouse=True, scope="module")
 def x64():
     with jax.enable_x64(True):
-        yield
-
-
-@pytest.fixture(autouse=True, scope="module")
-def kernel_loop():
-    """The work of the kernels of "pallas" as a loop of XLA, in float64 too."""
-    run = functools.partial(pallas.run, kernels=loop)
-    backend = types.SimpleNamespace(supports=lambda *_: None, run=run)
-    with pytest.MonkeyPatch.context() as patch:
-        patch.setitem(BACKENDS, "loop", backend)
         yield
 
 
@@ -177,7 +164,7 @@ def test_every_gradient_is_that_of_the_scan(name, input_size):
     if cell.gate is not None or cell.recurrence is not None:  # for the rest "scan" is the default
         others.append(run(cell, implementation=fast(cell), reverse=reverse))
     if cell.gate is not None:
-        others.append(run(cell, implementation="loop", reverse=reverse))
+        others.append(run(cell, implementation="states", reverse=reverse))
     assert_same(given, scan, *others)
 
 

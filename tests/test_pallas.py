@@ -12,12 +12,15 @@ import numpy as np
 import pytest
 from all_cells import CELLS as LIBRARY
 from jax import jit
+from jax.sharding import Mesh
+from jax.sharding import PartitionSpec as P
 from test_fused import slow_cell
 
 import jaxrnn
 from jaxrnn import backends
-from jaxrnn.backends import BACKENDS, pallas
+from jaxrnn.backends import BACKENDS, pallas, states
 from jaxrnn.backends.pallas import gpu, tpu
+from jaxrnn.backends.steps import Steps
 
 B, T, I, H = 3, 4, 3, 4  # noqa: E741
 CELLS = {name: cell for name, cell in LIBRARY.items() if cell.gate is not None}
@@ -32,11 +35,11 @@ INTERPRETED = {"tpu": True, "gpu": jax.__version_info__ >= (0, 11)}
 def interpreted(monkeypatch):
     """Backends by the names of `KERNELS`, whose kernels are interpreted on a CPU."""
     for name, module in KERNELS.items():
-        both = {
-            each: functools.partial(getattr(module, each), interpret=True)
-            for each in ("forward", "backward")
-        }
-        run = functools.partial(pallas.run, kernels=types.SimpleNamespace(**both))
+        kernels = states.Kernels(
+            functools.partial(module.forward, interpret=True),
+            functools.partial(module.backward, interpret=True),
+        )
+        run = functools.partial(pallas.run, kernels=kernels)
         backend = types.SimpleNamespace(supports=pallas.supports, run=run)
         monkeypatch.setitem(BACKENDS, name, backend)
 
@@ -204,17 +207,58 @@ def test_what_it_cannot_compute_is_refused(cell, dtype, words):
         jax.eval_shape(run, params, inputs)
 
 
-def test_the_default_on_a_tpu_is_kernels_where_they_run(monkeypatch):
-    def kernels(cell, platform):
-        params = jax.eval_shape(lambda: cell.init(jax.random.key(0), I))
-        run = jit(lambda params, inputs: jaxrnn.unroll(cell, params, inputs)[0])
-        inputs = jax.ShapeDtypeStruct((B, T, I), jnp.float32)
-        lowered = run.trace(params, inputs).lower(lowering_platforms=(platform,))
-        return lowered.as_text().count("tpu_custom_call")
+@pytest.fixture
+def attached(monkeypatch):
+    """Sets how many devices of each platform seem to be attached."""
 
-    assert kernels(jaxrnn.lstm(H), "tpu") == 0  # none is attached
-    monkeypatch.setattr(backends, "_tpu_takes_kernels", lambda: True)
-    assert kernels(jaxrnn.lstm(H + 1), "tpu") == 1
-    assert kernels(jaxrnn.lstm(H + 1), "cpu") == 0
-    assert kernels(user_cell(mixing), "tpu") == 0
-    assert kernels(jaxrnn.mgu(H), "tpu") == 0
+    def attach(**platforms):
+        monkeypatch.setattr(backends, "_attached", lambda platform: platforms.get(platform, 0))
+
+    return attach
+
+
+def chosen(cell, dtype=jnp.float32):
+    """The default by platform."""
+    params = jax.eval_shape(lambda: cell.init(jax.random.key(0), I, dtype))
+    state = jax.eval_shape(lambda params: cell.initial_state(params, (B,)), params)
+    steps = Steps(jax.ShapeDtypeStruct((T, B, I), dtype), None, None)
+    return backends.choose(cell, params, state, steps, None, None)
+
+
+def test_the_default_on_an_attached_accelerator(attached):
+    assert chosen(jaxrnn.lstm(H)) == {"default": "fused"}
+    attached(cuda=8)
+    assert chosen(jaxrnn.lstm(H)) == {"default": "fused", "cuda": "states"}
+    assert chosen(jaxrnn.gru(H)) == {"default": "fused", "cpu": "scan", "cuda": "states"}
+    attached(tpu=1)
+    assert chosen(jaxrnn.lstm(H)) == {"default": "fused", "tpu": "pallas"}
+    assert chosen(jaxrnn.lstm(H), jnp.bfloat16) == {"default": "fused", "tpu": "states"}
+    assert chosen(user_cell(mixing)) == {"default": "fused"}
+    assert chosen(jaxrnn.mgu(H)) == {"default": "scan"}
+    assert chosen(jaxrnn.min_gru(H)) == {"default": "parallel"}
+
+
+def test_kernels_only_where_the_compiler_need_not_divide_them(attached):
+    attached(tpu=4)
+    assert chosen(jaxrnn.lstm(H))["tpu"] == "states"
+    found = []
+    run = lambda x: found.append(chosen(jaxrnn.lstm(H))["tpu"]) or x  # noqa: E731
+    for axes in (("batch",), ("batch", "run")):
+        mesh = Mesh(np.array(jax.devices()[:1]).reshape(1, 1), ("batch", "run"))
+        jit(jax.shard_map(run, mesh=mesh, in_specs=P(), out_specs=P(), axis_names={*axes})).trace(
+            jnp.ones(1)
+        )
+    assert found == ["states", "pallas"]
+
+
+def test_a_program_lowered_for_a_tpu_has_the_kernel(attached):
+    attached(tpu=1)
+    cell = jaxrnn.lstm(H + 1)  # no other test has traced it
+    params = jax.eval_shape(lambda: cell.init(jax.random.key(0), I))
+    run = jit(lambda params, inputs: jaxrnn.unroll(cell, params, inputs)[0])
+    traced = run.trace(params, jax.ShapeDtypeStruct((B, T, I), jnp.float32))
+    counts = [
+        traced.lower(lowering_platforms=(platform,)).as_text().count("tpu_custom_call")
+        for platform in ("tpu", "cpu")
+    ]
+    assert counts == [1, 0]
