@@ -11,8 +11,10 @@ import dataclasses
 import hashlib
 import itertools
 import json
+import logging
 import os
 import re
+import socket
 import subprocess
 import sys
 import time
@@ -28,6 +30,8 @@ from jax._src import distributed  # its client has no public name
 from jax.experimental import multihost_utils
 from options import Config
 
+# How long the first processes wait for the last.
+MEETING_SECONDS = 300
 # A process that was not heard of for so long is taken for dead.
 HEARTBEAT_SECONDS = 20
 # How long a process that is done, or waits for a decision, waits for the others.
@@ -52,18 +56,22 @@ def join(config: Config) -> Iterator[int]:
     if not config.distributed and named == (None, None, None):
         yield 1
         return
+    _check(config)
     _filter_last_words()
+    logging.getLogger("absl").setLevel(logging.CRITICAL)  # orbax, of a save that another left
     # It would take SIGTERM for itself.
     jax.config.update("jax_enable_preemption_service", False)
     try:
         jax.distributed.initialize(
             *named,
+            initialization_timeout=MEETING_SECONDS,
             heartbeat_timeout_seconds=HEARTBEAT_SECONDS,
             shutdown_timeout_seconds=PATIENCE_SECONDS,
         )
     except ValueError as error:
         raise OptionError(
-            f"--coordinator, --num-processes and --process-id do not name the processes: {error}"
+            "neither --coordinator, --num-processes and --process-id nor a cluster name the "
+            f"processes: {error}"
         ) from None
     except RuntimeError as error:
         raise OptionError(f"the processes did not meet: {str(error).splitlines()[0]}") from None
@@ -123,19 +131,24 @@ def decide(function: Callable[[], Any]) -> Any:
 
 
 def check_same(config: Config, identity: Mapping[str, Any]) -> None:
-    """Checks that all processes have the same options and data.
+    """Checks that all processes have the same options and data, before any of them goes on.
 
     Raises:
-        OptionError: If this one has others than process 0.
+        OptionError: In a process that has others than process 0, and in process 0.
     """
+    client: Any = distributed.global_state.client
+    if client is None:
+        return
     shared = {name: str(value) for name, value in dataclasses.asdict(config).items()}
     shared = {name: value for name, value in shared.items() if name not in OWN}
     words = json.dumps([shared, identity], sort_keys=True, default=str)
     own = hashlib.sha256(words.encode()).hexdigest()
-    if own != decide(lambda: own):
-        raise OptionError(
-            f"process {jax.process_index()} has other options or other data than process 0"
-        )
+    client.key_value_set(f"jaxrnn/same/{jax.process_index()}", own)
+    for process in range(jax.process_count()) if first() else (0,):
+        other = client.blocking_key_value_get(f"jaxrnn/same/{process}", 1000 * PATIENCE_SECONDS)
+        if other != own:
+            different = process or jax.process_index()
+            raise OptionError(f"process {different} has other options or other data than process 0")
 
 
 def stopped_by(number: int | None) -> int | None:
@@ -143,6 +156,20 @@ def stopped_by(number: int | None) -> int | None:
     if jax.process_count() == 1:
         return number
     return int(multihost_utils.process_allgather(np.int32(number or 0)).max()) or None
+
+
+def _check(config: Config) -> None:
+    """Raises OptionError where JAX would end in a traceback, or crash."""
+    if config.coordinator is None:
+        return
+    _, colon, port = config.coordinator.rpartition(":")
+    if not colon or not port.isdecimal():
+        raise OptionError(f"--coordinator must be HOST:PORT, got {config.coordinator}")
+    if config.process_id == 0:
+        try:
+            socket.create_server(("", int(port))).close()
+        except (OSError, OverflowError) as error:
+            raise OptionError(f"--coordinator {config.coordinator}: {error}") from None
 
 
 def _filter_last_words() -> None:

@@ -11,6 +11,8 @@ import sys
 from collections.abc import Iterable
 from typing import TextIO
 
+# The service's first line: it has heard of, or found, what ends the process.
+SPEAKS = re.compile(r"[EF]\d{4} .*(coordination_service|the JAX distributed service)")
 RESUME = "the same command, for all processes, resumes"
 
 
@@ -18,7 +20,7 @@ def main(lines: Iterable[str], out: TextIO) -> None:
     """Passes lines on until the service speaks; explains what it says when it has said all."""
     ending: list[str] = []
     for line in lines:
-        if ending or re.match(r"[EF]\d{4} .*coordination_service", line):
+        if ending or SPEAKS.match(line):
             ending.append(line)
         else:
             out.write(line)
@@ -31,7 +33,7 @@ def explain(words: str) -> str:
     """One line that says which process is gone, or the words if they are of something else."""
     dead = re.search(r"stopped sending heartbeats\):\s*([\d,\s]+)", words)
     if dead:
-        numbers = re.findall(r"\d+", dead[1])
+        numbers = sorted(re.findall(r"\d+", dead[1]), key=int)
         gone = (
             f"process {numbers[0]} is"
             if len(numbers) == 1
@@ -43,6 +45,8 @@ def explain(words: str) -> str:
             "error: process 0 is gone, or ended when it lost another (see its own last line); "
             f"{RESUME}\n"
         )
+    if "CoordinationService/RegisterTask" in words:
+        return "error: not all processes were there in time\n"
     return words
 
 
