@@ -20,24 +20,25 @@ from typing import Any
 # Of the machine that this is, not of a TPU's; before JAX is imported.
 os.environ |= {"TPU_SKIP_MDS_QUERY": "1", "TPU_WORKER_HOSTNAMES": "localhost"}
 
-import flax.linen as nn  # noqa: E402
-import jax  # noqa: E402
-import jax.numpy as jnp  # noqa: E402
-import numpy as np  # noqa: E402
-from jax.experimental import topologies  # noqa: E402
-from jax.sharding import NamedSharding  # noqa: E402
-from jax.sharding import PartitionSpec as P  # noqa: E402
+import flax.linen as nn
+import jax
+import jax.numpy as jnp
+import numpy as np
+from jax.experimental import topologies
+from jax.sharding import NamedSharding
+from jax.sharding import PartitionSpec as P
 
-import jaxrnn  # noqa: E402
-from jaxrnn import training  # noqa: E402
-from jaxrnn.linen import RNN  # noqa: E402
+import jaxrnn
+from jaxrnn import training
+from jaxrnn.linen import RNN
+from jaxrnn.training.train import BATCH
 
 TIME, FEATURES, HIDDEN, CLASSES = 28, 28, 128, 10
 # Few, since XLA counts a copy of all images, which a program of many steps makes once.
 IMAGES = 1000
 # The smallest topology that has so many chips.
 TOPOLOGIES = {1: "v5e:2x2", 4: "v5e:2x2", 64: "v5e:8x8", 256: "v5e:16x16"}
-SHARE, BATCH = 100, 1024
+SHARE, FIXED = 100, 1024
 COLLECTIVES = ("all-reduce", "all-gather", "reduce-scatter", "all-to-all", "collective-permute")
 
 
@@ -47,7 +48,7 @@ class Classifier(nn.Module):
     @nn.compact
     def __call__(self, inputs: jax.Array, **_: Any) -> jax.Array:
         """Logits `[B, CLASSES]` of sequences `[B, T, I]`."""
-        outputs = RNN(jaxrnn.lstm(HIDDEN), unroll=TIME)(inputs)
+        outputs: Any = RNN(jaxrnn.lstm(HIDDEN), unroll=TIME)(inputs)
         return nn.Dense(CLASSES)(outputs[:, -1])
 
 
@@ -74,7 +75,7 @@ def compile_step(chips: int, batch: int) -> jax.stages.Compiled:
         jax.ShapeDtypeStruct((IMAGES,), np.uint8),
     )
     indices = jax.ShapeDtypeStruct(
-        (1, batch), np.int32, sharding=NamedSharding(mesh, P(None, training.train.BATCH))
+        (1, batch), np.int32, sharding=NamedSharding(mesh, P(None, BATCH))
     )
     state = on_chips(jax.eval_shape(initial, key))
     arguments = state, on_chips(key), {}, on_chips(examples), indices
@@ -95,15 +96,17 @@ def collectives(text: str) -> tuple[str, int]:
 
 def main() -> int:
     """Prints the table."""
-    print("| chips | batch | a chip's share | GFLOP a chip | MB accessed a chip | collectives | MB |")
+    print(
+        "| chips | batch | a chip's share | GFLOP a chip | MB accessed a chip | collectives | MB |"
+    )
     print("| --- | --- | --- | --- | --- | --- | --- |")
     cases = [(chips, SHARE * chips) for chips in TOPOLOGIES]
-    cases += [(chips, BATCH) for chips in TOPOLOGIES]
+    cases += [(chips, FIXED) for chips in TOPOLOGIES]
     for chips, batch in cases:
         started = time.perf_counter()
         compiled = compile_step(chips, batch)
         cost: Any = compiled.cost_analysis()
-        kinds, size = collectives(compiled.as_text())
+        kinds, size = collectives(compiled.as_text() or "")
         print(
             f"| {chips} | {batch:,} | {batch // chips} | {cost['flops'] / 1e9:.4f} "
             f"| {cost['bytes accessed'] / 1e6:.1f} | {kinds} | {size / 1e6:.3f} |",

@@ -56,13 +56,12 @@ ENDS_WITHIN = 60
 pytestmark = pytest.mark.usefixtures("standard_promotion")
 
 
-def launch(out, count, each=1, config=SMALL, last_signal=0, last_words=()):
+def launch(out, count, each=1, config=SMALL, last_signal=0, last_words=(), slurm=False):
     """`count` processes with `each` devices; the last has a signal and options of its own."""
     with socket.socket() as free:
         free.bind(("localhost", 0))
-        coordinator = f"localhost:{free.getsockname()[1]}"
-    words = ["--out", str(out), "--coordinator", coordinator, "--num-processes", str(count)]
-    words += ["--devices", str(each)]
+        port = str(free.getsockname()[1])
+    words = ["--out", str(out), "--devices", str(each)]
     for field in dataclasses.fields(config):
         value = getattr(config, field.name)
         if value != field.default and field.name not in ("out", "devices"):
@@ -72,7 +71,20 @@ def launch(out, count, each=1, config=SMALL, last_signal=0, last_words=()):
     for process in range(count):
         last = process == count - 1
         start = [sys.executable, "-c", WITHOUT_PICTURES, str(int(last_signal) if last else 0)]
-        own = ["--process-id", str(process), *(last_words if last else ())]
+        if slurm:
+            own = ["--distributed"]
+            environment |= {
+                "SLURM_JOB_ID": "1",
+                "SLURM_STEP_NODELIST": "localhost",
+                "SLURM_NTASKS": str(count),
+                "SLURM_PROCID": str(process),
+                "SLURM_LOCALID": str(process),
+                "JAX_COORDINATOR_PORT": port,
+            }
+        else:
+            own = ["--coordinator", f"localhost:{port}", "--num-processes", str(count)]
+            own += ["--process-id", str(process)]
+        own += last_words if last else []
         processes.append(
             subprocess.Popen(
                 [*start, str(SCRIPT), *words, *own],
@@ -146,6 +158,15 @@ def test_stopped_together_they_resume_bit_for_bit(count, each, tmp_path, monkeyp
     assert "resuming from step 20" in output[0]
     assert_same(contents(tmp_path / "run"), contents(tmp_path / "whole"))
     assert_close(contents(tmp_path / "run"), alone(tmp_path / "one", count * each, monkeypatch))
+
+
+@pytest.mark.slow
+def test_slurm_names_the_processes(tmp_path):
+    config = dataclasses.replace(SMALL, steps=20)
+    codes, output, errors = ends(launch(tmp_path / "run", 2, config=config, slurm=True))
+    assert codes == [0, 0], errors
+    assert "device: 2 × cpu" in output[0]
+    assert output[1] == ""
 
 
 @pytest.mark.slow
