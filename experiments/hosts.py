@@ -38,9 +38,10 @@ HEARTBEAT_SECONDS = 20
 PATIENCE_SECONDS = 3600
 # Options in which the processes may differ.
 OWN = ("data_dir", "process_id")
-# What JAX raises when another process is gone, in some of its words.
-_decisions = itertools.count()
+# Words of what JAX and orbax raise when another process is gone.
 FROM_OUTSIDE = re.compile("gloo|nccl|coordination|barrier|unavailable|heartbeat", re.IGNORECASE)
+
+_decisions = itertools.count()
 
 
 @contextlib.contextmanager
@@ -75,7 +76,7 @@ def join(config: Config) -> Iterator[int]:
         ) from None
     except RuntimeError as error:
         raise OptionError(f"the processes did not meet: {str(error).splitlines()[0]}") from None
-    if distributed.global_state.process_id:
+    if distributed.global_state.process_id:  # not even what Gloo says there
         os.dup2(os.open(os.devnull, os.O_WRONLY), 1)
     try:
         yield distributed.global_state.num_processes

@@ -91,9 +91,7 @@ def train(
     if (restored := checkpoints.restore(start)) is not None:
         step, start = restored
         console.print(f"resuming from step {step} of {config.out}")
-    records = hosts.decide(lambda: run.rewind_metrics(step))
-    best = max((record["validation_accuracy"] or 0 for record in records), default=0)
-    seconds_before = records[-1]["seconds"] if records else 0.0
+    best, seconds_before = hosts.decide(lambda: rewind(run, step))
     evaluations = {"test": experiment.test}
     if len(experiment.validation[1]):
         evaluations["validation"] = experiment.validation
@@ -143,6 +141,13 @@ def train(
                 )
                 return seconds, 128 + signal
     return seconds, 0
+
+
+def rewind(run: Run, step: int) -> tuple[float, float]:
+    """Drops the records after a step; returns the best validation accuracy and seconds until it."""
+    records = run.rewind_metrics(step)
+    best = max((record["validation_accuracy"] or 0 for record in records), default=0)
+    return best, records[-1]["seconds"] if records else 0.0
 
 
 def draw(
