@@ -163,13 +163,13 @@ def _check(config: Config) -> None:
     """Raises OptionError where JAX would end in a traceback, or crash."""
     if config.coordinator is None:
         return
-    _, colon, port = config.coordinator.rpartition(":")
-    if not colon or not port.isdecimal():
+    host, _, port = config.coordinator.rpartition(":")
+    if not host or not port.isdecimal() or int(port) > 65535:
         raise OptionError(f"--coordinator must be HOST:PORT, got {config.coordinator}")
     if config.process_id == 0:
         try:
             socket.create_server(("", int(port))).close()
-        except (OSError, OverflowError) as error:
+        except OSError as error:
             raise OptionError(f"--coordinator {config.coordinator}: {error}") from None
 
 
