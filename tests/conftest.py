@@ -17,6 +17,9 @@ if "PYTEST_XDIST_WORKER" not in os.environ:
         "JAX_PERSISTENT_CACHE_MIN_COMPILE_TIME_SECS": "0",
         "JAX_PERSISTENT_CACHE_MIN_ENTRY_SIZE_BYTES": "-1",
         "JAX_DISABLE_MOST_OPTIMIZATIONS": "1",
+        # Interpreted, each warpgroup of a GPU's kernel takes one of XLA's threads and waits for the
+        # others; with as many threads as a small machine has cores they would wait for ever.
+        "NPROC": "16",
     }
     # Each version has flags of its own for compiling sooner, and ends the process at unknown ones.
     version = tuple(map(int, importlib.metadata.version("jaxlib").split(".")[:2]))

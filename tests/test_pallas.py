@@ -18,7 +18,7 @@ from test_fused import slow_cell
 
 import jaxrnn
 from jaxrnn import backends
-from jaxrnn.backends import BACKENDS, pallas, states
+from jaxrnn.backends import BACKENDS, elementwise, pallas, states
 from jaxrnn.backends.pallas import gpu, tpu
 from jaxrnn.backends.steps import Steps
 
@@ -170,6 +170,26 @@ def test_high_and_low_halves_give_a_float32_product():
     whole = high.astype(jnp.float32) + low.astype(jnp.float32)
     np.testing.assert_allclose(whole, normal(1, 64, 64), rtol=2e-5)
     assert abs(low).max() > 1e-4
+
+
+@pytest.mark.parametrize(
+    ("hidden_size", "capability", "precision", "fits"),
+    [
+        (128, "9.0", None, True),
+        (128, "9.0", "tensorfloat32", True),
+        (128, "9.0", "highest", False),
+        (128, "8.0", None, False),
+        (256, "9.0", None, False),
+    ],
+)
+def test_where_a_gpu_takes_the_kernels(monkeypatch, hidden_size, capability, precision, fits):
+    card = types.SimpleNamespace(compute_capability=capability)
+    monkeypatch.setattr(jax, "devices", lambda platform=None: [card])
+    kernel = jax.ShapeDtypeStruct((hidden_size, 4 * hidden_size), jnp.float32)
+    given = elementwise.ForwardInputs(kernel, *[()] * 5)
+    step = elementwise.Step(CELLS["lstm"].gate, None, None)
+    with jax.default_matmul_precision(precision):
+        assert gpu.fits(given, step) == fits
 
 
 def mixing(params, z, state):

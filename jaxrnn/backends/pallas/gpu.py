@@ -43,7 +43,9 @@ MOST_WARPGROUPS = 8  # of a block, of the 1,024 threads that it may have
 
 
 def fits(given: ForwardInputs | BackwardInputs, step: Step) -> bool:
-    """Whether a block has room for the products, and they are precise enough."""
+    """Whether the card has `wgmma`, a block the room, and the products are precise enough."""
+    if not _is_hopper():
+        return False
     if given.kernel is None:
         return True
     units = min(given.kernel.shape)
@@ -53,6 +55,15 @@ def fits(given: ForwardInputs | BackwardInputs, step: Step) -> bool:
     factors = gates if isinstance(given, BackwardInputs) else 1
     room = _Room(gates, units, 1 if bfloat16 else 2, factors)
     return room.enough and (bfloat16 or asked not in ("highest", "float32"))
+
+
+def _is_hopper() -> bool:
+    """Whether the attached GPUs have `wgmma`; True if none is attached, where nothing is known."""
+    try:
+        devices = jax.devices("cuda")
+    except RuntimeError:
+        return True
+    return all(str(device.compute_capability).startswith("9.") for device in devices)
 
 
 def forward(
