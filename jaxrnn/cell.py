@@ -114,7 +114,7 @@ class Gate(NamedTuple):
             z if products is None or name in self.separate else z + products[index]
             for index, (name, z) in enumerate(zip(self.names, drives, strict=True))
         ]
-        if not self.separate:
+        if products is None or not self.separate:
             return (_named(self.names)(*together),)
         apart = [products[self.names.index(name)] for name in self.separate]
         return _named(self.names)(*together), _named(self.separate)(*apart)

@@ -209,8 +209,8 @@ class Step(NamedTuple):
         """
         first, *others = d_before
         if d_hidden is not None:
-            dropped = now.dropout_mask is not None
-            first = first + (d_hidden * now.dropout_mask if dropped else d_hidden)
+            mask = now.dropout_mask
+            first = first + (d_hidden if mask is None else d_hidden * mask)
         d_before = [first, *others]
         if now.resets is None:
             return d_before, []
@@ -269,7 +269,8 @@ def refusal(gate: Gate, weights: Params, state: State) -> str | None:
     if any(jnp.ndim(constant) for constant in jaxpr.consts):
         return "its gate closes over an array"
     for equation in _equations(jaxpr.jaxpr):
-        shapes = {variable.aval.shape for variable in (*equation.invars, *equation.outvars)}
+        avals: list[Any] = [each.aval for each in (*equation.invars, *equation.outvars)]
+        shapes = {aval.shape for aval in avals}
         if equation.primitive.name not in _ELEMENTWISE or not shapes <= {(), tile.shape}:
             return f"{equation.primitive.name} in its gate is not known to be elementwise"
     return None

@@ -113,14 +113,16 @@ def run(
         leaf = _extend(leaf.reshape(shape), leading, tile[0])
         return _extend(leaf, -1, tile[1]) if leaf.ndim > leading + 1 else leaf
 
-    begun = jax.tree.map(tiles, (start, reset_state))
+    begun = [jax.tree.map(tiles, each) for each in (start, reset_state)]
     inputs = _extend(steps.inputs.reshape(time, examples, steps.inputs.shape[-1]), 1, tile[0])
     masks = steps._replace(inputs=None, zoneout_mask=_for_examples(steps.zoneout_mask, batch))
     steps = jax.tree.map(partial(tiles, leading=1), masks)._replace(inputs=inputs)
-    padded = _padded(params, units, len(cell.gate.names), tile[1])
-    step = Step(cell.gate, *map(jax.tree.structure, (start, elementwise(padded))))
+    gate: Any = cell.gate
+    padded = _padded(params, units, len(gate.names), tile[1])
+    step = Step(gate, jax.tree.structure(start), jax.tree.structure(elementwise(padded)))
     # What is added has no part in the outputs, so the gradients that come back to it are zeros.
-    outputs, state = _sequence(kernels, step, dtype, unroll, padded, *begun, steps)
+    run: Any = _sequence
+    outputs, state = run(kernels, step, dtype, unroll, padded, *begun, steps)
     cut = lambda leaf: leaf[..., :examples, :units].reshape(*leaf.shape[:-2], *batch, units)  # noqa: E731
     return cut(outputs), jax.tree.map(cut, state)
 
@@ -204,13 +206,13 @@ def _sequence_backward(kernels, step, dtype, unroll, residuals, cotangents):
     if steps.resets is not None:
         again = jax.tree.map(lambda leaf: leaf[None], reset_state)
         before = select(steps.resets, again, before)
-    hidden, recurrent = recurrent_input(steps, before), None
-    if cast.recurrent_kernel is not None:
-        recurrent = product(hidden, cast.recurrent_kernel)
+    hidden, kernel, recurrent = recurrent_input(steps, before), cast.recurrent_kernel, None
+    if kernel is not None:
+        recurrent = product(hidden, kernel)
     drive = affine(steps.inputs, cast.kernel, cast.bias)
     arguments = gate.arguments(drive, recurrent)
     given = BackwardInputs(
-        None if recurrent is None else cast.recurrent_kernel.T,
+        None if kernel is None else kernel.T,
         jax.tree.leaves(elementwise(params)),
         [jnp.concatenate(argument, axis=-1) for argument in arguments],
         jax.tree.leaves(before),

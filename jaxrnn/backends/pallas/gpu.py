@@ -22,6 +22,7 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 from jax import lax
+from jax.core import Tracer
 from jax.experimental import pallas as pl
 from jax.experimental.pallas import mosaic_gpu as plgpu
 from jax.extend.core import Literal
@@ -221,14 +222,13 @@ def _call(body, operand, factors, inputs, outputs, interpret):
         outputs = output_structure.unflatten(outputs)
         columns = pl.ds(lax.axis_index("warpgroup") * UNITS, UNITS)
         rows = pl.ds(lax.axis_index("block") * EXAMPLES, EXAMPLES)
-        if room is None:
-            body(inputs, outputs, None, columns, rows)
-            return
 
         def scoped(**scratch):
-            body(inputs, outputs, _Products(room, run, halves, scratch), columns, rows)
+            products = _Products(room, run, halves, scratch) if room else None
+            body(inputs, outputs, products, columns, rows)
 
-        pl.run_scoped(scoped, collective_axes="warpgroup", **room.scratch())
+        scratch = room.scratch() if room else {}
+        pl.run_scoped(scoped, collective_axes="warpgroup", **scratch)
 
     @jax.custom_batching.custom_vmap
     def call(*operands):
@@ -253,7 +253,7 @@ def _call(body, operand, factors, inputs, outputs, interpret):
                 for each in shapes
             ),
             mesh=mesh,
-            interpret=plgpu.InterpretGPUParams() if interpret else False,
+            interpret=_interpreted() if interpret else False,
             compiler_params=params,
         )(*jax.tree.leaves((inputs, halves)))
 
@@ -388,7 +388,7 @@ class _Products:
             return [total[...] for total in totals]
 
         count = room.gates if apart else 1
-        result = pl.run_scoped(body, *[plgpu.ACC(TILE, jnp.float32)] * count)
+        result = pl.run_scoped(body, *[plgpu.WGMMAAccumulatorRef(TILE, jnp.float32)] * count)
         self._meet()  # before anyone shares the next tiles
         return result
 
@@ -439,6 +439,10 @@ def _halves(x: Array, count: int) -> list[Array]:
     return [high] if count == 1 else [high, (x - high.astype(x.dtype)).astype(jnp.bfloat16)]
 
 
+def _interpreted() -> Any:
+    return plgpu.InterpretGPUParams()  # pyright: ignore[reportAttributeAccessIssue]
+
+
 def _repeat(count: int, function: Callable) -> None:
     lax.fori_loop(0, count, lambda index, _: function(index, index=index), None)
 
@@ -455,7 +459,9 @@ def _load(reference):
 def _store(reference, value):
     # A tile's rows are half of a cache line. Before JAX 0.12 no store minded.
     if hasattr(plgpu, "store"):
-        plgpu.store(reference, value, optimized=False)
+        plgpu.store(  # pyright: ignore[reportAttributeAccessIssue]
+            reference, value, optimized=False
+        )
     else:
         reference[...] = value
 
@@ -467,7 +473,7 @@ def _masks(masks: Masks, t, columns, rows) -> Masks:
     return Masks(flags, dropout, [_load(leaf.at[t, columns, rows]) for leaf in masks.zoneout])
 
 
-def _turned(x, gates=None):
+def _turned(x, gates=None) -> Any:
     """Arrays `[…, N, H]` as `[…, H, N]`, or one `[…, N, G·H]` as `[…, G, H, N]`."""
     if gates is None:
         return jax.tree.map(lambda leaf: jnp.swapaxes(leaf, -1, -2), list(x))
@@ -531,7 +537,7 @@ def _evaluate(jaxpr, consts, arguments):
             made = given
         elif name == "broadcast_in_dim" and jnp.ndim(given[0]) == 0:
             made = [jnp.full(shape, given[0], equation.outvars[0].aval.dtype)]
-        elif name == "convert_element_type" and not isinstance(given[0], jax.core.Tracer):
+        elif name == "convert_element_type" and not isinstance(given[0], Tracer):
             made = [np.asarray(given[0], equation.params["new_dtype"])[()]]
         else:
             made = equation.primitive.bind(*given, **equation.params)

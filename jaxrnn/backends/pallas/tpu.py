@@ -66,7 +66,7 @@ def forward(
         def _():
             _write(last, after)
 
-    kinds = ForwardInputs("whole", "whole", "timed", "block", "block", "timed")
+    kinds = ("whole", "whole", "timed", "block", "block", "timed")
     outputs = sequences, [_like(leaf) for leaf in last]
     return _call(
         kernel,
@@ -120,7 +120,7 @@ def backward(
             _write([*d_weights, *d_reset], _read(sums))
             _write(d_start, d_before)
 
-    kinds = BackwardInputs("whole", "whole", "timed", "timed", "timed", "block", "timed")
+    kinds = ("whole", "whole", "timed", "timed", "timed", "block", "timed")
     blocks = [_like(leaf) for leaf in given.d_state]
     per_example = blocks[:1] * len(given.weights)
     outputs = per_example, [_like(z) for z in given.arguments], blocks, blocks if resets else []
@@ -153,6 +153,7 @@ def _call(kernel, given, kinds, outputs, output_kinds, scratch, *, time, reverse
         reverse: Whether the last step comes first.
         interpret: Whether to interpret the kernel.
     """
+    as_given = type(given)
     given = given._replace(weights=[leaf[None] for leaf in given.weights])
     block = _block(given, kinds, outputs, output_kinds, scratch)
 
@@ -171,9 +172,7 @@ def _call(kernel, given, kinds, outputs, output_kinds, scratch, *, time, reverse
         ]
 
     call = pl.pallas_call(
-        lambda given, *rest: kernel(
-            type(kinds)(*given), rest[: len(outputs)], rest[len(outputs) :][0]
-        ),
+        lambda given, *rest: kernel(as_given(*given), rest[:-1], rest[-1]),
         out_shape=list(outputs),
         grid=(scratch[0].shape[0] // block, time),
         in_specs=[specs(kinds, given)],
