@@ -121,8 +121,8 @@ def run(
     padded = _padded(params, units, len(gate.names), tile[1])
     step = Step(gate, jax.tree.structure(start), jax.tree.structure(elementwise(padded)))
     # What is added has no part in the outputs, so the gradients that come back to it are zeros.
-    run: Any = _sequence
-    outputs, state = run(kernels, step, dtype, unroll, padded, *begun, steps)
+    sequence: Any = _sequence
+    outputs, state = sequence(kernels, step, dtype, unroll, padded, *begun, steps)
     cut = lambda leaf: leaf[..., :examples, :units].reshape(*leaf.shape[:-2], *batch, units)  # noqa: E731
     return cut(outputs), jax.tree.map(cut, state)
 
