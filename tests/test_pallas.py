@@ -203,6 +203,37 @@ def closing_over(params, z, state):
     return jaxrnn.RNNState(z.a * jnp.broadcast_to(jnp.asarray(TABLE), z.a.shape))
 
 
+ONE = jnp.ones(())
+
+
+def closing_over_a_number(params, z, state):
+    return jaxrnn.RNNState(z.a * ONE)
+
+
+def of_a_shape(params, z, state):
+    return jaxrnn.RNNState(z.a / z.a.shape[-1])
+
+
+@jax.custom_jvp
+def mixed_backwards(x):
+    return jnp.tanh(x)
+
+
+@mixed_backwards.defjvp
+def _(x, dx):
+    return jnp.tanh(*x), dx[0] - dx[0].mean(-1, keepdims=True)
+
+
+def with_peepholes(gate):
+    lstm = jaxrnn.lstm(H, peephole=True)
+    return jaxrnn.gated(gate, "i f g o", lstm.init, lstm.initial_state)
+
+
+def twice_a_peephole(params, z, state):
+    first = (2 * params.peephole[:1])[0]
+    return jaxrnn.LSTMState(jnp.tanh(z.i + jnp.broadcast_to(first, z.i.shape)), state.cell)
+
+
 def user_cell(gate):
     rnn = jaxrnn.rnn(H)
     return jaxrnn.gated(gate, "a", rnn.init, rnn.initial_state)
@@ -215,9 +246,20 @@ def user_cell(gate):
         (jaxrnn.lstm(H), jnp.bfloat16, "it needs float32"),
         (jaxrnn.lstm(2000), jnp.float32, "the recurrent kernel takes 64 MiB"),
         (user_cell(mixing), jnp.float32, "in its gate is not known to be elementwise"),
-        (user_cell(closing_over), jnp.float32, "its gate closes over an array"),
+        (user_cell(closing_over), jnp.float32, r"not run on single tiles.*\[4\].*units\]$"),
+        (user_cell(closing_over_a_number), jnp.float32, "its gate closes over an array"),
+        (user_cell(of_a_shape), jnp.float32, "in its gate is not known to be elementwise"),
+        (
+            user_cell(lambda params, z, state: jaxrnn.RNNState(mixed_backwards(z.a))),
+            jnp.float32,
+            "in its gate is not known to be elementwise",
+        ),
+        (with_peepholes(twice_a_peephole), jnp.float32, "does not run on single tiles"),
     ],
-    ids=["step", "bfloat16", "large", "mixes", "closes over"],
+    ids=[
+        *("step", "bfloat16", "large", "mixes", "closes over", "closes over a number"),
+        *("takes a shape", "mixes backwards", "multiplies parts"),
+    ],
 )
 def test_what_it_cannot_compute_is_refused(cell, dtype, words):
     params = jax.eval_shape(lambda: cell.init(jax.random.key(0), I, dtype))

@@ -6,12 +6,13 @@ gate sees and the masks, so an elementwise gate serves both kinds of tile, `[N, 
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterator, Sequence
-from functools import partial
+from collections.abc import Callable, Iterable, Iterator, Sequence
+from functools import lru_cache, partial
 from typing import Any, NamedTuple
 
 import jax
 import jax.numpy as jnp
+from jax import export
 from jax.extend.core import Jaxpr, JaxprEqn
 from jaxtyping import Array
 
@@ -239,6 +240,7 @@ def tiles(weights: Sequence[Array], like: Array) -> list[Array]:
 # Primitives that treat each unit of each example alone, and that the compilers of kernels know.
 _ELEMENTWISE = {
     *("add", "sub", "mul", "div", "neg", "abs", "sign", "max", "min", "square", "integer_pow"),
+    "one_minus_square",
     *("exp", "exp2", "log", "tanh", "logistic", "sqrt", "rsqrt", "sin", "cos"),
     *("eq", "ne", "lt", "le", "gt", "ge", "and", "or", "not", "select_n", "clamp"),
     *("convert_element_type", "stop_gradient", "copy", "add_any", "broadcast_in_dim"),
@@ -254,19 +256,40 @@ def refusal(gate: Gate, weights: Params, state: State) -> str | None:
         weights: The parameters that it sees.
         state: A state, leaves `[..., H]`.
     """
-    size = jax.tree.leaves(state)[0].shape[-1]
+    hidden = jax.tree.leaves(state)[0]
+    size = hidden.shape[-1]
     weights = each_alone(weights)
     for leaf in jax.tree.leaves(weights):
         if leaf.shape not in ((), (size,)):
             return f"its gate sees a parameter of shape {leaf.shape}, which does not end in {size}"
-    tile = jax.ShapeDtypeStruct((3, size), jnp.float32)  # any number of examples
-    tiles = [tile] * len(gate.names)
-    weights, state = jax.tree.map(lambda _: tile, (weights, state))
+    structures = jax.tree.structure(weights), jax.tree.structure(state)
     try:
-        jaxpr = jax.make_jaxpr(lambda w, z, s: gate(w, gate.named(z, z), s))(weights, tiles, state)
+        hash(gate)
+    except TypeError:  # a user's function that is no plain one
+        return _refusal.__wrapped__(gate, *structures, hidden.dtype)
+    return _refusal(gate, *structures, hidden.dtype)
+
+
+@lru_cache(maxsize=256)
+def _refusal(gate, weights, state, dtype):
+    # A tile is of no certain size, so what a gate takes from a shape is none of these primitives.
+    tile = jax.ShapeDtypeStruct(export.symbolic_shape("examples, units"), dtype)
+
+    def gradient(weights, z, state, d_after):
+        run = lambda w, z, s: gate(w, gate.named(z, z), s)  # noqa: E731
+        after, pullback = jax.vjp(run, weights, z, state)
+        return after, pullback(d_after)
+
+    def tiles(structure):
+        return structure.unflatten([tile] * structure.num_leaves)
+
+    given = tiles(weights), [tile] * len(gate.names), tiles(state), tiles(state)
+    try:
+        jaxpr = jax.make_jaxpr(gradient)(*given)
     except Exception as error:  # whatever a gate raises that computes with more than tiles
-        return f"its gate does not run on single tiles: {error}"
-    if any(jnp.ndim(constant) for constant in jaxpr.consts):
+        reason, *_ = str(error).splitlines() or [type(error).__name__]
+        return f"its gate does not run on single tiles: {reason}"
+    if jaxpr.consts:
         return "its gate closes over an array"
     for equation in _equations(jaxpr.jaxpr):
         avals: list[Any] = [each.aval for each in (*equation.invars, *equation.outvars)]
@@ -276,14 +299,41 @@ def refusal(gate: Gate, weights: Params, state: State) -> str | None:
     return None
 
 
-def each_alone(weights: Params) -> Params:
-    """Parameters with more than one axis, such as peepholes `[3, H]`, as tuples of their parts.
+@jax.tree_util.register_pytree_node_class
+class Parts:
+    """The parts of a parameter with more than one axis, by index or in turn.
 
-    A gate may take their parts, by index or in turn, which no kernel could cut out of an array.
+    It is no tuple, whose `+` and `*` are not those of an array.
+    """
+
+    def __init__(self, parts: Iterable[Any]):
+        self.parts = tuple(parts)
+
+    def __len__(self) -> int:
+        return len(self.parts)
+
+    def __getitem__(self, index: Any) -> Any:
+        found = self.parts[index]
+        return Parts(found) if isinstance(index, slice) else found
+
+    def tree_flatten(self) -> tuple[tuple, None]:
+        """As JAX asks for it."""
+        return self.parts, None
+
+    @classmethod
+    def tree_unflatten(cls, _: None, parts: Iterable[Any]) -> Parts:
+        """As JAX asks for it."""
+        return cls(parts)
+
+
+def each_alone(weights: Params) -> Params:
+    """Parameters with more than one axis, such as peepholes `[3, H]`, as `Parts`.
+
+    No kernel could cut these out of an array.
     """
 
     def parts(leaf):
-        return leaf if leaf.ndim < 2 else tuple(map(parts, leaf))
+        return leaf if leaf.ndim < 2 else Parts(map(parts, leaf))
 
     return jax.tree.map(parts, weights)
 
