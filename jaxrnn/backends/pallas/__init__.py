@@ -12,6 +12,7 @@ from __future__ import annotations
 from functools import partial
 from typing import Any
 
+import jax
 import jax.numpy as jnp
 from jax import lax
 from jaxtyping import Array, Float
@@ -45,7 +46,10 @@ def supports(cell: Cell, params: Params, state: State, steps: Steps, dtype: Any)
 
 
 def _on_platform(direction: str, given: Any, **options: Any) -> Any:
-    """Runs the kernel of the platform that the program is lowered for."""
+    """Runs the kernel of the platform that the program is lowered for.
+
+    A kernel has no derivative; second derivatives are those of the loop of XLA.
+    """
     # Pallas takes a quarter of a second to import.
     from jaxrnn.backends.pallas import gpu, tpu
 
@@ -53,7 +57,13 @@ def _on_platform(direction: str, given: Any, **options: Any) -> Any:
         return partial(getattr(module, direction), **options)
 
     cuda = runs(gpu if gpu.fits(given, options["step"]) else loop)
-    return lax.platform_dependent(given, tpu=runs(tpu), cuda=cuda, default=runs(loop))
+
+    @jax.custom_jvp
+    def call(given):
+        return lax.platform_dependent(given, tpu=runs(tpu), cuda=cuda, default=runs(loop))
+
+    call.defjvp(partial(jax.jvp, runs(loop)))
+    return call(given)
 
 
 KERNELS = Kernels(partial(_on_platform, "forward"), partial(_on_platform, "backward"))
