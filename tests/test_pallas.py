@@ -18,7 +18,7 @@ from test_fused import slow_cell
 
 import jaxrnn
 from jaxrnn import backends
-from jaxrnn.backends import BACKENDS, elementwise, pallas, states
+from jaxrnn.backends import BACKENDS, elementwise, pallas
 from jaxrnn.backends.pallas import gpu, tpu
 from jaxrnn.backends.steps import Steps
 
@@ -35,13 +35,7 @@ INTERPRETED = {"tpu": True, "gpu": jax.__version_info__ >= (0, 11)}
 def interpreted(monkeypatch):
     """Backends by the names of `KERNELS`, whose kernels are interpreted on a CPU."""
     for name, module in KERNELS.items():
-        kernels = states.Kernels(
-            functools.partial(module.forward, interpret=True),
-            functools.partial(module.backward, interpret=True),
-        )
-        run = functools.partial(pallas.run, kernels=kernels)
-        backend = types.SimpleNamespace(supports=pallas.supports, run=run)
-        monkeypatch.setitem(BACKENDS, name, backend)
+        monkeypatch.setitem(BACKENDS, name, pallas.interpreted(module))
 
 
 def normal(*shape, seed=0):

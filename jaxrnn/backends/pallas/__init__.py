@@ -10,6 +10,7 @@ XLA runs instead.
 from __future__ import annotations
 
 from functools import partial
+from types import ModuleType, SimpleNamespace
 from typing import Any
 
 import jax.numpy as jnp
@@ -54,6 +55,18 @@ def _on_platform(direction: str, given: Any, **options: Any) -> Any:
 
     cuda = runs(gpu if gpu.fits(given, options["step"]) else loop)
     return lax.platform_dependent(given, tpu=runs(tpu), cuda=cuda, default=runs(loop))
+
+
+def interpreted(module: ModuleType) -> SimpleNamespace:
+    """A backend whose kernels, those of `tpu` or `gpu`, are interpreted on any platform.
+
+    It is slow, and for a GPU's kernels XLA needs more threads than a block has warpgroups (the
+    environment variable NPROC) and JAX 0.11. Put it among `jaxrnn.backends.BACKENDS` to use it.
+    """
+    kernels = Kernels(
+        partial(module.forward, interpret=True), partial(module.backward, interpret=True)
+    )
+    return SimpleNamespace(supports=supports, run=partial(run, kernels=kernels))
 
 
 KERNELS = Kernels(partial(_on_platform, "forward"), partial(_on_platform, "backward"))
