@@ -39,6 +39,7 @@ from jaxrnn.backends.pallas.elementwise import (
 UNITS = 64  # of a warpgroup
 TILE = UNITS, EXAMPLES
 SHARED_BYTES = 232_448 - 2048  # of a block, less what the compiler takes
+SAME = {"copy", "reshape", "reshard", "stop_gradient"}  # if the shape stays
 MOST_WARPGROUPS = 8  # of a block, of the 1,024 threads that it may have
 
 
@@ -516,8 +517,10 @@ def _evaluate(jaxpr, consts, arguments):
             made = _evaluate(inner.jaxpr, inner.consts, given)
         elif name == "add_any":
             made = [given[0] + given[1]]
-        elif name in ("copy", "reshape", "reshard") and jnp.shape(given[0]) == shape:
+        elif name in SAME and jnp.shape(given[0]) == shape:
             made = given
+        elif name == "integer_pow" and equation.params["y"] < -1:  # autodiff makes it of a quotient
+            made = [1 / given[0] ** -equation.params["y"]]
         elif name == "broadcast_in_dim" and jnp.ndim(given[0]) == 0:
             made = [jnp.full(shape, given[0], equation.outvars[0].aval.dtype)]
         elif name == "convert_element_type" and not isinstance(given[0], jax.core.Tracer):
