@@ -1,0 +1,163 @@
+"""The programs of training and evaluation, compiled for devices that are not here.
+
+Sizes are those of the tutorial (28 steps of 28 features, 128 units), with few examples a device.
+"""
+
+from functools import partial
+
+import jax
+import jax.export
+import jax.numpy as jnp
+import numpy as np
+from jax import lax
+from jax.sharding import Mesh, NamedSharding
+from jax.sharding import PartitionSpec as P
+
+import jaxrnn
+from jaxrnn import training
+from jaxrnn.linen import RNN, Classifier, Stack
+from jaxrnn.training.predict import _predict
+from jaxrnn.training.train import BATCH, RUN, Trainer, TrainState, train_step
+
+TIME, FEATURES, UNITS = 28, 28, 128
+EXAMPLES = 16  # of a batch, for each device
+CHUNK = 5  # steps
+OPTIMIZER = training.optimizer(1e-3)
+
+
+def mesh(devices, runs=1):
+    """A mesh as `jaxrnn.training.make_mesh` makes it."""
+    return Mesh(np.array(devices).reshape(runs, -1), (RUN, BATCH))
+
+
+def on(mesh, tree, *spec):
+    """Shapes of arrays that are on the devices of a mesh."""
+    sharding = NamedSharding(mesh, P(*spec))
+    return jax.tree.map(
+        lambda leaf: jax.ShapeDtypeStruct(leaf.shape, leaf.dtype, sharding=sharding), tree
+    )
+
+
+def array(*shape, dtype=jnp.float32):
+    return jax.ShapeDtypeStruct(shape, dtype)
+
+
+def one_step(mesh, cell, implementation, **options):
+    """The gradient and Adam for one layer, with lengths and resets."""
+    layer = RNN(cell, implementation=implementation, **options)
+
+    def loss(model, params, batch, key):
+        inputs, lengths, resets = batch
+        outputs = model.apply({"params": params}, inputs, seq_lengths=lengths, resets=resets)
+        return (outputs**2).mean()
+
+    def init():
+        inputs = jnp.zeros((1, 1, FEATURES))
+        params = RNN(cell, implementation="scan").init(jax.random.key(0), inputs)["params"]
+        return TrainState(jnp.int32(0), params, OPTIMIZER.init(params))
+
+    batch = (
+        array(EXAMPLES, TIME, FEATURES),
+        array(EXAMPLES, dtype=jnp.int32),
+        array(EXAMPLES, TIME, dtype=bool),
+    )
+    step = jax.jit(partial(train_step, layer, OPTIMIZER, loss_fn=loss))
+    return step.lower(*on(mesh, (jax.eval_shape(init), batch))).compile()
+
+
+def classifier(cell, implementation=None, **stack):
+    return Classifier(Stack(cell, implementation=implementation, **stack), 10)
+
+
+def _run(mesh, model, seeds):
+    """A trainer, its runs' shapes, and the partitions of what each run has of its own."""
+    trainer = Trainer(training.Fixed(model, OPTIMIZER), mesh=mesh)
+    key = jax.eval_shape(lambda: training.run_keys(0 if seeds is None else range(seeds)))
+    inputs = array(1, TIME, FEATURES)
+    state = jax.eval_shape(partial(Trainer.init, trainer), key, {}, inputs)
+    own = () if seeds is None else (RUN,)
+    return trainer, on(mesh, state, *own), on(mesh, key, *own), own
+
+
+def _examples(mesh, count, *spec):
+    images = array(count, TIME, FEATURES, dtype=jnp.uint8)
+    return on(mesh, (images, array(count, dtype=jnp.uint8)), *spec)
+
+
+def chunk(mesh, model, seeds=None):
+    """`Trainer.advance`: some steps of one run or of several."""
+    trainer, state, key, own = _run(mesh, model, seeds)
+    each = () if seeds is None else (seeds,)
+    indices = array(*each, CHUNK, EXAMPLES * mesh.shape[BATCH], dtype=jnp.int32)
+    examples, indices = _examples(mesh, 1000), on(mesh, indices, *own, None, BATCH)
+    return Trainer.advance.lower(trainer, state, key, {}, examples, indices).compile()
+
+
+def evaluation(mesh, model, seeds=None):
+    """`Trainer.evaluate`."""
+    trainer, state, _, _ = _run(mesh, model, seeds)
+    return Trainer._sum_metric.lower(trainer, state, {}, _examples(mesh, 10_000)).compile()
+
+
+def prediction(mesh, model):
+    """`jaxrnn.training.predict`."""
+    _, state, _, _ = _run(mesh, model, None)
+    images, _ = _examples(mesh, 10_000)
+    return _predict.lower(model, mesh, state.params, (images,)).compile()
+
+
+def exported(mesh, model, platform):
+    """What experiments/export.py writes, for any batch, compiled for one."""
+    params = model.init(jax.random.key(0), jnp.zeros((1, TIME, FEATURES)))["params"]
+
+    @jax.jit
+    def classify(sequences):
+        return jax.nn.softmax(training.apply(model, params, training.scale(sequences)))
+
+    shape = jax.export.symbolic_shape(f"batch, {TIME}, {FEATURES}")
+    program = jax.export.export(classify, platforms=("cpu", "cuda", "rocm", "tpu"))(
+        jax.ShapeDtypeStruct(shape, jnp.uint8)
+    )
+    assert platform in program.platforms
+    images, _ = _examples(mesh, EXAMPLES)
+    return jax.jit(program.call).lower(images).compile()
+
+
+# Every primitive that may be in a gate, of two tiles, but for those of JAX's own making.
+PRIMITIVES = {
+    **{name: getattr(lax, name) for name in ("add", "sub", "mul", "div", "max", "min")},
+    **{
+        name: lambda x, y, function=getattr(lax, name): function(x) + y
+        for name in ("neg", "abs", "sign", "square", "exp", "exp2", "log", "tanh", "logistic")
+        + ("rsqrt", "sin", "cos", "stop_gradient")
+    },
+    **{
+        name: lambda x, y, function=getattr(lax, name): lax.select(function(x, y), x, y)
+        for name in ("eq", "ne", "lt", "le", "gt", "ge")
+    },
+    "integer_pow": lambda x, y: lax.integer_pow(x, 3) + lax.integer_pow(y, -2),
+    "and": lambda x, y: lax.select((x > 0) & (y > 0), x, y),
+    "or": lambda x, y: lax.select((x > 0) | (y > 0), x, y),
+    "select_n": lambda x, y: lax.select_n(x > 0, x, y),
+    "clamp": lambda x, y: lax.clamp(-1.0, x, 1.0) + y,
+    "convert_element_type": lambda x, y: x * lax.convert_element_type(y > 0, x.dtype),
+    "broadcast_in_dim": lambda x, y: x + lax.full_like(y, 2),
+}
+ADDED = {"add_any"}  # by autodiff
+
+
+def cell_of_every_primitive():
+    """A cell whose gate uses all of them."""
+
+    def init(key, input_size, dtype=jnp.float32):
+        kernels = jaxrnn.initializers.kernels(key, input_size, 4, 4, gates=2, dtype=dtype)
+        return jaxrnn.RNNParams(*kernels, bias=jnp.zeros(8, dtype))
+
+    def initial_state(params, batch_shape=()):
+        return jaxrnn.RNNState(jnp.zeros((*batch_shape, 4), params.bias.dtype))
+
+    def gate(params, z, state):
+        made = [function(z.a, z.b + state.hidden) for function in PRIMITIVES.values()]
+        return jaxrnn.RNNState(sum(made[1:], made[0]))
+
+    return jaxrnn.gated(gate, "a b", init, initial_state)
