@@ -19,19 +19,32 @@ TIME_STEPS_PER_CHUNK = 2800
 SLICE, PATCHED_SLICE = 50, 20
 
 
-def share_batch(batch_size: int, devices: int | None) -> Mesh:
-    """The devices that share each batch.
+def share_batch(batch_size: int, devices: int | None, processes: int = 1) -> Mesh:
+    """The devices that share each batch: of every process the same number.
+
+    Args:
+        batch_size: Examples of a batch.
+        devices: Devices of each process, by default all that divide the batch evenly.
+        processes: Number of processes.
 
     Raises:
         OptionError: If there are fewer devices than asked for, or they cannot share the batch.
     """
-    divide_cpu(largest_share(batch_size, devices or cores()))
-    share = largest_share(batch_size, devices or jax.local_device_count())
+    if batch_size % processes:
+        raise OptionError(f"{processes} processes cannot share --batch-size {batch_size}")
+    part = batch_size // processes
+    divide_cpu(largest_share(part, devices or cores()))
+    owned = [
+        [device for device in jax.devices() if device.process_index == process]
+        for process in range(processes)
+    ]
+    fewest = min(map(len, owned))
+    share = largest_share(part, devices or fewest)
     if devices not in (None, share):
         raise OptionError(f"--devices {devices} cannot share --batch-size {batch_size}")
-    if share > jax.local_device_count():
-        raise OptionError(f"--devices must be at most {jax.local_device_count()} here")
-    return make_mesh(batch=share)
+    if share > fewest:
+        raise OptionError(f"--devices must be at most {fewest} here")
+    return make_mesh(devices=[device for own in owned for device in own[:share]])
 
 
 def divide_cpu(devices: int) -> None:

@@ -12,6 +12,7 @@ import argparse
 import sys
 from typing import Any
 
+import hosts
 import numpy as np
 import tyro
 from devices import chunk_size, share_batch, slices
@@ -40,23 +41,31 @@ from jaxrnn.training.train import run_keys
 def main(config: Config) -> int:
     """Trains, or resumes training; returns the exit code."""
     config.check()
-    mesh = share_batch(config.batch_size, config.devices)
+    with hosts.join(config) as processes:
+        return train_and_report(config, processes)
+
+
+def train_and_report(config: Config, processes: int) -> int:
+    """Trains, or resumes training, with so many processes; returns the exit code."""
+    mesh = share_batch(config.batch_size, config.devices, processes)
     dataset = load_dataset(config.dataset, config.data_dir, config.validation_size)
     experiment = resolve(config, dataset)
     announce(dataset)
     console.print(f"device: {mesh.size} × {mesh.devices.flat[0].device_kind}")
     run = Run(config.out)
-    changes = run.open(identity(experiment.config, digest(dataset)), start_over=not config.resume)
-    if run.finished:
+    identified = identity(experiment.config, digest(dataset))
+    hosts.check_same(experiment.config, identified)
+    changes = hosts.decide(lambda: run.open(identified, start_over=not config.resume))
+    if result := hosts.decide(lambda: run.read("result.json") if run.finished else None):
         console.print(f"{config.out} is finished:")
-        conclude(run.read("result.json"))
+        conclude(result)
         console.print("To start over: --no-resume. To keep it: another folder with --out.")
         return 0
     for change in changes:
         console.print(f"note: since this run began, {change}")
     with Checkpoints(run.checkpoints, warn=console.print) as checkpoints:
         seconds, code = train(experiment, mesh, run, checkpoints)
-    if code:
+    if code or not hosts.first():
         return code
     trained = load_run(config.out, warn=console.print)
     draw(trained, dataset, experiment.test, run)
@@ -82,9 +91,7 @@ def train(
     if (restored := checkpoints.restore(start)) is not None:
         step, start = restored
         console.print(f"resuming from step {step} of {config.out}")
-    records = run.rewind_metrics(step)
-    best = max((record["validation_accuracy"] or 0 for record in records), default=0)
-    seconds_before = records[-1]["seconds"] if records else 0.0
+    best, seconds_before = hosts.decide(lambda: rewind(run, step))
     evaluations = {"test": experiment.test}
     if len(experiment.validation[1]):
         evaluations["validation"] = experiment.validation
@@ -112,27 +119,35 @@ def train(
             if metrics:
                 loss, accuracy = float(losses.mean()), metrics["test"]
                 console.print(f"step {step:5d}  loss {loss:.4f}  accuracy {accuracy:.4f}")
-                run.append_metrics(
-                    {
-                        "step": step,
-                        "loss": loss,
-                        "test_accuracy": accuracy,
-                        "validation_accuracy": score,
-                        "seconds": round(seconds_before + sum(seconds.values()), 3),
-                    }
-                )
+                record = {
+                    "step": step,
+                    "loss": loss,
+                    "test_accuracy": accuracy,
+                    "validation_accuracy": score,
+                    "seconds": round(seconds_before + sum(seconds.values()), 3),
+                }
+                if hosts.first():
+                    run.append_metrics(record)
+            signal = hosts.stopped_by(stop.signal)
             due = step // config.checkpoint_every > (first - 1) // config.checkpoint_every
             improved = score is not None and score >= best
-            if due or improved or step == experiment.steps or stop.signal is not None:
+            if due or improved or step == experiment.steps or signal is not None:
                 checkpoints.save(step, state, score)
             best = max(best, score or 0)
             advance(len(losses))
-            if stop.signal is not None and step < experiment.steps:
+            if signal is not None and step < experiment.steps:
                 console.print(
                     f"interrupted at step {step}, which is saved; the same command resumes there"
                 )
-                return seconds, 128 + stop.signal
+                return seconds, 128 + signal
     return seconds, 0
+
+
+def rewind(run: Run, step: int) -> tuple[float, float]:
+    """Drops the records after a step; returns the best validation accuracy and seconds until it."""
+    records = run.rewind_metrics(step)
+    best = max((record["validation_accuracy"] or 0 for record in records), default=0)
+    return best, records[-1]["seconds"] if records else 0.0
 
 
 def draw(
@@ -211,4 +226,4 @@ def command_line() -> Config:
 
 
 if __name__ == "__main__":
-    sys.exit(run_script(lambda: main(command_line())))
+    sys.exit(hosts.end(lambda: run_script(lambda: main(command_line()))))

@@ -20,7 +20,18 @@ with contextlib.suppress(ImportError):  # only a command line reads what the ann
 
 # Options that may differ when a run is resumed. No result depends on them, but for rounding, and
 # for noise, which each device draws for its own share of a batch.
-FREE = ("recipe", "data_dir", "out", "resume", "checkpoint_every", "devices")
+FREE = (
+    "recipe",
+    "data_dir",
+    "out",
+    "resume",
+    "checkpoint_every",
+    "devices",
+    "distributed",
+    "coordinator",
+    "num_processes",
+    "process_id",
+)
 
 DatasetName = Literal[("auto", *data.NAMES)]
 
@@ -167,7 +178,17 @@ class Config:
     checkpoint_every: int = 1000
     """Steps between two checkpoints, besides those of the best validation accuracy."""
     devices: int | None = None
-    """GPUs, TPU cores or CPU cores that share each batch; by default all that divide it evenly."""
+    """GPUs, TPU cores or CPU cores of this process that share each batch; by default all that
+    divide it evenly."""
+    distributed: bool = False
+    """Train with other processes, which the cluster names (Slurm, Open MPI, a TPU pod); the next
+    three options name them where it does not. See docs/many_devices.md."""
+    coordinator: str | None = None
+    """HOST:PORT of process 0, where the others find it."""
+    num_processes: int | None = None
+    """Number of processes."""
+    process_id: int | None = None
+    """Which of them this is, from 0."""
 
     def check(self) -> None:
         """Raises OptionError for a value that cannot work."""

@@ -305,9 +305,9 @@ def with_kernels_in(dtype: Any, params: Params) -> Params:
 
 
 def along(
-    vector: Inexact[Array, " N"], like: Inexact[Array, "*batch N"]
+    vector: Inexact[Array, "... N"], like: Inexact[Array, "*batch N"]
 ) -> Inexact[Array, "*batch N"]:
-    """Broadcasts a per-unit vector over the batch axes of `like`."""
+    """Broadcasts a per-unit vector over the batch axes of `like`; kernels have done so before."""
     return jnp.broadcast_to(vector, like.shape)
 
 

@@ -163,6 +163,8 @@ def test_every_gradient_is_that_of_the_scan(name, input_size):
     others = [run(cell, implementation=fast(cell), memory="recompute", reverse=reverse)]
     if cell.gate is not None or cell.recurrence is not None:  # for the rest "scan" is the default
         others.append(run(cell, implementation=fast(cell), reverse=reverse))
+    if cell.gate is not None:
+        others.append(run(cell, implementation="states", reverse=reverse))
     assert_same(given, scan, *others)
 
 

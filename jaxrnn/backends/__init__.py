@@ -21,13 +21,14 @@ from typing import Any
 
 import jax
 
-from jaxrnn.backends import cudnn, fused, pallas, parallel, scan
+from jaxrnn.backends import cudnn, fused, pallas, parallel, scan, states
 from jaxrnn.backends.steps import Steps
 from jaxrnn.cell import Cell, Params, State
 
 BACKENDS: dict[str, ModuleType] = {
     "scan": scan,
     "fused": fused,
+    "states": states,
     "pallas": pallas,
     "parallel": parallel,
     "cudnn": cudnn,
@@ -39,21 +40,25 @@ def choose(
 ) -> dict[str, str]:
     """The backend asked for, or the default, by the platform that a program is lowered for.
 
-    The default is "parallel" for linear recurrences, "fused" for gated cells and "scan" for all
-    others; on a CPU it is "scan" also for gated cells with separate gates, such as the GRU.
+    The default is "parallel" for linear recurrences and "scan" for cells with a step of their own.
+    Gated cells take
+
+    - on a CPU "fused", or "scan" if some gates are separate, as in the GRU;
+    - on a GPU that is attached "states", on a TPU that is attached "pallas";
+    - elsewhere, as in a program lowered for an accelerator that is not attached, "fused": tracing
+      the others too takes up to a quarter of a second a call.
 
     On two cores of an AMD EPYC (H 32 to 512, B 1 to 512, T 28 and 784) "fused" took 0.95 to 1.05 of
     the time of "scan" without a gradient. With one it took 0.7 to 1.0 for the LSTM and the tanh RNN
     (1.2 for an LSTM of 512 units and one example). For the GRU it took 1.01 to 1.13 from 100
     examples on, and 0.8 to 1.25 for one: it writes two gradients of pre-activations a step, and
-    there is less to gain by waiting, because a GRU's step has fewer products. For "fused" on a GPU
-    see docs/accelerators.md.
+    there is less to gain by waiting, because a GRU's step has fewer products.
 
-    Where a TPU is attached, gated cells take "pallas" on it, by reasoning alone, as none was at
-    hand: a loop of XLA launches a dozen operations a step. Without a TPU it is left out, also of
-    programs lowered for one, since tracing its kernels takes a quarter of a second a call. On a GPU
-    "pallas" and "cudnn" are taken only where they are named: the kernels of "pallas" have been
-    compiled for an H100 and interpreted, but not run, and "cudnn" is slower than "fused".
+    For accelerators the rule is reasoning. At B 100, H 128 a launch takes longer than what it
+    computes, and compiled for an H100 a step of an LSTM has 5 launches forward and 6 backward in
+    "states", 13 and 6 in "fused", 13 and 11 in "scan" (of a GRU 4 and 7, 11 and 7, 13 and 14). On a
+    TPU "pallas" has none. Its kernels for a GPU have been compiled and interpreted, but not run,
+    and are taken only where they are named, as is "cudnn", which was slower than "fused".
 
     Args:
         cell: The cell.
@@ -83,19 +88,27 @@ def choose(
     names = {"default": "fused"}
     if cell.gate is not None and cell.gate.separate:
         names["cpu"] = "scan"
-    if _tpu_takes_kernels() and pallas.supports(cell, params, state, steps, dtype) is None:
-        names["tpu"] = "pallas"
+    for platform in ("cuda", "rocm", "tpu"):
+        if _attached(platform) and states.supports(cell, params, state, steps, dtype) is None:
+            names[platform] = "states"
+    if "tpu" in names and pallas.supports(cell, params, state, steps, dtype) is None:
+        names["tpu"] = "pallas" if _runs_kernels("tpu") else "states"
     return names
 
 
-def _tpu_takes_kernels() -> bool:
-    """Whether there is a TPU, and the compiler need not divide a program between several.
-
-    It cannot divide a kernel; under `jax.shard_map` it does not have to.
-    """
+def _attached(platform: str) -> int:
+    """The number of devices of a platform."""
     try:
-        alone = jax.device_count("tpu") == 1
+        return jax.device_count(platform)
     except RuntimeError:
-        return False
+        return 0
+
+
+def _runs_kernels(platform: str) -> bool:
+    """Whether the compiler need not divide a program between devices, as it cannot a kernel.
+
+    Under `jax.shard_map` over all axes of the mesh it does not have to.
+    """
     mesh = jax.sharding.get_abstract_mesh()
-    return alone or (bool(mesh.axis_names) and {*mesh.manual_axes} == {*mesh.axis_names})
+    whole = bool(mesh.axis_names) and {*mesh.manual_axes} == {*mesh.axis_names}
+    return whole or _attached(platform) == 1

@@ -3,6 +3,9 @@
 Each step holds the leaves of the state and a record of them: the step, the score, and a SHA-256
 of every leaf, since orbax reads array data with a flipped bit as if nothing were wrong. The record
 carries a SHA-256 of itself. The last two steps and the best one are kept.
+
+Several processes of `jax.distributed` open a folder that all of them see, and save and restore
+together. The state is the same in each. Process 0 holds the lock and moves what is damaged.
 """
 
 from __future__ import annotations
@@ -24,6 +27,7 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 import orbax.checkpoint as ocp
+from jax.experimental import multihost_utils
 from orbax.checkpoint.checkpoint_managers import (
     AnyPreservationPolicy,
     LatestN,
@@ -46,6 +50,9 @@ class _Damage(Exception):
 
 class Checkpoints:
     """The checkpoints of one run; a context manager, since the last save is asynchronous.
+
+    Of several processes all must open it for writing, save and restore, in the same order. To read
+    alone, each may open it.
 
     Attributes:
         directory: The folder that holds them.
@@ -78,8 +85,10 @@ class Checkpoints:
         self._warn = warn
         self._records: dict[int, dict[str, Any]] = {}
         self._step: int | None = None  # of the last save, which may still be in progress
+        self._first = jax.process_index() == 0
         policy = AnyPreservationPolicy([LatestN(2), KeepBest(self._score)])
         options = ocp.CheckpointManagerOptions(
+            multiprocessing_options=_alone() if read_only else ocp.options.MultiprocessingOptions(),
             preservation_policy=None if read_only else policy,
             read_only=read_only,
             save_interval_steps=0 if read_only else 1,
@@ -87,7 +96,7 @@ class Checkpoints:
             enable_async_checkpointing=not read_only,
         )
         with contextlib.ExitStack() as stack:
-            if not read_only:
+            if not read_only and self._first:
                 stack.enter_context(lock(self.directory))
             self._manager = ocp.CheckpointManager(self.directory, options=options)
             stack.callback(self._manager.close)
@@ -231,12 +240,15 @@ class Checkpoints:
             if folder.exists():  # else a writer has removed it since
                 self._warn(f"{folder} is damaged and left out: {damage}")
             return
-        (self.directory / DAMAGED).mkdir(exist_ok=True)
         names = itertools.chain([str(step)], (f"{step}-{n}" for n in itertools.count(2)))
         target = next(
             path for name in names if not (path := self.directory / DAMAGED / name).exists()
         )
-        folder.rename(target)
+        _meet(f"all have read step {step}")
+        if self._first:
+            (self.directory / DAMAGED).mkdir(exist_ok=True)
+            folder.rename(target)
+        _meet(f"step {step} is set aside")
         self._manager.reload()
         self._warn(f"{folder} is damaged and moved to {target}: {damage}")
 
@@ -368,6 +380,18 @@ def _open_all(folder: Path) -> None:
     for root, _, files in os.walk(folder, onerror=fail):
         for file in files:
             (Path(root) / file).open("rb").close()
+
+
+def _alone() -> ocp.options.MultiprocessingOptions:
+    """Orbax's options for a folder that this process reads without the others."""
+    process = jax.process_index()
+    return ocp.options.MultiprocessingOptions(primary_host=process, active_processes={process})
+
+
+def _meet(name: str) -> None:
+    """Waits until all processes are here."""
+    if jax.process_count() > 1:
+        multihost_utils.sync_global_devices(name)
 
 
 def lock(directory: Path) -> IO[str]:

@@ -21,7 +21,7 @@ from jax.sharding import PartitionSpec as P
 
 from jaxrnn.training import data
 from jaxrnn.training.losses import scale
-from jaxrnn.training.train import BATCH, RUN, Trainer, TrainState, replicate, run_keys
+from jaxrnn.training.train import BATCH, RUN, Trainer, TrainState, put, replicate, run_keys
 
 
 class Progress(NamedTuple):
@@ -100,7 +100,8 @@ def fit(
     size = len(jax.tree.leaves(examples)[0])
     count, seeds, own_hparams = _fill_mesh(trainer, seed, hparams or {})
     per_run = NamedSharding(mesh, P(RUN) if count else P())
-    keys, own_hparams = jax.device_put((run_keys(seeds), own_hparams), per_run)
+    per_step = NamedSharding(mesh, P(*per_run.spec, None, BATCH))
+    keys, own_hparams = put((run_keys(seeds), own_hparams), per_run)
     examples = replicate(examples, mesh)
     datasets = {name: replicate(dataset, mesh) for name, dataset in (evaluations or {}).items()}
     if state is None:
@@ -113,6 +114,8 @@ def fit(
     while step < steps:
         length = min(chunk, eval_every - step % eval_every, steps - step)
         indices = _indices(seeds, step, length, batch_size, size)
+        if not per_run.is_fully_addressable:
+            indices = put(indices, per_step)  # each process its share of every batch
         with clock.phase("train"):
             now, losses = trainer.advance(now, keys, own_hparams, examples, indices)
             losses = np.asarray(losses)

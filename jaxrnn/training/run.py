@@ -178,6 +178,7 @@ def environment() -> dict[str, Any]:
         **{name: importlib.metadata.version(name) for name in PACKAGES},
         "device": jax.devices()[0].device_kind,
         "devices": jax.device_count(),
+        **({"processes": jax.process_count()} if jax.process_count() > 1 else {}),
         "cores": cores(),
         "machine": platform.machine(),
         "processor": processor(),

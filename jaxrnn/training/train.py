@@ -168,21 +168,48 @@ def _value_and_grad(
     return jax.tree.map(lambda leaf: leaf / slices, total)
 
 
-def make_mesh(runs: int = 1, batch: int | None = None) -> Mesh:
-    """A mesh of this process's devices with the axes "run" and "batch".
+def make_mesh(
+    runs: int = 1, batch: int | None = None, devices: Sequence[jax.Device] | None = None
+) -> Mesh:
+    """A mesh with the axes "run" and "batch".
 
     Args:
         runs: Devices over which runs are distributed.
         batch: Devices over which each batch is; by default as many as there are.
+        devices: The devices, by default this process's. A mesh of several processes takes equally
+            many of each, side by side along "batch".
     """
-    devices = jax.local_devices()
+    devices = jax.local_devices() if devices is None else devices
     batch = max(1, len(devices) // runs) if batch is None else batch
     return Mesh(np.array(devices[: runs * batch]).reshape(runs, batch), (RUN, BATCH))
 
 
 def replicate(tree: T, mesh: Mesh) -> T:
     """Puts a copy of the tree on every device of the mesh."""
-    return jax.device_put(tree, NamedSharding(mesh, P()))
+    return put(tree, NamedSharding(mesh, P()))
+
+
+def put(tree: T, sharding: NamedSharding) -> T:
+    """Puts a tree on the devices of a sharding; of several processes, each puts its own part.
+
+    Args:
+        tree: Arrays, the same in every process.
+        sharding: Where they go.
+    """
+    if sharding.is_fully_addressable:
+        return jax.device_put(tree, sharding)
+
+    def part(leaf):
+        # Not by device_put, which sends every array to all processes to compare them.
+        if isinstance(leaf, jax.Array) and not leaf.is_fully_addressable:
+            return jax.device_put(leaf, sharding)
+        if jnp.issubdtype(leaf.dtype, jax.dtypes.prng_key):
+            data = part(jax.random.key_data(leaf))
+            return jax.random.wrap_key_data(data, impl=jax.random.key_impl(leaf))
+        whole = np.asarray(leaf)
+        return jax.make_array_from_callback(whole.shape, sharding, lambda index: whole[index])
+
+    return jax.tree.map(part, tree)
 
 
 @dataclass(frozen=True)
@@ -295,7 +322,7 @@ class Trainer:
     def place(self, state: TrainState) -> TrainState:
         """Puts a state, of NumPy arrays or on other devices, where `advance` takes it."""
         spec = P(RUN) if np.ndim(state.step) else P()
-        return jax.device_put(state, NamedSharding(self.mesh, spec))
+        return put(state, NamedSharding(self.mesh, spec))
 
 
 def noise_key(key: Array) -> Array:

@@ -27,7 +27,7 @@ from jax.experimental.pallas import mosaic_gpu as plgpu
 from jax.extend.core import Literal
 from jaxtyping import Array
 
-from jaxrnn.backends.pallas.elementwise import (
+from jaxrnn.backends.elementwise import (
     CALLS,
     EXAMPLES,
     BackwardInputs,
@@ -57,9 +57,9 @@ def fits(given: ForwardInputs | BackwardInputs, step: Step) -> bool:
 
 
 def forward(
-    given: ForwardInputs, *, step: Step, save: bool, interpret: bool = False
+    given: ForwardInputs, *, step: Step, save: bool, unroll: int = 1, interpret: bool = False
 ) -> tuple[list[Array], list[Array]]:
-    """Runs all steps; see `jaxrnn.backends.pallas.tpu.forward`."""
+    """Runs all steps; see `jaxrnn.backends.loop.forward`."""
     gates, time = len(step.gate.names), len(given.drive)
     step = step._replace(simplify=simple)
     operand = None
@@ -105,9 +105,9 @@ def forward(
 
 
 def backward(
-    given: BackwardInputs, *, step: Step, resets: bool, interpret: bool = False
+    given: BackwardInputs, *, step: Step, resets: bool, unroll: int = 1, interpret: bool = False
 ) -> tuple[list[Array], list[Array], list[Array], list[Array]]:
-    """Runs all steps backwards; see `jaxrnn.backends.pallas.tpu.backward`."""
+    """Runs all steps backwards; see `jaxrnn.backends.loop.backward`."""
     gates, time = len(step.gate.names), len(given.d_outputs)
     counts = [gates, len(step.gate.separate)][: len(given.arguments)]
     step = step._replace(simplify=simple)

@@ -18,7 +18,7 @@ from jax.experimental import pallas as pl
 from jax.experimental.pallas import tpu as pltpu
 from jaxtyping import Array
 
-from jaxrnn.backends.pallas.elementwise import (
+from jaxrnn.backends.elementwise import (
     EXAMPLES,
     UNITS,
     BackwardInputs,
@@ -38,20 +38,9 @@ VMEM_BYTES = 60 * 2**20
 
 
 def forward(
-    given: ForwardInputs, *, step: Step, save: bool, interpret: bool = False
+    given: ForwardInputs, *, step: Step, save: bool, unroll: int = 1, interpret: bool = False
 ) -> tuple[list[Array], list[Array]]:
-    """Runs all steps.
-
-    Args:
-        given: The inputs.
-        step: The cell's step.
-        save: Whether to return the states of all steps.
-        interpret: Whether to interpret the kernel, on any platform.
-
-    Returns:
-        The leaves of the states after each step `[T, N, H]`, or the outputs alone without `save`,
-        and the leaves of the last state `[N, H]`.
-    """
+    """Runs all steps; see `jaxrnn.backends.loop.forward`."""
     time, last, gates = len(given.drive), given.start, len(step.gate.names)
     sequences = [_like(leaf, time) for leaf in (last if save else last[:1])]
 
@@ -93,20 +82,9 @@ def forward(
 
 
 def backward(
-    given: BackwardInputs, *, step: Step, resets: bool, interpret: bool = False
+    given: BackwardInputs, *, step: Step, resets: bool, unroll: int = 1, interpret: bool = False
 ) -> tuple[list[Array], list[Array], list[Array], list[Array]]:
-    """Runs all steps backwards.
-
-    Args:
-        given: The inputs.
-        step: The cell's step.
-        resets: Whether there are resets.
-        interpret: Whether to interpret the kernel, on any platform.
-
-    Returns:
-        The gradients of the parameters that the gate sees, of the gate's arguments, of the state
-        before the first step, and of the state that a reset puts in place (none without resets).
-    """
+    """Runs all steps backwards; see `jaxrnn.backends.loop.backward`."""
     time = len(given.d_outputs)
 
     def kernel(given, outputs, scratch):

@@ -1,4 +1,4 @@
-"""The kernels' work as a loop of XLA, where no kernel runs: on a CPU, and where one has no room.
+"""The loops over time of `states` for XLA, forward and backward.
 
 Shapes: N examples, T time, H hidden units.
 """
@@ -10,12 +10,25 @@ import jax.numpy as jnp
 from jax import lax
 from jaxtyping import Array
 
-from jaxrnn.backends.pallas.elementwise import BackwardInputs, ForwardInputs, Step, split, tiles
+from jaxrnn.backends.elementwise import BackwardInputs, ForwardInputs, Step, split, tiles
 from jaxrnn.cell import product
 
 
-def forward(given: ForwardInputs, *, step: Step, save: bool) -> tuple[list[Array], list[Array]]:
-    """Runs all steps; see `jaxrnn.backends.pallas.tpu.forward`."""
+def forward(
+    given: ForwardInputs, *, step: Step, save: bool, unroll: int = 1
+) -> tuple[list[Array], list[Array]]:
+    """Runs all steps.
+
+    Args:
+        given: The inputs.
+        step: The cell's step.
+        save: Whether to return the states of all steps.
+        unroll: Steps per iteration.
+
+    Returns:
+        The leaves of the states after each step `[T, N, H]`, or the outputs alone without `save`,
+        and the leaves of the last state `[N, H]`.
+    """
     weights, gates = tiles(given.weights, given.start[0]), len(step.gate.names)
 
     def body(state, now):
@@ -28,14 +41,25 @@ def forward(given: ForwardInputs, *, step: Step, save: bool) -> tuple[list[Array
         after = step.after(weights, split(drive, gates), products, before, now)
         return after, after if save else after[:1]
 
-    last, sequences = lax.scan(body, list(given.start), (given.drive, given.masks))
+    last, sequences = lax.scan(body, list(given.start), (given.drive, given.masks), unroll=unroll)
     return sequences, last
 
 
 def backward(
-    given: BackwardInputs, *, step: Step, resets: bool
+    given: BackwardInputs, *, step: Step, resets: bool, unroll: int = 1
 ) -> tuple[list[Array], list[Array], list[Array], list[Array]]:
-    """Runs all steps backwards; see `jaxrnn.backends.pallas.tpu.backward`."""
+    """Runs all steps backwards.
+
+    Args:
+        given: The inputs.
+        step: The cell's step.
+        resets: Whether there are resets.
+        unroll: Steps per iteration.
+
+    Returns:
+        The gradients of the parameters that the gate sees, of the gate's arguments, of the state
+        before the first step, and of the state that a reset puts in place (none without resets).
+    """
     weights = tiles(given.weights, given.d_state[0])
 
     def body(carry, now):
@@ -60,6 +84,7 @@ def backward(
         (list(given.d_state), zeros),
         (list(given.arguments), list(given.before), given.d_outputs, given.masks),
         reverse=True,
+        unroll=unroll,
     )
     d_weights, d_reset = sums[: len(weights)], sums[len(weights) :]
     return [leaf.sum(0) for leaf in d_weights], d_arguments, d_start, d_reset

@@ -1,0 +1,186 @@
+"""Several processes, on one host or on many, that train one network together.
+
+They find each other, and learn of a process that is gone, through the coordination service of
+`jax.distributed`, which runs in process 0. Process 0 alone prints and writes.
+"""
+
+from __future__ import annotations
+
+import contextlib
+import dataclasses
+import hashlib
+import itertools
+import json
+import logging
+import os
+import re
+import socket
+import subprocess
+import sys
+import time
+import traceback
+from collections.abc import Callable, Iterator, Mapping
+from pathlib import Path
+from typing import Any
+
+import jax
+import numpy as np
+from errors import OptionError
+from jax._src import distributed  # its client has no public name
+from jax.experimental import multihost_utils
+from options import Config
+
+# How long the first processes wait for the last.
+MEETING_SECONDS = 300
+# A process that was not heard of for so long is taken for dead.
+HEARTBEAT_SECONDS = 20
+# How long a process that is done, or waits for a decision, waits for the others.
+PATIENCE_SECONDS = 3600
+# Options in which the processes may differ.
+OWN = ("data_dir", "process_id")
+# Words of what JAX and orbax raise when another process is gone.
+FROM_OUTSIDE = re.compile("gloo|nccl|coordination|barrier|unavailable|heartbeat", re.IGNORECASE)
+
+_decisions = itertools.count()
+
+
+@contextlib.contextmanager
+def join(config: Config) -> Iterator[int]:
+    """Joins the other processes if the options ask for it; yields how many there are.
+
+    Must be entered before JAX starts its backend.
+
+    Raises:
+        OptionError: If the others are not named, or cannot be reached.
+    """
+    named = (config.coordinator, config.num_processes, config.process_id)
+    if not config.distributed and named == (None, None, None):
+        yield 1
+        return
+    _check(config)
+    _filter_last_words()
+    logging.getLogger("absl").setLevel(logging.CRITICAL)  # orbax, of a save that another left
+    # It would take SIGTERM for itself.
+    jax.config.update("jax_enable_preemption_service", False)
+    try:
+        jax.distributed.initialize(
+            *named,
+            initialization_timeout=MEETING_SECONDS,
+            heartbeat_timeout_seconds=HEARTBEAT_SECONDS,
+            shutdown_timeout_seconds=PATIENCE_SECONDS,
+        )
+    except ValueError as error:
+        raise OptionError(
+            "neither --coordinator, --num-processes and --process-id nor a cluster name the "
+            f"processes: {error}"
+        ) from None
+    except RuntimeError as error:
+        raise OptionError(f"the processes did not meet: {str(error).splitlines()[0]}") from None
+    if distributed.global_state.process_id:  # not even what Gloo says there
+        os.dup2(os.open(os.devnull, os.O_WRONLY), 1)
+    try:
+        yield distributed.global_state.num_processes
+    except Exception as error:
+        if FROM_OUTSIDE.search(str(error)):
+            # The service knows which process is gone, and ends this one when it does.
+            time.sleep(2 * HEARTBEAT_SECONDS)
+        raise
+    jax.distributed.shutdown()
+
+
+def end(script: Callable[[], int]) -> int:
+    """Calls a script, and ends this process at once if it is still joined to others then.
+
+    JAX would wait for them at the exit, and they wait for a process that failed.
+    """
+    code = 1
+    try:
+        code = script()
+    except Exception:
+        if not joined():
+            raise
+        traceback.print_exc()
+    if joined():
+        sys.stdout.flush()
+        sys.stderr.flush()
+        os._exit(code)
+    return code
+
+
+def joined() -> bool:
+    """Whether this process has joined others and not left them."""
+    return distributed.global_state.client is not None
+
+
+def first() -> bool:
+    """Whether this is process 0, or the only one."""
+    return jax.process_index() == 0
+
+
+def decide(function: Callable[[], Any]) -> Any:
+    """Calls the function in process 0; returns in all what it returned there, through JSON.
+
+    All processes must make the same calls in the same order.
+    """
+    client: Any = distributed.global_state.client
+    if client is None:
+        return function()
+    key = f"jaxrnn/decision/{next(_decisions)}"
+    if first():
+        client.key_value_set(key, json.dumps(function()))
+    return json.loads(client.blocking_key_value_get(key, 1000 * PATIENCE_SECONDS))
+
+
+def check_same(config: Config, identity: Mapping[str, Any]) -> None:
+    """Checks that all processes have the same options and data, before any of them goes on.
+
+    Raises:
+        OptionError: In a process that has others than process 0, and in process 0.
+    """
+    client: Any = distributed.global_state.client
+    if client is None:
+        return
+    shared = {name: str(value) for name, value in dataclasses.asdict(config).items()}
+    shared = {name: value for name, value in shared.items() if name not in OWN}
+    words = json.dumps([shared, identity], sort_keys=True, default=str)
+    own = hashlib.sha256(words.encode()).hexdigest()
+    client.key_value_set(f"jaxrnn/same/{jax.process_index()}", own)
+    for process in range(jax.process_count()) if first() else (0,):
+        other = client.blocking_key_value_get(f"jaxrnn/same/{process}", 1000 * PATIENCE_SECONDS)
+        if other != own:
+            different = process or jax.process_index()
+            raise OptionError(f"process {different} has other options or other data than process 0")
+
+
+def stopped_by(number: int | None) -> int | None:
+    """The signal that stops all processes: the largest that any has caught, or None."""
+    if jax.process_count() == 1:
+        return number
+    return int(multihost_utils.process_allgather(np.int32(number or 0)).max()) or None
+
+
+def _check(config: Config) -> None:
+    """Raises OptionError where JAX would end in a traceback, or crash."""
+    if config.coordinator is None:
+        return
+    host, _, port = config.coordinator.rpartition(":")
+    if not host or not port.isdecimal() or int(port) > 65535:
+        raise OptionError(f"--coordinator must be HOST:PORT, got {config.coordinator}")
+    if config.process_id == 0:
+        try:
+            socket.create_server(("", int(port))).close()
+        except OSError as error:
+            raise OptionError(f"--coordinator {config.coordinator}: {error}") from None
+
+
+def _filter_last_words() -> None:
+    """Passes what is written to stderr through last_words.py."""
+    words = subprocess.Popen(
+        [sys.executable, "-S", str(Path(__file__).with_name("last_words.py"))],
+        stdin=subprocess.PIPE,
+        stdout=sys.stderr.fileno(),
+        start_new_session=True,  # Ctrl-C is for this process
+    )
+    assert words.stdin is not None
+    os.dup2(words.stdin.fileno(), 2)
+    words.stdin.close()

@@ -1,0 +1,236 @@
+"""The deferred gradient of saved states: the forward loop saves the states and nothing else.
+
+As in `jaxrnn.backends.fused`, where U is `kernel` and W is `recurrent_kernel`, but with few writes
+in a step, which on an accelerator take longer than to compute something twice:
+
+    drive     x·U + b, one product
+    forward   h_t from h_{t-1}·W and the gate; saves the states
+    z         drive + h·W, one product: the pre-activations of all steps once more
+    backward  dz_t by the gate's own pullback and dh_{t-1} = dz_t·Wᵀ; saves dz
+    dU, dW, db and dx, one product each
+
+The two loops over time are those of `loop`, for XLA, or kernels in which time is a loop, as in
+`pallas`. A kernel computes whole tiles: N and H are rounded up. What is added copies the last
+example and the last unit, so that a gate meets no values there that it does not meet elsewhere; no
+unit reads what is added.
+
+Shapes: B batch (any number of axes), N examples, T time, I input features, H hidden units, G gates,
+S separate gates.
+"""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Callable
+from functools import partial
+from typing import Any, NamedTuple
+
+import jax
+import jax.numpy as jnp
+from jax import lax
+from jaxtyping import Array, Float
+
+from jaxrnn.arguments import describe
+from jaxrnn.backends import loop
+from jaxrnn.backends.elementwise import (
+    BackwardInputs,
+    ForwardInputs,
+    Masks,
+    Step,
+    each_alone,
+    refusal,
+)
+from jaxrnn.backends.fused import kernel_gradients
+from jaxrnn.backends.steps import Steps, recurrent_input, select
+from jaxrnn.cell import Cell, Params, State, affine, elementwise, product, with_kernels_in
+
+
+class Kernels(NamedTuple):
+    """The two loops over time.
+
+    Attributes:
+        forward: As `jaxrnn.backends.loop.forward`.
+        backward: As `jaxrnn.backends.loop.backward`.
+    """
+
+    forward: Callable[..., Any]
+    backward: Callable[..., Any]
+
+
+LOOP = Kernels(loop.forward, loop.backward)
+
+
+def supports(cell: Cell, params: Params, state: State, steps: Steps, dtype: Any) -> str | None:
+    """None for a gated cell whose gate is elementwise, or why not."""
+    if cell.gate is None:
+        return "it needs a cell made by jaxrnn.gated, got one with a step of its own"
+    if not all(isinstance(length, int) for length in steps.inputs.shape):
+        return f"it needs fixed sizes, got inputs of shape {steps.inputs.shape}"
+    leaves = jax.tree.leaves(state)
+    if any(leaf.shape != leaves[0].shape for leaf in leaves):
+        return f"it needs a state whose leaves have one shape, got {describe(state)}"
+    if any(leaf.dtype != steps.inputs.dtype for leaf in jax.tree.leaves((state, params))):
+        return f"it needs one dtype of floats, got {describe((state, params))}"
+    return refusal(cell.gate, elementwise(params), state)
+
+
+def run(
+    cell: Cell,
+    params: Params,
+    start: State,
+    reset_state: State | None,
+    steps: Steps,
+    *,
+    dtype: Any = None,
+    unroll: int = 1,
+    kernels: Kernels = LOOP,
+    tile: tuple[int, int] = (1, 1),
+) -> tuple[Float[Array, "T *B H"], State]:
+    """Runs a cell made by `jaxrnn.gated` over time; see `jaxrnn.backends`.
+
+    Args:
+        cell: The cell.
+        params: Its parameters.
+        start: The state before the first step.
+        reset_state: The state that a reset puts in place, or None.
+        steps: The sequence.
+        dtype: The dtype of the products' operands.
+        unroll: Steps per iteration of a loop of XLA.
+        kernels: The loops over time.
+        tile: The numbers of examples and of units of which they compute multiples.
+
+    Returns:
+        The outputs and the last state.
+    """
+    time, *batch, _ = steps.inputs.shape
+    examples, units = math.prod(batch), start[0].shape[-1]
+    if examples == 0:
+        return jnp.zeros((time, *start[0].shape), start[0].dtype), start
+
+    def tiles(leaf, leading=0):
+        """`[T, N]` or `[T, N, H]` of whole tiles; without T if `leading` is 0."""
+        shape = *leaf.shape[:leading], examples, *leaf.shape[leading + len(batch) :]
+        leaf = _extend(leaf.reshape(shape), leading, tile[0])
+        return _extend(leaf, -1, tile[1]) if leaf.ndim > leading + 1 else leaf
+
+    begun = jax.tree.map(tiles, (start, reset_state))
+    inputs = _extend(steps.inputs.reshape(time, examples, steps.inputs.shape[-1]), 1, tile[0])
+    masks = steps._replace(inputs=None, zoneout_mask=_for_examples(steps.zoneout_mask, batch))
+    steps = jax.tree.map(partial(tiles, leading=1), masks)._replace(inputs=inputs)
+    padded = _padded(params, units, len(cell.gate.names), tile[1])
+    step = Step(cell.gate, *map(jax.tree.structure, (start, elementwise(padded))))
+    # What is added has no part in the outputs, so the gradients that come back to it are zeros.
+    outputs, state = _sequence(kernels, step, dtype, unroll, padded, *begun, steps)
+    cut = lambda leaf: leaf[..., :examples, :units].reshape(*leaf.shape[:-2], *batch, units)  # noqa: E731
+    return cut(outputs), jax.tree.map(cut, state)
+
+
+def _for_examples(mask, batch):
+    """A mask of one value a step `[T]`, as zoneout has it at evaluation, for every example."""
+
+    def spread(leaf):
+        if leaf.ndim > 1:
+            return leaf
+        return jnp.broadcast_to(leaf.reshape(-1, *[1] * len(batch), 1), (len(leaf), *batch, 1))
+
+    return jax.tree.map(spread, mask)
+
+
+def _extend(x: Array, axis: int, tile: int) -> Array:
+    """Copies the last entry along an axis until there are whole tiles."""
+    missing = -x.shape[axis] % tile
+    if not missing:
+        return x
+    last = lax.slice_in_dim(x, x.shape[axis] - 1, x.shape[axis], axis=axis)
+    return jnp.concatenate([x, jnp.repeat(last, missing, axis=axis)], axis=axis)
+
+
+def _padded(params: Params, units: int, gates: int, tile: int) -> Params:
+    """The parameters for whole tiles of units; those that a gate sees one for each unit."""
+
+    def extend(x):
+        split = x.reshape(*x.shape[:-1], gates, units)
+        return _extend(split, -1, tile).reshape(*x.shape[:-1], -1)
+
+    def one_each(leaf):
+        return _extend(jnp.broadcast_to(leaf, (units,)), 0, tile)
+
+    recurrent = params.recurrent_kernel
+    if recurrent is not None:
+        recurrent = jnp.pad(extend(recurrent), ((0, -units % tile), (0, 0)))
+    return jax.tree.map(one_each, each_alone(elementwise(params)))._replace(
+        kernel=extend(params.kernel), recurrent_kernel=recurrent, bias=extend(params.bias)
+    )
+
+
+@partial(jax.custom_vjp, nondiff_argnums=(0, 1, 2, 3))
+def _sequence(kernels, step, dtype, unroll, params, start, reset_state, steps):
+    """The outputs and the last state, all in whole tiles."""
+    outputs, state, _ = _forward(
+        kernels, step, dtype, unroll, params, start, reset_state, steps, save=False
+    )
+    return outputs, state
+
+
+def _forward(kernels, step, dtype, unroll, params, start, reset_state, steps, *, save):
+    cast = with_kernels_in(dtype, params)
+    given = ForwardInputs(
+        cast.recurrent_kernel,
+        jax.tree.leaves(elementwise(params)),
+        affine(steps.inputs, cast.kernel, cast.bias),
+        jax.tree.leaves(start),
+        jax.tree.leaves(reset_state),
+        Masks.of(steps),
+    )
+    sequences, last = kernels.forward(given, step=step, save=save, unroll=unroll)
+    return sequences[0], step.state.unflatten(last), sequences
+
+
+def _sequence_forward(kernels, step, dtype, unroll, *arguments):
+    outputs, state, states = _forward(kernels, step, dtype, unroll, *arguments, save=True)
+    return (outputs, state), (*arguments, states)
+
+
+def _sequence_backward(kernels, step, dtype, unroll, residuals, cotangents):
+    params, start, reset_state, steps, states = residuals
+    d_outputs, d_state = jax.tree.map(jnp.asarray, cotangents)
+    cast, gate = with_kernels_in(dtype, params), step.gate
+    before = step.state.unflatten(
+        [
+            jnp.concatenate([first[None], leaf[:-1]])
+            for first, leaf in zip(jax.tree.leaves(start), states, strict=True)
+        ]
+    )
+    if steps.resets is not None:
+        again = jax.tree.map(lambda leaf: leaf[None], reset_state)
+        before = select(steps.resets, again, before)
+    hidden, recurrent = recurrent_input(steps, before), None
+    if cast.recurrent_kernel is not None:
+        recurrent = product(hidden, cast.recurrent_kernel)
+    drive = affine(steps.inputs, cast.kernel, cast.bias)
+    arguments = gate.arguments(drive, recurrent)
+    given = BackwardInputs(
+        None if recurrent is None else cast.recurrent_kernel.T,
+        jax.tree.leaves(elementwise(params)),
+        [jnp.concatenate(argument, axis=-1) for argument in arguments],
+        jax.tree.leaves(before),
+        d_outputs,
+        jax.tree.leaves(d_state),
+        Masks.of(steps),
+    )
+    resets = steps.resets is not None
+    d_weights, d_arguments, d_start, d_reset = kernels.backward(
+        given, step=step, resets=resets, unroll=unroll
+    )
+    d_drive, d_product = gate.join(step.named(step.split(d_arguments)))
+    d_kernel, d_recurrent, d_bias, d_inputs = kernel_gradients(
+        cast, params.kernel.dtype, steps.inputs, hidden, d_drive, d_product
+    )
+    d_params = step.weights.unflatten(d_weights)._replace(
+        kernel=d_kernel, recurrent_kernel=d_recurrent, bias=d_bias
+    )
+    d_reset = None if reset_state is None else step.state.unflatten(d_reset)
+    return d_params, step.state.unflatten(d_start), d_reset, Steps(d_inputs, None, None)
+
+
+_sequence.defvjp(_sequence_forward, _sequence_backward)

@@ -1,0 +1,264 @@
+"""The kernels of a whole sequence, interpreted, against "scan"; what they refuse; when they run.
+
+`tests/accelerators` compiles them. Their work as a loop of XLA is tested by test_fused.
+"""
+
+import functools
+import types
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+import pytest
+from all_cells import CELLS as LIBRARY
+from jax import jit
+from jax.sharding import Mesh
+from jax.sharding import PartitionSpec as P
+from test_fused import slow_cell
+
+import jaxrnn
+from jaxrnn import backends
+from jaxrnn.backends import BACKENDS, pallas, states
+from jaxrnn.backends.pallas import gpu, tpu
+from jaxrnn.backends.steps import Steps
+
+B, T, I, H = 3, 4, 3, 4  # noqa: E741
+CELLS = {name: cell for name, cell in LIBRARY.items() if cell.gate is not None}
+CELLS["user-gated"] = slow_cell(H)
+KERNELS = {"tpu": tpu, "gpu": gpu}
+# Each is compiled in seconds; the others differ in their gates alone.
+QUICK = [("tpu", "lstm-peephole"), ("tpu", "user-gated"), ("tpu", "indrnn"), ("gpu", "gru")]
+INTERPRETED = {"tpu": True, "gpu": jax.__version_info__ >= (0, 11)}
+
+
+@pytest.fixture(autouse=True)
+def interpreted(monkeypatch):
+    """Backends by the names of `KERNELS`, whose kernels are interpreted on a CPU."""
+    for name, module in KERNELS.items():
+        kernels = states.Kernels(
+            functools.partial(module.forward, interpret=True),
+            functools.partial(module.backward, interpret=True),
+        )
+        run = functools.partial(pallas.run, kernels=kernels)
+        backend = types.SimpleNamespace(supports=pallas.supports, run=run)
+        monkeypatch.setitem(BACKENDS, name, backend)
+
+
+def normal(*shape, seed=0):
+    return jnp.asarray(np.random.default_rng(seed).normal(size=shape), jnp.float32)
+
+
+def normal_like(tree, seed):
+    leaves, structure = jax.tree.flatten(tree)
+    return structure.unflatten(
+        [normal(*leaf.shape, seed=seed + n) for n, leaf in enumerate(leaves)]
+    )
+
+
+def problem(cell, batch=(B,)):
+    """Parameters, inputs, initial and reset state, in which no number is zero."""
+    params = jax.eval_shape(lambda: cell.init(jax.random.key(0), I))
+    state = jax.eval_shape(lambda params: cell.initial_state(params, batch), params)
+    params = jax.tree.map(lambda leaf: 0.7 * leaf, normal_like(params, 10))
+    return params, normal(*batch, T, I), normal_like(state, 20), normal_like(state, 30)
+
+
+def everything(cell, implementation, given, **options):
+    """Outputs, final state, and all gradients of a random linear function of both."""
+
+    def run(params, inputs, state, reset_state):
+        return jaxrnn.unroll(
+            cell,
+            params,
+            inputs,
+            initial_state=state,
+            reset_state=reset_state,
+            implementation=implementation,
+            **options,
+        )
+
+    result, pull = jax.vjp(run, *given)
+    return result, pull(normal_like(result, 40))
+
+
+def assert_close(actual, expected, tolerance):
+    def one(a, b):
+        np.testing.assert_allclose(a, b, rtol=tolerance, atol=tolerance * max(1, abs(b).max()))
+
+    jax.tree.map(one, actual, expected)
+
+
+@pytest.mark.parametrize(
+    ("kernels", "name"),
+    [
+        pytest.param(
+            kernels,
+            name,
+            marks=() if (kernels, name) in QUICK else pytest.mark.slow,
+            id=f"{kernels}-{name}",
+        )
+        for kernels in KERNELS
+        for name in CELLS
+    ],
+)
+def test_interpreted_kernels_are_the_scan(kernels, name):
+    if not INTERPRETED[kernels]:
+        pytest.skip(f"JAX {jax.__version__} does not interpret these kernels, 0.11 does")
+    cell = CELLS[name]
+    recurrent_dropout = None if name == "indrnn" else 0.3
+    options = {
+        "lengths": jnp.array([T, 0, 2]),
+        "resets": jnp.array([[0, 0, 1, 0], [1, 0, 0, 0], [0, 1, 0, 0]], bool),
+        "regularizer": jaxrnn.Regularizer(
+            zoneout=0.2, recurrent_dropout=recurrent_dropout, tied=False
+        ),
+        "key": jax.random.key(1),
+    }
+    given = problem(cell)
+    scan, own = (
+        jit(functools.partial(everything, cell, each, **options))(given)
+        for each in ("scan", kernels)
+    )
+    # A float32 product of the GPU's kernels is three of bfloat16 halves.
+    assert_close(own, scan, {"tpu": 1e-5, "gpu": 1e-4}[kernels])
+
+
+def test_more_tiles_of_units_and_examples():
+    cell, given = jaxrnn.gru(130), problem(jaxrnn.gru(130), (3, 7))
+    options = {"reverse": True, "memory": "recompute"}
+    scan, own = (
+        jit(functools.partial(everything, cell, each, **options))(given) for each in ("scan", "tpu")
+    )
+    assert_close(own, scan, 3e-5)
+
+
+@pytest.mark.parametrize("kernels", KERNELS)
+def test_vmap_over_parameters_makes_runs(kernels):
+    if not INTERPRETED[kernels]:
+        pytest.skip(f"JAX {jax.__version__} does not interpret these kernels, 0.11 does")
+    cell = jaxrnn.rnn(H)
+    params, *others = problem(cell)
+    params = jax.tree.map(lambda leaf: jnp.stack([leaf, -leaf]), params)
+
+    def gradients(implementation):
+        run = functools.partial(everything, cell, implementation)
+        return jit(jax.vmap(lambda params: run((params, *others))))(params)
+
+    assert_close(gradients(kernels), gradients("scan"), 1e-4)
+
+
+def test_what_is_added_to_fill_a_tile_meets_no_other_values():
+    """The gate is infinite at zero, which a tile filled up with zeros would hold."""
+
+    def gate(params, z, state):
+        return jaxrnn.RNNState(jnp.tanh(jnp.log(jnp.square(z.a)) / state.hidden))
+
+    def init(key, input_size, dtype=jnp.float32):
+        kernels = jaxrnn.initializers.kernels(key, input_size, H, H, gates=1, dtype=dtype)
+        return jaxrnn.RNNParams(*kernels, jnp.ones(H, dtype))
+
+    cell = jaxrnn.gated(gate, "a", init, jaxrnn.rnn(H).initial_state)
+    given = problem(cell)
+    scan, own = (jit(functools.partial(everything, cell, each))(given) for each in ("scan", "tpu"))
+    assert np.isfinite(scan[0][0]).all()
+    assert_close(own, scan, 1e-3)
+
+
+def test_high_and_low_halves_give_a_float32_product():
+    """As XLA does for "high"; one product of bfloat16 would be wrong by a thousandth."""
+    high, low = gpu._parts(normal(1, 64, 64))
+    whole = high.astype(jnp.float32) + low.astype(jnp.float32)
+    np.testing.assert_allclose(whole, normal(1, 64, 64), rtol=2e-5)
+    assert abs(low).max() > 1e-4
+
+
+def mixing(params, z, state):
+    return jaxrnn.RNNState(jnp.tanh(z.a - z.a.mean(-1, keepdims=True)))
+
+
+TABLE = np.linspace(0, 1, H, dtype=np.float32)
+
+
+def closing_over(params, z, state):
+    return jaxrnn.RNNState(z.a * jnp.broadcast_to(jnp.asarray(TABLE), z.a.shape))
+
+
+def user_cell(gate):
+    rnn = jaxrnn.rnn(H)
+    return jaxrnn.gated(gate, "a", rnn.init, rnn.initial_state)
+
+
+@pytest.mark.parametrize(
+    ("cell", "dtype", "words"),
+    [
+        (jaxrnn.mgu(H), jnp.float32, "a cell made by jaxrnn.gated"),
+        (jaxrnn.lstm(H), jnp.bfloat16, "it needs float32"),
+        (jaxrnn.lstm(2000), jnp.float32, "the recurrent kernel takes 64 MiB"),
+        (user_cell(mixing), jnp.float32, "in its gate is not known to be elementwise"),
+        (user_cell(closing_over), jnp.float32, "its gate closes over an array"),
+    ],
+    ids=["step", "bfloat16", "large", "mixes", "closes over"],
+)
+def test_what_it_cannot_compute_is_refused(cell, dtype, words):
+    params = jax.eval_shape(lambda: cell.init(jax.random.key(0), I, dtype))
+    inputs = jax.ShapeDtypeStruct((B, T, I), dtype)
+    run = functools.partial(jaxrnn.unroll, cell, implementation="pallas")
+    with pytest.raises(ValueError, match=f"'pallas' cannot compute this.*{words}"):
+        jax.eval_shape(run, params, inputs)
+
+
+@pytest.fixture
+def attached(monkeypatch):
+    """Sets how many devices of each platform seem to be attached."""
+
+    def attach(**platforms):
+        monkeypatch.setattr(backends, "_attached", lambda platform: platforms.get(platform, 0))
+
+    return attach
+
+
+def chosen(cell, dtype=jnp.float32):
+    """The default by platform."""
+    params = jax.eval_shape(lambda: cell.init(jax.random.key(0), I, dtype))
+    state = jax.eval_shape(lambda params: cell.initial_state(params, (B,)), params)
+    steps = Steps(jax.ShapeDtypeStruct((T, B, I), dtype), None, None)
+    return backends.choose(cell, params, state, steps, None, None)
+
+
+def test_the_default_on_an_attached_accelerator(attached):
+    assert chosen(jaxrnn.lstm(H)) == {"default": "fused"}
+    attached(cuda=8)
+    assert chosen(jaxrnn.lstm(H)) == {"default": "fused", "cuda": "states"}
+    assert chosen(jaxrnn.gru(H)) == {"default": "fused", "cpu": "scan", "cuda": "states"}
+    attached(tpu=1)
+    assert chosen(jaxrnn.lstm(H)) == {"default": "fused", "tpu": "pallas"}
+    assert chosen(jaxrnn.lstm(H), jnp.bfloat16) == {"default": "fused", "tpu": "states"}
+    assert chosen(user_cell(mixing)) == {"default": "fused"}
+    assert chosen(jaxrnn.mgu(H)) == {"default": "scan"}
+    assert chosen(jaxrnn.min_gru(H)) == {"default": "parallel"}
+
+
+def test_kernels_only_where_the_compiler_need_not_divide_them(attached):
+    attached(tpu=4)
+    assert chosen(jaxrnn.lstm(H))["tpu"] == "states"
+    found = []
+    run = lambda x: found.append(chosen(jaxrnn.lstm(H))["tpu"]) or x  # noqa: E731
+    for axes in (("batch",), ("batch", "run")):
+        mesh = Mesh(np.array(jax.devices()[:1]).reshape(1, 1), ("batch", "run"))
+        jit(jax.shard_map(run, mesh=mesh, in_specs=P(), out_specs=P(), axis_names={*axes})).trace(
+            jnp.ones(1)
+        )
+    assert found == ["states", "pallas"]
+
+
+def test_a_program_lowered_for_a_tpu_has_the_kernel(attached):
+    attached(tpu=1)
+    cell = jaxrnn.lstm(H + 1)  # no other test has traced it
+    params = jax.eval_shape(lambda: cell.init(jax.random.key(0), I))
+    run = jit(lambda params, inputs: jaxrnn.unroll(cell, params, inputs)[0])
+    traced = run.trace(params, jax.ShapeDtypeStruct((B, T, I), jnp.float32))
+    counts = [
+        traced.lower(lowering_platforms=(platform,)).as_text().count("tpu_custom_call")
+        for platform in ("tpu", "cpu")
+    ]
+    assert counts == [1, 0]
