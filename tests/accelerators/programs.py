@@ -15,13 +15,15 @@ from jax.sharding import PartitionSpec as P
 
 import jaxrnn
 from jaxrnn import training
+from jaxrnn.backends import elementwise
 from jaxrnn.linen import RNN, Classifier, Stack
 from jaxrnn.training.predict import _predict
-from jaxrnn.training.train import BATCH, RUN, Trainer, TrainState, train_step
+from jaxrnn.training.train import BATCH, RUN, Trainer, TrainState, run_keys, train_step
 
 TIME, FEATURES, UNITS = 28, 28, 128
 EXAMPLES = 16  # of a batch, for each device
 CHUNK = 5  # steps
+TENSOR = TIME * EXAMPLES * UNITS * 4  # bytes of a value for each unit, example and step
 OPTIMIZER = training.optimizer(1e-3)
 
 
@@ -62,7 +64,8 @@ def one_step(mesh, cell, implementation, **options):
         array(EXAMPLES, TIME, dtype=bool),
     )
     step = jax.jit(partial(train_step, layer, OPTIMIZER, loss_fn=loss))
-    return step.lower(*on(mesh, (jax.eval_shape(init), batch))).compile()
+    with jax.sharding.use_abstract_mesh(mesh.abstract_mesh):  # in which a kernel sees the device
+        return step.lower(*on(mesh, (jax.eval_shape(init), batch))).compile()
 
 
 def classifier(cell, implementation=None, **stack):
@@ -72,7 +75,7 @@ def classifier(cell, implementation=None, **stack):
 def _run(mesh, model, seeds):
     """A trainer, its runs' shapes, and the partitions of what each run has of its own."""
     trainer = Trainer(training.Fixed(model, OPTIMIZER), mesh=mesh)
-    key = jax.eval_shape(lambda: training.run_keys(0 if seeds is None else range(seeds)))
+    key = jax.eval_shape(lambda: run_keys(0 if seeds is None else range(seeds)))
     inputs = array(1, TIME, FEATURES)
     state = jax.eval_shape(partial(Trainer.init, trainer), key, {}, inputs)
     own = () if seeds is None else (RUN,)
@@ -84,13 +87,13 @@ def _examples(mesh, count, *spec):
     return on(mesh, (images, array(count, dtype=jnp.uint8)), *spec)
 
 
-def chunk(mesh, model, seeds=None):
+def chunk(mesh, model, seeds=None, examples=EXAMPLES):
     """`Trainer.advance`: some steps of one run or of several."""
     trainer, state, key, own = _run(mesh, model, seeds)
     each = () if seeds is None else (seeds,)
-    indices = array(*each, CHUNK, EXAMPLES * mesh.shape[BATCH], dtype=jnp.int32)
-    examples, indices = _examples(mesh, 1000), on(mesh, indices, *own, None, BATCH)
-    return Trainer.advance.lower(trainer, state, key, {}, examples, indices).compile()
+    indices = array(*each, CHUNK, examples * mesh.shape[BATCH], dtype=jnp.int32)
+    data, indices = _examples(mesh, 1000), on(mesh, indices, *own, None, BATCH)
+    return Trainer.advance.lower(trainer, state, key, {}, data, indices).compile()
 
 
 def evaluation(mesh, model, seeds=None):
@@ -146,8 +149,16 @@ PRIMITIVES = {
 ADDED = {"add_any"}  # by autodiff
 
 
-def cell_of_every_primitive():
-    """A cell whose gate uses all of them."""
+def check_primitives():
+    """Whether the cell's gate has all that a gate may have."""
+    tile, cell = jnp.ones((1, 4)), cell_of_primitives()
+    made = jax.make_jaxpr(lambda *z: cell.gate(None, cell.gate.named([*z], None), jaxrnn.RNNState(tile)))(tile, tile)
+    found = {equation.primitive.name for equation in elementwise._equations(made.jaxpr)}
+    assert found | ADDED == elementwise._ELEMENTWISE
+
+
+def cell_of_primitives():
+    """A cell whose gate uses all of `PRIMITIVES`."""
 
     def init(key, input_size, dtype=jnp.float32):
         kernels = jaxrnn.initializers.kernels(key, input_size, 4, 4, gates=2, dtype=dtype)

@@ -3,10 +3,12 @@
 import importlib.util
 
 import jax
+import jax.numpy as jnp
 import programs
 import pytest
 from all_cells import CELLS
 from jax.experimental import topologies
+from programs import TENSOR, UNITS
 
 import jaxrnn
 from jaxrnn import backends
@@ -21,12 +23,21 @@ pytestmark = [
 GATED = sorted(name for name, cell in CELLS.items() if cell.gate is not None)
 OTHERS = sorted(CELLS.keys() - set(GATED))
 ONE, FOUR, POD = (1, "v5e:2x2"), (4, "v5e:2x2"), (256, "v5e:16x16")
+# The tutorial's, and a model with everything that draws random numbers.
+LSTM = programs.classifier(jaxrnn.lstm(UNITS))
+NOISY = programs.classifier(
+    jaxrnn.gru(UNITS),
+    num_layers=2,
+    bidirectional=True,
+    dropout=0.1,
+    regularizer=jaxrnn.Regularizer(zoneout=0.1, recurrent_dropout=0.1, tied=True),
+)
 
 
 @pytest.fixture(autouse=True)
 def attached(monkeypatch):
     """The default is that of a machine with a TPU."""
-    monkeypatch.setattr(backends, "_tpu_takes_kernels", lambda: True)
+    monkeypatch.setattr(backends, "_attached", lambda platform: int(platform == "tpu"))
 
 
 def mesh(count, name, runs=1):
@@ -42,11 +53,53 @@ def counts(compiled):
 
 @pytest.mark.parametrize("name", GATED)
 def test_a_gated_cell_is_one_kernel_forward_and_one_backward(name):
-    step = programs.one_step(mesh(*ONE), CELLS[name], "pallas")
-    assert counts(step) == (2, 0)
+    assert counts(programs.one_step(mesh(*ONE), CELLS[name], "pallas")) == (2, 0)
 
 
 @pytest.mark.parametrize("name", OTHERS)
-def test_the_other_cells_compile(name):
-    step = programs.one_step(mesh(*ONE), CELLS[name], None)
-    assert counts(step)[0] == 0
+def test_other_cells_have_no_kernels(name):
+    assert counts(programs.one_step(mesh(*ONE), CELLS[name], None))[0] == 0
+
+
+@pytest.mark.parametrize("options", [{"dtype": jnp.bfloat16}, {"memory": "save"}, {"truncate": 7}])
+def test_options_compile(options):
+    step = programs.one_step(mesh(*ONE), jaxrnn.lstm(UNITS), "pallas", **options)
+    print(options, counts(step))
+
+
+def test_every_primitive_of_a_gate_compiles():
+    programs.check_primitives()
+    assert counts(programs.one_step(mesh(*ONE), programs.cell_of_primitives(), "pallas")) == (2, 0)
+
+
+@pytest.mark.parametrize("chips", [ONE, FOUR, POD])
+def test_steps_of_training(chips):
+    steps = programs.chunk(mesh(*chips), LSTM)
+    assert counts(steps) == (2, 1)
+    memory=steps.memory_analysis()
+    print(chips, memory.temp_size_in_bytes/TENSOR, memory.argument_size_in_bytes, memory.output_size_in_bytes)
+
+
+@pytest.mark.parametrize("chips", [ONE, FOUR])
+def test_steps_of_layers_with_noise(chips):
+    steps = programs.chunk(mesh(*chips), NOISY)
+    print(counts(steps))
+    print(chips, steps.memory_analysis().temp_size_in_bytes/TENSOR)
+
+
+@pytest.mark.parametrize(("chips", "runs"), [(ONE, 1), (FOUR, 2)])
+def test_steps_of_ten_seeds(chips, runs):
+    steps = programs.chunk(mesh(*chips, runs), LSTM, seeds=10)
+    assert counts(steps) == (2, 1)
+    print(steps.memory_analysis().temp_size_in_bytes/TENSOR)
+
+
+@pytest.mark.parametrize("program", [programs.evaluation, programs.prediction])
+def test_evaluation(program):
+    program=program(mesh(*FOUR), LSTM)
+    assert counts(program) == (1, 1)
+    print(program.memory_analysis().temp_size_in_bytes/TENSOR)
+
+
+def test_what_is_exported_for_any_batch():
+    assert counts(programs.exported(mesh(*ONE), LSTM, "tpu")) == (0, 1)
