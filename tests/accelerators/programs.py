@@ -72,6 +72,18 @@ def classifier(cell, implementation=None, **stack):
     return Classifier(Stack(cell, implementation=implementation, **stack), 10)
 
 
+def noisy_classifier(implementation=None):
+    """All that draws random numbers, in two layers and directions."""
+    return classifier(
+        jaxrnn.gru(UNITS),
+        implementation,
+        num_layers=2,
+        bidirectional=True,
+        dropout=0.1,
+        regularizer=jaxrnn.Regularizer(zoneout=0.1, recurrent_dropout=0.1, tied=True),
+    )
+
+
 def _run(mesh, model, seeds):
     """A trainer, its runs' shapes, and the partitions of what each run has of its own."""
     trainer = Trainer(training.Fixed(model, OPTIMIZER), mesh=mesh)

@@ -23,15 +23,7 @@ pytestmark = [
 GATED = sorted(name for name, cell in CELLS.items() if cell.gate is not None)
 OTHERS = sorted(CELLS.keys() - set(GATED))
 ONE, FOUR, POD = (1, "v5e:2x2"), (4, "v5e:2x2"), (256, "v5e:16x16")
-# The tutorial's, and a model with everything that draws random numbers.
-LSTM = programs.classifier(jaxrnn.lstm(UNITS))
-NOISY = programs.classifier(
-    jaxrnn.gru(UNITS),
-    num_layers=2,
-    bidirectional=True,
-    dropout=0.1,
-    regularizer=jaxrnn.Regularizer(zoneout=0.1, recurrent_dropout=0.1, tied=True),
-)
+LSTM, NOISY = programs.classifier(jaxrnn.lstm(UNITS)), programs.noisy_classifier()
 
 
 @pytest.fixture(autouse=True)
