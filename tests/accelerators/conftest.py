@@ -5,7 +5,7 @@ import os
 import jax
 
 os.environ |= {
-    # Nothing is asked of the network about a TPU, and no other process has to be without its library.
+    # Nothing is asked of the network about a TPU, and other processes may have its library too.
     "TPU_SKIP_MDS_QUERY": "1",
     "TPU_WORKER_HOSTNAMES": "localhost",
     "ALLOW_MULTIPLE_LIBTPU_LOAD": "true",
