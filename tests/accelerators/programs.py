@@ -24,6 +24,7 @@ TIME, FEATURES, UNITS = 28, 28, 128
 EXAMPLES = 16  # of a batch, for each device
 CHUNK = 5  # steps
 OPTIMIZER = training.optimizer(1e-3)
+REGULARIZER = jaxrnn.Regularizer(zoneout=0.1, recurrent_dropout=0.1, tied=True)
 
 
 def mesh(devices, runs=1):
@@ -49,7 +50,9 @@ def one_step(mesh, cell, implementation, **options):
 
     def loss(model, params, batch, key):
         inputs, lengths, resets = batch
-        outputs = model.apply({"params": params}, inputs, seq_lengths=lengths, resets=resets)
+        outputs = model.apply(
+            {"params": params}, inputs, seq_lengths=lengths, resets=resets, rngs={"dropout": key}
+        )
         return (outputs**2).mean()
 
     def init():
@@ -62,9 +65,12 @@ def one_step(mesh, cell, implementation, **options):
         array(EXAMPLES, dtype=jnp.int32),
         array(EXAMPLES, TIME, dtype=bool),
     )
-    step = jax.jit(partial(train_step, layer, OPTIMIZER, loss_fn=loss))
+    key = jax.eval_shape(lambda: jax.random.key(0))
+    step = jax.jit(
+        lambda state, batch, key: train_step(layer, OPTIMIZER, state, batch, loss_fn=loss, key=key)
+    )
     with jax.sharding.use_abstract_mesh(mesh.abstract_mesh):  # in which a kernel sees the device
-        return step.lower(*on(mesh, (jax.eval_shape(init), batch))).compile()
+        return step.lower(*on(mesh, (jax.eval_shape(init), batch, key))).compile()
 
 
 def classifier(cell, implementation=None, **stack):
@@ -79,7 +85,7 @@ def noisy_classifier(implementation=None):
         num_layers=2,
         bidirectional=True,
         dropout=0.1,
-        regularizer=jaxrnn.Regularizer(zoneout=0.1, recurrent_dropout=0.1, tied=True),
+        regularizer=REGULARIZER,
     )
 
 

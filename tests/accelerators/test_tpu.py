@@ -56,6 +56,7 @@ def test_other_cells_have_no_kernels(name):
     ("options", "expected"),
     [
         ({"dtype": jnp.bfloat16}, (2, 0)),
+        ({"regularizer": programs.REGULARIZER}, (2, 0)),
         # Loops over blocks of 14 steps, the second of which runs each block forward again.
         ({"memory": "recompute"}, (3, 2)),
     ],
