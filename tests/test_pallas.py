@@ -21,6 +21,7 @@ from jaxrnn import backends
 from jaxrnn.backends import BACKENDS, elementwise, pallas
 from jaxrnn.backends.pallas import gpu, tpu
 from jaxrnn.backends.steps import Steps
+from jaxrnn.training import train
 
 B, T, I, H = 3, 4, 3, 4  # noqa: E741
 CELLS = {name: cell for name, cell in LIBRARY.items() if cell.gate is not None}
@@ -276,3 +277,8 @@ def test_a_program_lowered_for_a_tpu_has_the_kernel(attached):
         for platform in ("tpu", "cpu")
     ]
     assert counts == [1, 0]
+
+
+def test_the_axes_of_a_kernel_have_names_of_their_own():
+    """Compiled under `jax.shard_map`, the index of an axis is the device's if the mesh has it."""
+    assert not {gpu.RUN, gpu.BLOCK, gpu.WARPGROUP} & {train.RUN, train.BATCH}
