@@ -118,7 +118,7 @@ def check_memory(mesh, model):
 
     In units of one value for each unit, example and step, a gradient reads 2 (the states) and as
     many (those before), 4 (the gate's arguments) and 1 (of the outputs), and writes 4 (of the
-    arguments): 13. Compilers that keep all of it as long as it can be used have 8 (TPU v5e) to 12
+    arguments): 13. Compilers that keep all of it as long as it can be used have 8 (TPU v5e) to 11
     (H100) at once, so that 20 means that something is kept which has no use.
     """
     examples = 1024
