@@ -19,7 +19,8 @@ from cells import CELLS
 from keeping import Kept
 
 import jaxrnn
-from jaxrnn.backends import BACKENDS
+from jaxrnn.backends import BACKENDS, pallas
+from jaxrnn.backends.pallas import tpu
 
 # By name: whether there are lengths and resets, and options of `jaxrnn.unroll`.
 DRESSES: dict[str, tuple[bool, bool, dict[str, Any]]] = {
@@ -34,6 +35,7 @@ DRESSES: dict[str, tuple[bool, bool, dict[str, Any]]] = {
 }
 MASKED = "lengths and resets"
 FIGURES = ("outputs", "state", "gradients")
+INTERPRETED = "pallas, interpreted"
 
 
 class Case(NamedTuple):
@@ -85,7 +87,12 @@ def cases(small: bool) -> list[Case]:
 
 
 def compare(kept: Kept, small: bool, workers: int) -> None:
-    """Adds a record for each case and backend; compiles, and compares, in threads."""
+    """Adds a record for each case and backend; compiles, and compares, in threads.
+
+    On a CPU the kernels of a TPU are compared too, interpreted.
+    """
+    if jax.default_backend() == "cpu":
+        BACKENDS[INTERPRETED] = pallas.interpreted(tpu)
     with ThreadPoolExecutor(workers) as pool:
         for _ in pool.map(lambda case: compare_case(kept, case), cases(small)):
             pass

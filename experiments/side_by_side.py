@@ -32,6 +32,8 @@ GRAPHS = {
 }
 OURS: dict[str, dict[str, Any]] = {
     "pallas": {"implementation": "pallas"},
+    "states": {"implementation": "states"},
+    "states, unroll 4": {"implementation": "states", "unroll": 4},
     "fused": {"implementation": "fused"},
     "fused, unroll 4": {"implementation": "fused", "unroll": 4},
     "scan": {"implementation": "scan"},

@@ -39,6 +39,9 @@ gc.set_threshold(100_000, 50, 50)
 # Before anything imports jaxrnn, so that its annotations are checked wherever it is called.
 hook = install_import_hook("jaxrnn", "beartype.beartype")
 
+# They need settings of their own, and libraries of gigabytes; see tests/accelerators/conftest.py.
+collect_ignore = ["accelerators"]
+
 import jax  # noqa: E402
 
 jax.config.update("jax_num_cpu_devices", 2)

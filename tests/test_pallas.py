@@ -18,9 +18,10 @@ from test_fused import slow_cell
 
 import jaxrnn
 from jaxrnn import backends
-from jaxrnn.backends import BACKENDS, elementwise, pallas, states
+from jaxrnn.backends import BACKENDS, elementwise, pallas
 from jaxrnn.backends.pallas import gpu, tpu
 from jaxrnn.backends.steps import Steps
+from jaxrnn.training import train
 
 B, T, I, H = 3, 4, 3, 4  # noqa: E741
 CELLS = {name: cell for name, cell in LIBRARY.items() if cell.gate is not None}
@@ -35,13 +36,7 @@ INTERPRETED = {"tpu": True, "gpu": jax.__version_info__ >= (0, 11)}
 def interpreted(monkeypatch):
     """Backends by the names of `KERNELS`, whose kernels are interpreted on a CPU."""
     for name, module in KERNELS.items():
-        kernels = states.Kernels(
-            functools.partial(module.forward, interpret=True),
-            functools.partial(module.backward, interpret=True),
-        )
-        run = functools.partial(pallas.run, kernels=kernels)
-        backend = types.SimpleNamespace(supports=pallas.supports, run=run)
-        monkeypatch.setitem(BACKENDS, name, backend)
+        monkeypatch.setitem(BACKENDS, name, pallas.interpreted(module))
 
 
 def normal(*shape, seed=0):
@@ -340,3 +335,8 @@ def test_a_program_lowered_for_a_tpu_has_the_kernel(attached):
         for platform in ("tpu", "cpu")
     ]
     assert counts == [1, 0]
+
+
+def test_the_axes_of_a_kernel_have_names_of_their_own():
+    """Compiled under `jax.shard_map`, the index of an axis is the device's if the mesh has it."""
+    assert not {gpu.RUN, gpu.BLOCK, gpu.WARPGROUP} & {train.RUN, train.BATCH}

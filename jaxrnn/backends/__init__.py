@@ -16,7 +16,6 @@ state        the state after the last step
 
 from __future__ import annotations
 
-from types import ModuleType
 from typing import Any
 
 import jax
@@ -25,7 +24,7 @@ from jaxrnn.backends import cudnn, fused, pallas, parallel, scan, states
 from jaxrnn.backends.steps import Steps
 from jaxrnn.cell import Cell, Params, State
 
-BACKENDS: dict[str, ModuleType] = {
+BACKENDS: dict[str, Any] = {
     "scan": scan,
     "fused": fused,
     "states": states,

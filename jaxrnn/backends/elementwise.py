@@ -241,9 +241,9 @@ def tiles(weights: Sequence[Array], like: Array) -> list[Array]:
 _ELEMENTWISE = {
     *("add", "sub", "mul", "div", "neg", "abs", "sign", "max", "min", "square", "integer_pow"),
     "one_minus_square",
-    *("exp", "exp2", "log", "tanh", "logistic", "sqrt", "rsqrt", "sin", "cos"),
-    *("eq", "ne", "lt", "le", "gt", "ge", "and", "or", "not", "select_n", "clamp"),
-    *("convert_element_type", "stop_gradient", "copy", "add_any", "broadcast_in_dim"),
+    *("exp", "exp2", "log", "tanh", "logistic", "rsqrt", "sin", "cos"),
+    *("eq", "ne", "lt", "le", "gt", "ge", "and", "or", "select_n", "clamp"),
+    *("convert_element_type", "stop_gradient", "add_any", "broadcast_in_dim"),
 }
 CALLS = {"jit", "pjit", "closed_call", "custom_jvp_call", "custom_vjp_call"}
 

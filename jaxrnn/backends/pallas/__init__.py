@@ -10,6 +10,7 @@ XLA runs instead.
 from __future__ import annotations
 
 from functools import partial
+from types import ModuleType, SimpleNamespace
 from typing import Any
 
 import jax
@@ -64,6 +65,18 @@ def _on_platform(direction: str, given: Any, **options: Any) -> Any:
 
     call.defjvp(partial(jax.jvp, runs(loop)))
     return call(given)
+
+
+def interpreted(module: ModuleType) -> SimpleNamespace:
+    """A backend whose kernels, those of `tpu` or `gpu`, are interpreted on any platform.
+
+    It is slow, and for a GPU's kernels XLA needs more threads than a block has warpgroups (the
+    environment variable NPROC) and JAX 0.11. Put it among `jaxrnn.backends.BACKENDS` to use it.
+    """
+    kernels = Kernels(
+        partial(module.forward, interpret=True), partial(module.backward, interpret=True)
+    )
+    return SimpleNamespace(supports=supports, run=partial(run, kernels=kernels))
 
 
 KERNELS = Kernels(partial(_on_platform, "forward"), partial(_on_platform, "backward"))

@@ -40,6 +40,9 @@ from jaxrnn.backends.elementwise import (
 UNITS = 64  # of a warpgroup
 TILE = UNITS, EXAMPLES
 SHARED_BYTES = 232_448 - 2048  # of a block, less what the compiler takes
+# The axes of a kernel. In `jax.shard_map`, an axis of the devices' mesh would hide one of its name.
+RUN, BLOCK, WARPGROUP = "jaxrnn_run", "jaxrnn_block", "jaxrnn_warpgroup"
+SAME = {"copy", "reshape", "reshard", "stop_gradient"}  # if the shape stays
 MOST_WARPGROUPS = 8  # of a block, of the 1,024 threads that it may have
 
 
@@ -215,20 +218,20 @@ def _call(body, operand, factors, inputs, outputs, interpret):
 
     def kernel(*references):
         # Of one of the runs, which differ in parameters, such as those of several seeds.
-        run = lax.axis_index("run")
+        run = lax.axis_index(RUN)
         inputs, halves = structure.unflatten(references[: len(operands)])
         inputs = jax.tree.map(lambda each: each.at[run], inputs)
         outputs = [each.at[run] for each in references[len(operands) :]]
         outputs = output_structure.unflatten(outputs)
-        columns = pl.ds(lax.axis_index("warpgroup") * UNITS, UNITS)
-        rows = pl.ds(lax.axis_index("block") * EXAMPLES, EXAMPLES)
+        columns = pl.ds(lax.axis_index(WARPGROUP) * UNITS, UNITS)
+        rows = pl.ds(lax.axis_index(BLOCK) * EXAMPLES, EXAMPLES)
 
         def scoped(**scratch):
             products = _Products(room, run, halves, scratch) if room else None
             body(inputs, outputs, products, columns, rows)
 
         scratch = room.scratch() if room else {}
-        pl.run_scoped(scoped, collective_axes="warpgroup", **scratch)
+        pl.run_scoped(scoped, collective_axes=WARPGROUP, **scratch)
 
     @jax.custom_batching.custom_vmap
     def call(*operands):
@@ -239,9 +242,9 @@ def _call(body, operand, factors, inputs, outputs, interpret):
         halves = [half.reshape(-1, *half.shape[2:]) for half in halves]
         mesh = plgpu.Mesh(
             grid=(runs, examples // EXAMPLES),
-            grid_names=("run", "block"),
+            grid_names=(RUN, BLOCK),
             num_threads=units // UNITS,
-            thread_name="warpgroup",
+            thread_name=WARPGROUP,
         )
         params = plgpu.CompilerParams(lowering_semantics=plgpu.LoweringSemantics.Warpgroup)
         return pl.kernel(
@@ -337,7 +340,7 @@ class _Products:
 
     def __init__(self, room: _Room, run: Any, halves: Sequence[Any], scratch: dict[str, Any]):
         self.room, self.halves, self.scratch = room, halves, scratch
-        self.me = lax.axis_index("warpgroup")
+        self.me = lax.axis_index(WARPGROUP)
         count = room.warpgroups * room.gates
         self.first = run * count
 
@@ -533,8 +536,10 @@ def _evaluate(jaxpr, consts, arguments):
             made = _evaluate(inner.jaxpr, inner.consts, given)
         elif name == "add_any":
             made = [given[0] + given[1]]
-        elif name in ("copy", "reshape", "reshard") and jnp.shape(given[0]) == shape:
+        elif name in SAME and jnp.shape(given[0]) == shape:
             made = given
+        elif name == "integer_pow" and equation.params["y"] < -1:  # autodiff makes it of a quotient
+            made = [1 / given[0] ** -equation.params["y"]]
         elif name == "broadcast_in_dim" and jnp.ndim(given[0]) == 0:
             made = [jnp.full(shape, given[0], equation.outvars[0].aval.dtype)]
         elif name == "convert_element_type" and not isinstance(given[0], Tracer):

@@ -1,0 +1,161 @@
+"""Programs for NVIDIA H100s, compiled by the CUDA plugin, which needs no GPU. Nothing is run.
+
+`-rP` prints the registers of every kernel.
+"""
+
+import importlib.util
+import re
+from typing import NamedTuple
+
+import jax.numpy as jnp
+import programs
+import pytest
+from all_cells import CELLS
+from jax.experimental import topologies
+from programs import UNITS
+
+import jaxrnn
+from jaxrnn import backends
+
+PLUGINS = "jax_cuda12_plugin", "jax_cuda13_plugin"
+pytestmark = [
+    pytest.mark.skipif(
+        not any(map(importlib.util.find_spec, PLUGINS)),
+        reason="compiling for a GPU takes JAX's CUDA plugin: pip install -e '.[test-gpu]'",
+    ),
+    pytest.mark.usefixtures("standard_promotion"),
+]
+# Public data of the device.
+H100 = """
+gpu_device_info {
+  threads_per_block_limit: 1024 threads_per_warp: 32 shared_memory_per_block: 49152
+  shared_memory_per_core: 233472 threads_per_core_limit: 2048 core_count: 132 fpus_per_core: 128
+  block_dim_limit_x: 2147483647 block_dim_limit_y: 65535 block_dim_limit_z: 65535
+  memory_bandwidth: 3352320000000 l2_cache_size: 52428800 clock_rate_ghz: 1.98
+  device_memory_size: 84929347584 shared_memory_per_block_optin: 232448
+  cuda_compute_capability { major: 9 } registers_per_core_limit: 65536
+  registers_per_block_limit: 65536
+}
+runtime_version { major: 12 minor: 8 }
+platform_name: "CUDA"
+dnn_version_info { major: 9 minor: 7 }
+device_description_str: "NVIDIA H100 80GB HBM3"
+"""
+GATED = sorted(name for name, cell in CELLS.items() if cell.gate is not None)
+# Their kernels are those of other cells, or the same for both dtypes.
+SAME = {"odyssey-NP", "odyssey-V", "indrnn"}
+LSTM, IN_KERNELS = (
+    programs.classifier(jaxrnn.lstm(UNITS), implementation) for implementation in (None, "pallas")
+)
+NOISY = programs.noisy_classifier("pallas")
+# Bytes of the 1,020 that a thread's registers hold.
+MOST_SPILLED = {"lstm": 64, "lstm-peephole": 96}
+
+
+@pytest.fixture(autouse=True)
+def attached(monkeypatch):
+    """The default is that of a machine with a GPU."""
+    monkeypatch.setattr(backends, "_attached", lambda platform: int(platform == "cuda"))
+
+
+class Kernel(NamedTuple):
+    registers: int
+    stack: int
+    stored: int
+    loaded: int
+
+
+@pytest.fixture
+def kernels(tmp_path, monkeypatch):
+    """What ptxas says of the kernels that this test is the first of its process to compile."""
+    monkeypatch.setenv("MOSAIC_GPU_DUMP_TO", str(tmp_path))
+    monkeypatch.setenv("MOSAIC_GPU_DUMP_PTX", "1")
+
+    def read():
+        found = []
+        for path in sorted(tmp_path.glob("*.ptxas")):
+            words = path.read_text()
+            registers = re.search(r"Used (\d+) registers", words)
+            spills = re.search(
+                r"(\d+) bytes stack frame, (\d+) bytes spill stores, (\d+) bytes spill loads", words
+            )
+            found.append(Kernel(*map(int, registers.groups() + spills.groups())))
+        print(*found, sep="\n")
+        return found
+
+    return read
+
+
+def mesh(count, runs=1):
+    found = topologies.get_topology_desc(
+        platform="cuda", topology_name="", target_config=H100, topology=f"1x1x{count}"
+    )
+    return programs.mesh(found.devices, runs)
+
+
+def counts(compiled):
+    """How many kernels of ours a program has, and how many loops."""
+    text = compiled.as_text()
+    return len(re.findall(r"custom-call\(.*mosaic_gpu", text)), text.count(" while(")
+
+
+@pytest.mark.parametrize("dtype", [None, jnp.bfloat16])
+@pytest.mark.parametrize("name", GATED)
+def test_a_gated_cell_is_one_kernel_forward_and_one_backward(name, dtype, kernels):
+    """Without spills, at the 128 units to which the kernels round up."""
+    step = programs.one_step(mesh(1), CELLS[name], "pallas", dtype=dtype)
+    assert counts(step) == (2, 0)
+    found = kernels()
+    assert len(found) == 2 or name in SAME
+    assert all(each[1:] == (0, 0, 0) for each in found)
+
+
+@pytest.mark.parametrize("dtype", [None, jnp.bfloat16])
+@pytest.mark.parametrize("name", ["lstm", "lstm-peephole", "gru", "rnn"])
+def test_kernels_with_every_mask(name, dtype, kernels):
+    """Of float32 products the forward kernels of four gates have too few registers for it."""
+    options = {"dtype": dtype, "regularizer": programs.REGULARIZER}
+    assert counts(programs.one_step(mesh(1), CELLS[name], "pallas", **options)) == (2, 0)
+    forward, backward = kernels()
+    assert backward[1:] == (0, 0, 0)
+    most = MOST_SPILLED.get(name, 0) if dtype is None else 0
+    assert max(forward.stack, forward.stored, forward.loaded) <= most
+
+
+@pytest.mark.parametrize("name", sorted(CELLS))
+def test_the_default_has_no_kernels(name):
+    assert counts(programs.one_step(mesh(1), CELLS[name], None))[0] == 0
+
+
+def test_every_primitive_of_a_gate_compiles():
+    programs.check_primitives()
+    assert counts(programs.one_step(mesh(1), programs.cell_of_primitives(), "pallas")) == (2, 0)
+
+
+@pytest.mark.parametrize("count", [1, 8])
+def test_steps_of_training(count):
+    assert counts(programs.chunk(mesh(count), IN_KERNELS)) == (2, 1)
+    assert counts(programs.chunk(mesh(count), LSTM))[0] == 0
+
+
+def test_steps_of_layers_with_noise():
+    assert counts(programs.chunk(mesh(8), NOISY)) == (2 * 4, 1)
+
+
+@pytest.mark.parametrize(("count", "runs"), [(1, 1), (8, 2)])
+def test_steps_of_ten_seeds(count, runs):
+    assert counts(programs.chunk(mesh(count, runs), IN_KERNELS, seeds=10)) == (2, 1)
+
+
+def test_memory_of_training_steps():
+    programs.check_memory(mesh(8), IN_KERNELS)
+
+
+@pytest.mark.parametrize("program", [programs.evaluation, programs.prediction])
+def test_evaluation(program):
+    """Of 1,250 images for each GPU: in a loop over batches of 500, and of the rest."""
+    assert counts(program(mesh(8), IN_KERNELS)) == (2, 1)
+
+
+def test_what_is_exported_for_any_batch():
+    assert counts(programs.exported(mesh(1), LSTM, "cuda")) == (0, 1)
