@@ -280,6 +280,22 @@ def test_what_it_cannot_compute_is_refused(cell, dtype, words):
         jax.eval_shape(run, params, inputs)
 
 
+def test_the_gates_of_the_library_are_elementwise_also_under_a_mesh():
+    """Where autodiff adds reshapes that change nothing."""
+    cell = CELLS["lstm-peephole"]
+    params, _, state, _ = problem(cell)
+    gate = cell.gate._replace(function=lambda *given: cell.gate.function(*given))  # in no cache
+    found = []
+
+    def run(x):
+        found.append(elementwise.refusal(gate, jaxrnn.cell.elementwise(params), state))
+        return x
+
+    mesh = Mesh(np.array(jax.devices()[:1]), ("batch",))
+    jit(jax.shard_map(run, mesh=mesh, in_specs=P(), out_specs=P())).trace(jnp.ones(1))
+    assert found == [None]
+
+
 @pytest.fixture
 def attached(monkeypatch):
     """Sets how many devices of each platform seem to be attached."""

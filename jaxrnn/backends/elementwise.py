@@ -245,6 +245,7 @@ _ELEMENTWISE = {
     *("eq", "ne", "lt", "le", "gt", "ge", "and", "or", "select_n", "clamp"),
     *("convert_element_type", "stop_gradient", "add_any", "broadcast_in_dim"),
 }
+SAME = {"copy", "reshape", "reshard", "stop_gradient"}  # if the shape stays
 CALLS = {"jit", "pjit", "closed_call", "custom_jvp_call", "custom_vjp_call"}
 
 
@@ -294,8 +295,10 @@ def _refusal(gate, weights, state, dtype):
     for equation in _equations(jaxpr.jaxpr):
         avals: list[Any] = [each.aval for each in (*equation.invars, *equation.outvars)]
         shapes = {aval.shape for aval in avals}
-        if equation.primitive.name not in _ELEMENTWISE or not shapes <= {(), tile.shape}:
-            return f"{equation.primitive.name} in its gate is not known to be elementwise"
+        name = equation.primitive.name
+        known = name in _ELEMENTWISE or (name in SAME and len(shapes) == 1)
+        if not known or not shapes <= {(), tile.shape}:
+            return f"{name} in its gate is not known to be elementwise"
     return None
 
 

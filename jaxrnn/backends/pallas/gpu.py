@@ -31,6 +31,7 @@ from jaxtyping import Array
 from jaxrnn.backends.elementwise import (
     CALLS,
     EXAMPLES,
+    SAME,
     BackwardInputs,
     ForwardInputs,
     Masks,
@@ -42,7 +43,6 @@ TILE = UNITS, EXAMPLES
 SHARED_BYTES = 232_448 - 2048  # of a block, less what the compiler takes
 # The axes of a kernel. In `jax.shard_map`, an axis of the devices' mesh would hide one of its name.
 RUN, BLOCK, WARPGROUP = "jaxrnn_run", "jaxrnn_block", "jaxrnn_warpgroup"
-SAME = {"copy", "reshape", "reshard", "stop_gradient"}  # if the shape stays
 MOST_WARPGROUPS = 8  # of a block, of the 1,024 threads that it may have
 
 
