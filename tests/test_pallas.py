@@ -189,6 +189,7 @@ def test_high_and_low_halves_give_a_float32_product():
         (128, "9.0", None, True),
         (128, "9.0", "tensorfloat32", True),
         (128, "9.0", "highest", False),
+        (128, "9.0", "F32_F32_F32", False),
         (128, "8.0", None, False),
         (256, "9.0", None, False),
     ],
@@ -294,6 +295,13 @@ def test_the_gates_of_the_library_are_elementwise_also_under_a_mesh():
     mesh = Mesh(np.array(jax.devices()[:1]), ("batch",))
     jit(jax.shard_map(run, mesh=mesh, in_specs=P(), out_specs=P())).trace(jnp.ones(1))
     assert found == [None]
+
+
+def test_products_in_float64_are_refused():
+    with jax.enable_x64(True), pytest.raises(ValueError, match="products in float32 or less"):
+        params, inputs, *_ = problem(CELLS["lstm"])
+        options = {"dtype": jnp.float64, "implementation": "pallas"}
+        jaxrnn.unroll(CELLS["lstm"], params, inputs, **options)
 
 
 @pytest.fixture

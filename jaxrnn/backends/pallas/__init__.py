@@ -36,6 +36,8 @@ def supports(cell: Cell, params: Params, state: State, steps: Steps, dtype: Any)
         return reason
     if steps.inputs.dtype != jnp.float32:
         return f"it needs float32, got {describe(params)}"
+    if dtype is not None and jnp.dtype(dtype).itemsize > 4:
+        return f"it needs products in float32 or less, got {jnp.dtype(dtype)}"
     kernel = params.recurrent_kernel
     if kernel is not None:
         units = -(-len(kernel) // UNITS) * UNITS

@@ -43,6 +43,12 @@ TILE = UNITS, EXAMPLES
 SHARED_BYTES = 232_448 - 2048  # of a block, less what the compiler takes
 # The axes of a kernel. In `jax.shard_map`, an axis of the devices' mesh would hide one of its name.
 RUN, BLOCK, WARPGROUP = "jaxrnn_run", "jaxrnn_block", "jaxrnn_warpgroup"
+# Those of `jax_default_matmul_precision` that three products of bfloat16 operands satisfy.
+PRECISIONS = {
+    *(None, "default", "fastest", "high"),
+    *("bfloat16", "bfloat16_3x", "BF16_BF16_F32", "BF16_BF16_F32_X3"),
+    *("tensorfloat32", "TF32_TF32_F32"),
+}
 MOST_WARPGROUPS = 8  # of a block, of the 1,024 threads that it may have
 
 
@@ -58,7 +64,7 @@ def fits(given: ForwardInputs | BackwardInputs, step: Step) -> bool:
     gates = len(step.gate.names)
     factors = gates if isinstance(given, BackwardInputs) else 1
     room = _Room(gates, units, 1 if bfloat16 else 2, factors)
-    return room.enough and (bfloat16 or asked not in ("highest", "float32"))
+    return room.enough and (bfloat16 or asked in PRECISIONS)
 
 
 def _is_hopper() -> bool:
