@@ -298,9 +298,9 @@ def test_the_gates_of_the_library_are_elementwise_also_under_a_mesh():
 
 
 def test_products_in_float64_are_refused():
+    params, inputs, *_ = problem(CELLS["lstm"])
+    options = {"dtype": jnp.float64, "implementation": "pallas"}
     with jax.enable_x64(True), pytest.raises(ValueError, match="products in float32 or less"):
-        params, inputs, *_ = problem(CELLS["lstm"])
-        options = {"dtype": jnp.float64, "implementation": "pallas"}
         jaxrnn.unroll(CELLS["lstm"], params, inputs, **options)
 
 
