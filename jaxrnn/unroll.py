@@ -74,9 +74,10 @@ def unroll(
             "scan" under `jax.disable_jit`; "states" saves the states alone, for accelerators;
             "pallas" does so in one kernel forward and one backward, in float32, on TPUs and
             NVIDIA's Hopper GPUs, and is "states" on other platforms and where a GPU has no room for
-            the recurrent kernel. These two need an elementwise gate, in which a parameter
-            `[N, H]` is taken apart by index or in turn. "parallel" computes all steps at once, for
-            linear recurrences; on a CPU all products at once and the states in turn. "cudnn" is
+            the recurrent kernel. These two need an elementwise gate that closes over no array, uses
+            no shape, and takes a parameter `[N, H]` apart by index or in turn; a program with
+            "pallas" is exported for one platform at a time. "parallel" computes all steps at once,
+            for linear recurrences; on a CPU all products at once and the states in turn. "cudnn" is
             NVIDIA's LSTM, for `jaxrnn.lstm` without options, in float32, without resets or
             regularizer, where there is a GPU; a program lowered there for another platform runs
             "fused". JAX has no rule for it under `vmap`. None is "parallel" for linear recurrences

@@ -289,7 +289,8 @@ def test_the_gates_of_the_library_are_elementwise_also_under_a_mesh():
     found = []
 
     def run(x):
-        found.append(elementwise.refusal(gate, jaxrnn.cell.elementwise(params), state))
+        weights = jaxrnn.cell.elementwise(params)
+        found.append(elementwise.refusal(gate, weights, state, in_kernels=True))
         return x
 
     mesh = Mesh(np.array(jax.devices()[:1]), ("batch",))
@@ -302,6 +303,21 @@ def test_products_in_float64_are_refused():
     options = {"dtype": jnp.float64, "implementation": "pallas"}
     with jax.enable_x64(True), pytest.raises(ValueError, match="products in float32 or less"):
         jaxrnn.unroll(CELLS["lstm"], params, inputs, **options)
+
+
+def softplus(params, z, state):
+    return jaxrnn.RNNState(jnp.tanh(state.hidden * jax.nn.softplus(z.a)))
+
+
+def test_a_function_that_no_kernel_has_runs_in_a_loop():
+    cell = user_cell(softplus)
+    given = problem(cell)
+    scan, own = (
+        jit(functools.partial(everything, cell, each))(given) for each in ("scan", "states")
+    )
+    assert_close(own, scan, 1e-5)
+    with pytest.raises(ValueError, match=r"'pallas' cannot compute this.*log1p in its gate"):
+        everything(cell, "pallas", given)
 
 
 @pytest.fixture

@@ -245,17 +245,24 @@ _ELEMENTWISE = {
     *("eq", "ne", "lt", "le", "gt", "ge", "and", "or", "select_n", "clamp"),
     *("convert_element_type", "stop_gradient", "add_any", "broadcast_in_dim"),
 }
+# Those of them besides that XLA computes.
+_IN_A_LOOP = {
+    *("log1p", "expm1", "pow", "sqrt", "cbrt", "tan", "asin", "acos", "atan", "atan2"),
+    *("sinh", "cosh", "asinh", "acosh", "atanh", "erf", "erfc", "erf_inv", "lgamma", "digamma"),
+    *("floor", "ceil", "round", "rem", "is_finite", "not", "xor"),
+}
 SAME = {"copy", "reshape", "reshard", "stop_gradient"}  # if the shape stays
 CALLS = {"jit", "pjit", "closed_call", "custom_jvp_call", "custom_vjp_call"}
 
 
-def refusal(gate: Gate, weights: Params, state: State) -> str | None:
+def refusal(gate: Gate, weights: Params, state: State, *, in_kernels: bool) -> str | None:
     """Why a gate cannot run on tiles, or None.
 
     Args:
         gate: The gate.
         weights: The parameters that it sees.
         state: A state, leaves `[..., H]`.
+        in_kernels: Whether the compilers of kernels must know all of it, or XLA alone.
     """
     hidden = jax.tree.leaves(state)[0]
     size = hidden.shape[-1]
@@ -267,12 +274,12 @@ def refusal(gate: Gate, weights: Params, state: State) -> str | None:
     try:
         hash(gate)
     except TypeError:  # a user's function that is no plain one
-        return _refusal.__wrapped__(gate, *structures, hidden.dtype)
-    return _refusal(gate, *structures, hidden.dtype)
+        return _refusal.__wrapped__(gate, *structures, hidden.dtype, in_kernels)
+    return _refusal(gate, *structures, hidden.dtype, in_kernels)
 
 
 @lru_cache(maxsize=256)
-def _refusal(gate, weights, state, dtype):
+def _refusal(gate, weights, state, dtype, in_kernels):
     # A tile is of no certain size, so what a gate takes from a shape is none of these primitives.
     tile = jax.ShapeDtypeStruct(export.symbolic_shape("examples, units"), dtype)
 
@@ -297,6 +304,7 @@ def _refusal(gate, weights, state, dtype):
         shapes = {aval.shape for aval in avals}
         name = equation.primitive.name
         known = name in _ELEMENTWISE or (name in SAME and len(shapes) == 1)
+        known = known or (name in _IN_A_LOOP and not in_kernels)
         if not known or not shapes <= {(), tile.shape}:
             return f"{name} in its gate is not known to be elementwise"
     return None

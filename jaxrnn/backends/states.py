@@ -71,7 +71,7 @@ def supports(cell: Cell, params: Params, state: State, steps: Steps, dtype: Any)
         return f"it needs a state whose leaves have one shape, got {describe(state)}"
     if any(leaf.dtype != steps.inputs.dtype for leaf in jax.tree.leaves((state, params))):
         return f"it needs one dtype of floats, got {describe((state, params))}"
-    return refusal(cell.gate, elementwise(params), state)
+    return refusal(cell.gate, elementwise(params), state, in_kernels=False)
 
 
 def run(

@@ -20,10 +20,10 @@ from jaxtyping import Array, Float
 
 from jaxrnn.arguments import describe
 from jaxrnn.backends import loop, states
-from jaxrnn.backends.elementwise import EXAMPLES, UNITS
+from jaxrnn.backends.elementwise import EXAMPLES, UNITS, refusal
 from jaxrnn.backends.states import Kernels
 from jaxrnn.backends.steps import Steps
-from jaxrnn.cell import Cell, Params, State
+from jaxrnn.cell import Cell, Params, State, elementwise
 
 # A larger recurrent kernel does not fit on the chip; its products are so large that the launches of
 # a loop no longer decide.
@@ -45,7 +45,8 @@ def supports(cell: Cell, params: Params, state: State, steps: Steps, dtype: Any)
         size *= jnp.dtype(dtype or kernel.dtype).itemsize
         if size > KERNEL_BYTES:
             return f"the recurrent kernel takes {size / 2**20:.0f} MiB, more than fit on the chip"
-    return None
+    gate: Any = cell.gate
+    return refusal(gate, elementwise(params), state, in_kernels=True)
 
 
 def _on_platform(direction: str, given: Any, **options: Any) -> Any:
