@@ -18,7 +18,7 @@ from test_fused import slow_cell
 
 import jaxrnn
 from jaxrnn import backends
-from jaxrnn.backends import BACKENDS, elementwise, pallas
+from jaxrnn.backends import BACKENDS, blocks, elementwise, pallas
 from jaxrnn.backends.pallas import gpu, tpu
 from jaxrnn.backends.steps import Steps
 from jaxrnn.training import train
@@ -318,6 +318,21 @@ def test_a_function_that_no_kernel_has_runs_in_a_loop():
     assert_close(own, scan, 1e-5)
     with pytest.raises(ValueError, match=r"'pallas' cannot compute this.*log1p in its gate"):
         everything(cell, "pallas", given)
+
+
+@pytest.mark.parametrize(
+    ("backend", "time", "memory"),
+    [
+        ("fused", 784, "recompute"),
+        ("states", 784, "save"),
+        ("pallas", 784, "save"),
+        ("pallas", 10_000, "recompute"),
+    ],
+)
+def test_the_default_memory_of_a_long_sequence(backend, time, memory):
+    params = jax.eval_shape(lambda: jaxrnn.lstm(128).init(jax.random.key(0), 1))
+    inputs = jax.ShapeDtypeStruct((time, 100, 1), jnp.float32)
+    assert blocks.choose_memory(backend, None, None, params, inputs) == memory
 
 
 @pytest.fixture

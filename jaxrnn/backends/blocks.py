@@ -25,6 +25,8 @@ BLOCK = 14
 # faster than writing and reading it; on short ones it never paid.
 LONG = 8 * BLOCK
 SAVE_BYTES = 2**26
+# On an accelerator blocks cost launches, so that memory alone decides; the smallest has 16 GB.
+AT_ONCE_BYTES = 2**31
 
 Run = Callable[[State, Steps], tuple[Float[Array, "T *B P"], State]]
 
@@ -54,8 +56,9 @@ def choose_memory(
         return memory
     if truncate is not None:
         return "recompute"
-    if backend == "pallas":
-        return "save"  # it keeps the states alone
+    if backend in ("states", "pallas"):
+        # They save little, but make the pre-activations of all steps and their gradients at once.
+        return "save" if _residual_bytes(params, inputs) <= AT_ONCE_BYTES else "recompute"
     if backend == "parallel":
         return "save" if time < LONG else "by platform"
     return "save" if _is_short(params, inputs) else "recompute"
@@ -63,12 +66,16 @@ def choose_memory(
 
 def _is_short(params: Params, inputs: Array) -> bool:
     """Whether keeping the residuals of all steps is faster than recomputing them."""
+    return len(inputs) < LONG or _residual_bytes(params, inputs) <= SAVE_BYTES
+
+
+def _residual_bytes(params: Params, inputs: Array) -> float:
+    """About what all steps together save; 0 for a symbolic size of the batch."""
     if not all(isinstance(length, int) for length in inputs.shape):
-        return True  # a symbolic size of the batch
+        return 0
     leaves = [leaf for leaf in jax.tree.leaves(params) if leaf.ndim == 2]
     width = sum(leaf.shape[-1] for leaf in leaves)
-    saved = math.prod(inputs.shape[:-1]) * width * inputs.dtype.itemsize
-    return len(inputs) < LONG or saved <= SAVE_BYTES
+    return math.prod(inputs.shape[:-1]) * width * inputs.dtype.itemsize
 
 
 def run_in_memory(
