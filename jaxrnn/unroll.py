@@ -88,7 +88,7 @@ def unroll(
             "recompute" keeps the state before every 14th step and runs the steps between forward
             again; "offload" does the same with those states in the host's memory (TF1's
             `swap_memory`). None is "recompute" for long sequences with many residuals, and "save"
-            for others; for "parallel" it is "recompute" on a CPU from 112 steps on, and for "states"
+            for others; for "parallel" it is "recompute" on a CPU from 112 steps on, for "states"
             and "pallas" from 2 GiB of residuals on.
         unroll: Steps per iteration of the loop, as in `jax.lax.scan`.
         truncate: Truncated backpropagation (Williams & Peng, 1990): the state is carried on, but

@@ -331,7 +331,7 @@ def test_a_function_that_no_kernel_has_runs_in_a_loop():
 )
 def test_the_default_memory_of_a_long_sequence(backend, time, memory):
     params = jax.eval_shape(lambda: jaxrnn.lstm(128).init(jax.random.key(0), 1))
-    inputs = jax.ShapeDtypeStruct((time, 100, 1), jnp.float32)
+    inputs = jnp.zeros((time, 100, 1))
     assert blocks.choose_memory(backend, None, None, params, inputs) == memory
 
 
