@@ -69,7 +69,7 @@ def _is_short(params: Params, inputs: Array) -> bool:
     return len(inputs) < LONG or _residual_bytes(params, inputs) <= SAVE_BYTES
 
 
-def _residual_bytes(params: Params, inputs: Array) -> float:
+def _residual_bytes(params: Params, inputs: Array) -> int:
     """About what all steps together save; 0 for a symbolic size of the batch."""
     if not all(isinstance(length, int) for length in inputs.shape):
         return 0
