@@ -87,11 +87,12 @@ def choose(
     names = {"default": "fused"}
     if cell.gate is not None and cell.gate.separate:
         names["cpu"] = "scan"
-    for platform in ("cuda", "rocm", "tpu"):
-        if _attached(platform) and states.supports(cell, params, state, steps, dtype) is None:
-            names[platform] = "states"
-    if "tpu" in names and pallas.supports(cell, params, state, steps, dtype) is None:
-        names["tpu"] = "pallas" if _runs_kernels("tpu") else "states"
+    attached = [platform for platform in ("cuda", "rocm", "tpu") if _attached(platform)]
+    if attached and states.supports(cell, params, state, steps, dtype) is None:
+        names |= dict.fromkeys(attached, "states")
+        kernels = "tpu" in attached and _tpu_runs_kernels()
+        if kernels and pallas.supports(cell, params, state, steps, dtype) is None:
+            names["tpu"] = "pallas"
     return names
 
 
@@ -103,11 +104,11 @@ def _attached(platform: str) -> int:
         return 0
 
 
-def _runs_kernels(platform: str) -> bool:
+def _tpu_runs_kernels() -> bool:
     """Whether the compiler need not divide a program between devices, as it cannot a kernel.
 
     Under `jax.shard_map` over all axes of the mesh it does not have to.
     """
     mesh = jax.sharding.get_abstract_mesh()
     whole = bool(mesh.axis_names) and {*mesh.manual_axes} == {*mesh.axis_names}
-    return whole or _attached(platform) == 1
+    return whole or _attached("tpu") == 1

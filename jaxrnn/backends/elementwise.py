@@ -274,12 +274,25 @@ def refusal(gate: Gate, weights: Params, state: State, *, in_kernels: bool) -> s
     try:
         hash(gate)
     except TypeError:  # a user's function that is no plain one
-        return _refusal.__wrapped__(gate, *structures, hidden.dtype, in_kernels)
-    return _refusal(gate, *structures, hidden.dtype, in_kernels)
+        found = _operations.__wrapped__(gate, *structures, hidden.dtype)
+    else:
+        found = _operations(gate, *structures, hidden.dtype)
+    if isinstance(found, str):
+        return found
+    known = _ELEMENTWISE if in_kernels else _ELEMENTWISE | _IN_A_LOOP
+    for name, on_tiles, same_shape in found:
+        if not (on_tiles and (name in known or (name in SAME and same_shape))):
+            return f"{name} in its gate is not known to be elementwise"
+    return None
 
 
 @lru_cache(maxsize=256)
-def _refusal(gate, weights, state, dtype, in_kernels):
+def _operations(gate, weights, state, dtype):
+    """What a gate and its gradient are made of, or why they cannot be traced on tiles.
+
+    For each operation its name, whether it sees tiles and scalars alone, and whether it sees but
+    one shape.
+    """
     # A tile is of no certain size, so what a gate takes from a shape is none of these primitives.
     tile = jax.ShapeDtypeStruct(export.symbolic_shape("examples, units"), dtype)
 
@@ -299,15 +312,12 @@ def _refusal(gate, weights, state, dtype, in_kernels):
         return f"its gate does not run on single tiles: {reason}"
     if jaxpr.consts:
         return "its gate closes over an array"
+    found = []
     for equation in _equations(jaxpr.jaxpr):
         avals: list[Any] = [each.aval for each in (*equation.invars, *equation.outvars)]
         shapes = {aval.shape for aval in avals}
-        name = equation.primitive.name
-        known = name in _ELEMENTWISE or (name in SAME and len(shapes) == 1)
-        known = known or (name in _IN_A_LOOP and not in_kernels)
-        if not known or not shapes <= {(), tile.shape}:
-            return f"{name} in its gate is not known to be elementwise"
-    return None
+        found.append((equation.primitive.name, shapes <= {(), tile.shape}, len(shapes) == 1))
+    return found
 
 
 @jax.tree_util.register_pytree_node_class

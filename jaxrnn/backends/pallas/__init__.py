@@ -16,7 +16,6 @@ from typing import Any
 import jax
 import jax.numpy as jnp
 from jax import lax
-from jaxtyping import Array, Float
 
 from jaxrnn.arguments import describe
 from jaxrnn.backends import loop, states
@@ -70,6 +69,11 @@ def _on_platform(direction: str, given: Any, **options: Any) -> Any:
     return call(given)
 
 
+KERNELS = Kernels(partial(_on_platform, "forward"), partial(_on_platform, "backward"))
+
+run = partial(states.run, kernels=KERNELS, tile=(EXAMPLES, UNITS))
+
+
 def interpreted(module: ModuleType) -> SimpleNamespace:
     """A backend whose kernels, those of `tpu` or `gpu`, are interpreted on any platform.
 
@@ -80,34 +84,3 @@ def interpreted(module: ModuleType) -> SimpleNamespace:
         partial(module.forward, interpret=True), partial(module.backward, interpret=True)
     )
     return SimpleNamespace(supports=supports, run=partial(run, kernels=kernels))
-
-
-KERNELS = Kernels(partial(_on_platform, "forward"), partial(_on_platform, "backward"))
-
-
-def run(
-    cell: Cell,
-    params: Params,
-    start: State,
-    reset_state: State | None,
-    steps: Steps,
-    *,
-    dtype: Any = None,
-    unroll: int = 1,
-    kernels: Kernels = KERNELS,
-) -> tuple[Float[Array, "T *B H"], State]:
-    """Runs a cell made by `jaxrnn.gated` over time; see `jaxrnn.backends`.
-
-    Only a loop of XLA unrolls.
-    """
-    return states.run(
-        cell,
-        params,
-        start,
-        reset_state,
-        steps,
-        dtype=dtype,
-        unroll=unroll,
-        kernels=kernels,
-        tile=(EXAMPLES, UNITS),
-    )
