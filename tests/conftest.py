@@ -5,7 +5,7 @@ import importlib.metadata
 import os
 import tempfile
 
-from jaxtyping import install_import_hook
+import jaxtyping
 
 # Most of a test's time is compiling what runs once. Nothing is optimised, therefore, and a program
 # that another test or process of this run has compiled is taken from a folder of this run. Through
@@ -36,8 +36,14 @@ if not os.environ.get("JAXRNN_DATA_DIR"):  # empty is as good as unset
 # JAX keeps many small objects, and going through them all again and again is a tenth of the time.
 gc.set_threshold(100_000, 50, 50)
 
+# The import hook decorates every function, also those defined anew in every trace, at a millisecond
+# each; of a function without annotations there is nothing to check.
+jaxtyped = jaxtyping.jaxtyped
+jaxtyping.jaxtyped = lambda *, typechecker: lambda one: (
+    jaxtyped(one, typechecker=typechecker) if getattr(one, "__annotations__", True) else one
+)
 # Before anything imports jaxrnn, so that its annotations are checked wherever it is called.
-hook = install_import_hook("jaxrnn", "beartype.beartype")
+hook = jaxtyping.install_import_hook("jaxrnn", "beartype.beartype")
 
 # They need settings of their own, and libraries of gigabytes; see tests/accelerators/conftest.py.
 collect_ignore = ["accelerators"]
