@@ -182,7 +182,7 @@ class Config:
     divide it evenly."""
     distributed: bool = False
     """Train with other processes, which the cluster names (Slurm, Open MPI, a TPU pod); the next
-    three options name them where it does not. See docs/many_devices.md."""
+    three options name them where it does not. See docs/guides/many_devices.md."""
     coordinator: str | None = None
     """HOST:PORT of process 0, where the others find it."""
     num_processes: int | None = None

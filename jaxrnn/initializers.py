@@ -19,6 +19,8 @@ from jaxtyping import Array, Float
 
 from jaxrnn.cell import Cell, P, S
 
+__all__ = ["chrono_bias", "identity", "kernels", "scaled"]
+
 Initializer = Callable[..., Array]
 
 

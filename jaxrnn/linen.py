@@ -28,6 +28,8 @@ from jaxrnn.cell import Cell, S, State, broadcast
 from jaxrnn.regularize import Regularizer, dropout_mask
 from jaxrnn.unroll import reverse_time, unroll
 
+__all__ = ["RNN", "Classifier", "Stack", "as_dict", "last_output"]
+
 # The state of each layer; of a bidirectional layer a pair of states, (forward, backward).
 Carry = tuple[State, ...] | tuple[tuple[State, State], ...]
 

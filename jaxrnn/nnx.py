@@ -18,6 +18,8 @@ from jaxrnn.cell import Cell, S, State, broadcast
 from jaxrnn.regularize import Regularizer
 from jaxrnn.unroll import reverse_time, unroll
 
+__all__ = ["RNN"]
+
 
 class Tree(nnx.Module):
     """A pytree of parameters, whose leaves are `nnx.Param`s named by their paths.

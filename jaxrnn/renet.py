@@ -19,6 +19,8 @@ from jaxtyping import Array, Float, Num
 from jaxrnn.cell import Cell
 from jaxrnn.linen import Stack, check_rate, dropout, mask_inputs, readout
 
+__all__ = ["ReNet", "ReNetLayer"]
+
 
 class ReNetLayer(nn.Module):
     """One layer of ReNet: reads every column of patches in both directions, then every row.

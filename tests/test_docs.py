@@ -1,13 +1,64 @@
-"""The scripts of docs/ run as they stand, and learn."""
+"""The code of README.md and docs/ runs, and the reference has every public name."""
 
+import collections
+import importlib
+import re
 import runpy
 from pathlib import Path
 
+import jax
 import pytest
+from sybil import Sybil
+from sybil.parsers.markdown import PythonCodeBlockParser
 
-DOCS = Path(__file__).parents[1] / "docs"
+ROOT = Path(__file__).parents[1]
+DOCS = ROOT / "docs"
+PAGES = [ROOT / "README.md", *sorted(DOCS.rglob("*.md"))]
+WITH_CODE = [page for page in PAGES if "```python\n" in page.read_text()]
+CODE = Sybil([PythonCodeBlockParser()])
+MODULES = [
+    "jaxrnn",
+    "jaxrnn.convert",
+    "jaxrnn.initializers",
+    "jaxrnn.linen",
+    "jaxrnn.nnx",
+    "jaxrnn.renet",
+    "jaxrnn.training",
+    "jaxrnn.training.checkpoint",
+    "jaxrnn.training.compare",
+    "jaxrnn.training.data",
+    "jaxrnn.training.report",
+    "jaxrnn.training.run",
+]
 
-pytestmark = pytest.mark.usefixtures("standard_promotion")
+
+@pytest.fixture(autouse=True)
+def standard_promotion():
+    """Users run this code with JAX's own rules of promotion."""
+    with jax.numpy_dtype_promotion("standard"), jax.numpy_rank_promotion("allow"):
+        yield
+
+
+def name(page):
+    return str(page.relative_to(ROOT))
+
+
+@pytest.mark.parametrize("page", WITH_CODE, ids=name)
+def test_code_blocks_run(page, tmp_path, monkeypatch):
+    """The blocks of a page run one after the other in one namespace."""
+    monkeypatch.chdir(tmp_path)
+    for example in CODE.parse(page):
+        example.evaluate()
+
+
+@pytest.mark.parametrize("page", PAGES, ids=name)
+def test_no_code_block_is_left_out(page):
+    """A block with a title shows a file; any other block of Python is run by the test above."""
+    blocks = re.findall(r"^ *```+ *(.*)\n(.*)", page.read_text(), re.MULTILINE)[::2]
+    for info, first_line in blocks:
+        assert info in ("", "python", "sh", "text", "json", "diff") or (
+            info.startswith("python title=") and first_line.startswith("--8<-- ")
+        ), info
 
 
 def test_sequences_of_different_lengths_are_classified(capsys):
@@ -20,3 +71,17 @@ def test_a_series_is_forecast(capsys):
     relative = runpy.run_path(str(DOCS / "regression.py"))["main"](steps=160, hidden_size=8)
     assert relative < 0.7
     assert capsys.readouterr().out.count("relative test error") == 4
+
+
+def test_each_public_name_is_on_one_page_of_the_reference():
+    documented = collections.Counter()
+    for page in (DOCS / "reference").glob("*.md"):
+        documented.update(re.findall(r"^::: (\S+)", page.read_text(), re.MULTILINE))
+    # Some names are public in two modules, such as jaxrnn.scaled and jaxrnn.initializers.scaled.
+    names = collections.defaultdict(set)
+    for module in map(importlib.import_module, MODULES):
+        for each in module.__all__:
+            names[id(getattr(module, each))].add(f"{module.__name__}.{each}")
+    assert {min(each): sum(documented[one] for one in each) for each in names.values()} == {
+        min(each): 1 for each in names.values()
+    }

@@ -34,6 +34,8 @@ from orbax.checkpoint.checkpoint_managers import (
     PreservationPolicy,
 )
 
+__all__ = ["CheckpointError", "Checkpoints"]
+
 # Beside the steps; orbax takes only names that are numbers for steps.
 DAMAGED = "damaged"
 # What is read when a part of a checkpoint is missing. Every other OSError is the system's.

@@ -12,6 +12,17 @@ from typing import Any, NamedTuple
 import numpy as np
 from scipy import stats
 
+__all__ = [
+    "Claim",
+    "Summary",
+    "check_claim",
+    "markdown",
+    "prediction_interval",
+    "relation",
+    "summarise",
+    "verdict",
+]
+
 Record = Mapping[str, Any]
 
 

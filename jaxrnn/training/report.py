@@ -12,6 +12,17 @@ from typing import TYPE_CHECKING
 
 import numpy as np
 
+__all__ = [
+    "accuracies",
+    "beliefs",
+    "confusion",
+    "curves",
+    "drawings",
+    "heat_map",
+    "learning_bands",
+    "mistakes",
+]
+
 if TYPE_CHECKING:
     from matplotlib.axes import Axes
     from matplotlib.figure import Figure

@@ -27,6 +27,8 @@ import jax
 from jaxrnn.training.checkpoint import lock
 from jaxrnn.training.files import append_record, read_records, write_json, write_records
 
+__all__ = ["OtherConfiguration", "Run", "RunError", "Stop"]
+
 PACKAGES = ("jax", "jaxlib", "flax", "optax", "orbax-checkpoint", "numpy")
 
 

@@ -25,6 +25,18 @@ import numpy as np
 from jaxrnn.training.data import folders, idx, tfds
 from jaxrnn.training.data.idx import SIDE, DataError, Pair, Split
 
+__all__ = [
+    "NAMES",
+    "ORDERS",
+    "DataError",
+    "Dataset",
+    "Split",
+    "batch_indices",
+    "load",
+    "load_or_digits",
+    "sequences",
+]
+
 NAMES = ("mnist", "fashion_mnist", "kmnist", "digits")
 ORDERS = ("rows", "columns", "shuffled", "pixels", "permuted")
 
