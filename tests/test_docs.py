@@ -57,7 +57,7 @@ def test_no_code_block_is_left_out(page):
     blocks = re.findall(r"^ *```+ *(.*)\n(.*)", page.read_text(), re.MULTILINE)[::2]
     for info, first_line in blocks:
         assert info in ("", "python", "sh", "text", "json", "diff") or (
-            info.startswith("python title=") and first_line.startswith("--8<-- ")
+            info.startswith("{.python title=") and first_line.startswith("--8<-- ")
         ), info
 
 
