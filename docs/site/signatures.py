@@ -4,10 +4,12 @@ import griffe  # pyright: ignore[reportMissingImports]
 
 
 class Signatures(griffe.Extension):
-    """Treats these classes as dataclasses, whose signatures Griffe derives from their fields."""
+    """Treats them as dataclasses, whose signatures Griffe derives from the fields."""
 
     def on_class_instance(self, *, cls, **_):
         """Adds the decorator of a dataclass."""
         if {str(base) for base in cls.bases} & {"NamedTuple", "nn.Module"}:
             name = griffe.ExprName("dataclasses.dataclass")
-            cls.decorators.append(griffe.Decorator(name, lineno=cls.lineno, endlineno=cls.lineno))
+            cls.decorators.append(
+                griffe.Decorator(name, lineno=cls.lineno, endlineno=cls.lineno)
+            )
