@@ -60,6 +60,12 @@ def lines(tmp_path, study):
     return (tmp_path / study / "results.jsonl").read_text().splitlines()
 
 
+def table_lines(folder):
+    """The lines of a study's table, without its head."""
+    written = (folder / "table.md").read_text()
+    return [line for line in written.splitlines() if line.startswith("|")][2:]
+
+
 def test_a_study_runs_resumes_and_concludes(tmp_path, capsys):
     config = ablation(tmp_path, study="mine", vary=("cell=lstm,gru", "learning_rate=1e-3,1e-2"))
     assert ablate.main(config) == 0
@@ -67,9 +73,10 @@ def test_a_study_runs_resumes_and_concludes(tmp_path, capsys):
     assert len(first) == 8
     origin = {"machine": machine(), "revision": git_revision(), "jax": jax.__version__}
     assert origin.items() <= json.loads(first[0]).items()
-    table = (tmp_path / "mine" / "table.md").read_text()
-    assert table.count("\n") == 6
-    assert "cell=gru learning_rate=1e-2" in table
+    assert [line.split()[1:3] for line in table_lines(tmp_path / "mine")][-1] == [
+        "cell=gru",
+        "learning_rate=1e-2",
+    ]
     kept = json.loads((tmp_path / "mine" / "config.json").read_text())
     assert kept["commands"] == [
         "python experiments/ablate.py mine --vary cell=lstm,gru --vary learning_rate=1e-3,1e-2 "
@@ -92,9 +99,35 @@ def test_a_study_runs_resumes_and_concludes(tmp_path, capsys):
 
 
 @pytest.mark.usefixtures("untrained")
+@pytest.mark.parametrize("seeds", [1, 2, 3])
+def test_a_study_explains_its_table_and_says_where_its_files_are(tmp_path, capsys, seeds):
+    vary = ("cell=rnn", "learning_rate=1e-3,1e-2")
+    assert ablate.main(ablation(tmp_path, study="mine", vary=vary, seeds=seeds)) == 0
+    shown, folder = capsys.readouterr().out, tmp_path / "mine"
+    written = (folder / "table.md").read_text()
+    assert written in shown
+    assert compare.LEGEND in written
+    verdict = written.splitlines()[-1]
+    assert verdict.startswith("Too few seeds to compare with") == (seeds < 3)
+    # The two columns with ±: the deviation of at least two seeds, the interval of at least three.
+    assert [line.count("±") for line in table_lines(folder)] == [
+        seeds > 1,
+        (seeds > 1) + (seeds > 2),
+    ]
+    for line in (
+        f"table:   {folder / 'table.md'}",
+        f"figures: {folder / 'curves.png'}, {folder / 'heat.png'}",
+        f"runs:    {folder / 'results.jsonl'} (a line of JSON for each)",
+    ):
+        assert f"\n{line}\n" in shown
+    for name in ("table.md", "curves.png", "heat.png", "results.jsonl"):
+        assert (folder / name).is_file()
+
+
+@pytest.mark.usefixtures("untrained")
 def test_results_md_is_made_of_what_was_kept(tmp_path):
     kept = tmp_path / "results"
-    assert ablate.main(ablation(kept, study="odyssey", settings=("peephole", "nfg"), seeds=2)) == 0
+    assert ablate.main(ablation(kept, study="odyssey", settings=("peephole", "nfg"), seeds=3)) == 0
     grid = ablation(kept, study="mine", vary=("cell=rnn", "learning_rate=1e-3,1e-2"), seeds=1)
     assert ablate.main(grid) == 0
     rerun = {"study": "odyssey", "settings": ("nfg",), "seeds": 1, "first_seed": 7}
@@ -105,8 +138,8 @@ def test_results_md_is_made_of_what_was_kept(tmp_path):
     text = (tmp_path / "RESULTS.md").read_text()
     assert "## odyssey" in text
     assert "Greff et al." in text
-    assert (kept / "odyssey" / "table.md").read_text() in text
-    assert "--settings 'peephole' 'nfg' --seeds 2 --evaluations 2" in text
+    assert "\n".join(table_lines(kept / "odyssey")) in text
+    assert "--settings 'peephole' 'nfg' --seeds 3 --evaluations 2" in text
     assert "Worse than `peephole`: " in text or "No difference from `peephole` seen" in text
     (new,) = Records(kept / "again" / "odyssey").of_settings()
     assert new["seed"] == 7
@@ -137,7 +170,7 @@ def test_results_md_is_made_of_what_was_kept(tmp_path):
     (kept / "order" / "results.jsonl").unlink()
     assert results.main(tmp_path) == 0
     cut = (tmp_path / "RESULTS.md").read_text()
-    assert "On digits. 3 of 4 runs so far.\n" in cut
+    assert "On digits. 3 of 6 runs so far.\n" in cut
     assert "## order" not in cut
     shown = re.findall(r"\]\((results/.*)\)", text)
     assert shown == [
@@ -159,7 +192,7 @@ def test_a_setting_run_later_leaves_the_others_of_its_study(tmp_path, monkeypatc
         "nfg": 2,
     }
     assert len(kept["commands"]) == 2
-    assert (tmp_path / "odyssey" / "table.md").read_text().count("\n") == 4
+    assert len(table_lines(tmp_path / "odyssey")) == 2
     # Fewer seeds, and an option on which no number depends, leave what is kept.
     monkeypatch.setattr(data, "load_or_digits", lambda _, size: data.load("digits", None, size))
     fewer = ablation(tmp_path, study="odyssey", settings=("nfg",), seeds=1, dataset="auto")
@@ -310,7 +343,7 @@ def test_a_host_waits_for_what_another_has_not_kept_yet(tmp_path, monkeypatch):
 
     monkeypatch.setattr(ablate, "train", train_elsewhere)
     assert ablate.main(config) == 0
-    assert "| **nfg** |" in (tmp_path / "odyssey" / "table.md").read_text()
+    assert table_lines(tmp_path / "odyssey")[0].startswith("| **nfg**")
 
 
 def test_hosts_share_a_study(tmp_path):
@@ -334,7 +367,7 @@ def test_hosts_share_a_study(tmp_path):
     runs = [[json.loads(line) for line in share.read_text().splitlines()] for share in shares]
     assert list(map(len, runs)) == [2, 2]
     assert len({(record["setting"], record["seed"]) for share in runs for record in share}) == 4
-    assert (tmp_path / "mine" / "table.md").read_text().count("\n") == 4
+    assert len(table_lines(tmp_path / "mine")) == 2
 
 
 @pytest.mark.parametrize("name", ablate.STUDIES)
