@@ -187,14 +187,19 @@ def check_claim(records: Sequence[Record], claim: Claim) -> str:
         return ""
     outcome = _OUTCOMES[claim.relation].get(relation(summary), "Too few seeds")
     diverged = sum(r["status"] != "ok" for own in runs.values() for r in own)
-    preposition = "from" if claim.relation == "no difference" else "than"
     return (
-        f"- {claim.source}: `{claim.setting}` {claim.relation} {preposition} `{claim.than}`. "
+        f"- {claim.source}: `{claim.setting}` {_PHRASES[claim.relation]} `{claim.than}`. "
         f"{outcome} here: {_points(summary)} "
         f"(n = {summary.pairs}{f', {diverged} diverged' if diverged else ''})."
     )
 
 
+_PHRASES = {
+    "better": "is better than",
+    "worse": "is worse than",
+    "no difference": "does not differ from",
+    "not better": "is not better than",
+}
 # By the published relation and the one that the runs show.
 _OUTCOMES = {
     "better": {"better": "Seen", "no difference seen": "Not seen", "worse": "Contradicted"},
@@ -245,14 +250,11 @@ def markdown(summaries: Sequence[Summary]) -> str:
     best = max((s.validation for s in summaries if s.n and not s.diverged), default=np.nan)
     lines = []
     for number, s in enumerate(summaries):
-        test = "–" if not s.n else f"{100 * s.test:.2f}"
-        if s.n > 1:
-            test += f" ± {100 * s.deviation:.2f}"
         lines.append(
             [
                 # The mean of a setting with a diverged run is over a favourable choice of seeds.
                 f"**{s.setting}**" if s.validation == best and not s.diverged else s.setting,
-                test,
+                percent(s),
                 f"{s.n}" + (f" ({s.diverged} diverged)" if s.diverged else ""),
                 _points(s) if number and s.pairs else "–",
                 "–" if not s.n else f"{100 * s.validation:.2f}",
@@ -263,22 +265,31 @@ def markdown(summaries: Sequence[Summary]) -> str:
     return table(head, lines)
 
 
-def table(head: Sequence[str], lines: Sequence[Sequence[str]]) -> str:
-    """Formats a table in Markdown, with columns aligned so that it reads well on a terminal too.
+def percent(summary: Summary) -> str:
+    """Formats the mean of the test accuracy in percent, with its deviation if it has one."""
+    if not summary.n:
+        return "–"
+    deviation = f" ± {100 * summary.deviation:.2f}" if summary.n > 1 else ""
+    return f"{100 * summary.test:.2f}{deviation}"
+
+
+def table(head: Sequence[str], lines: Sequence[Sequence[str]], left: int = 1) -> str:
+    """Formats a table in Markdown, with its columns padded to line up in a terminal.
 
     Args:
         head: The heads of the columns.
-        lines: The cells of each line, as many as there are heads. The first column is aligned to
-            the left, the others to the right.
+        lines: The cells of each line.
+        left: Number of columns that are aligned to the left. The others are aligned to the right.
+
+    Raises:
+        ValueError: If a line does not have as many cells as there are heads.
     """
     widths = [max(3, *map(len, column)) for column in zip(head, *lines, strict=True)]
-    rule = ["-" * widths[0], *("-" * (width - 1) + ":" for width in widths[1:])]
-    return "".join(
-        "| "
-        + " | ".join(
-            cell.rjust(width) if column else cell.ljust(width)
-            for column, (cell, width) in enumerate(zip(line, widths, strict=True))
-        )
-        + " |\n"
+    rule = ["-" * width for width in widths[:left]]
+    rule += ["-" * (width - 1) + ":" for width in widths[left:]]
+    padded = [
+        [cell.ljust(width) for cell, width in zip(line[:left], widths[:left], strict=True)]
+        + [cell.rjust(width) for cell, width in zip(line[left:], widths[left:], strict=True)]
         for line in (head, rule, *lines)
-    )
+    ]
+    return "".join(f"| {' | '.join(line)} |\n" for line in padded)

@@ -1,4 +1,4 @@
-"""Studies: their settings, what is kept of them, and RESULTS.md."""
+"""Studies: their settings, their records, and the page of results."""
 
 import dataclasses
 import json
@@ -125,8 +125,8 @@ def test_a_study_explains_its_table_and_says_where_its_files_are(tmp_path, capsy
 
 
 @pytest.mark.usefixtures("untrained")
-def test_results_md_is_made_of_what_was_kept(tmp_path):
-    kept = tmp_path / "results"
+def test_the_page_of_results_is_made_of_the_records(tmp_path):
+    kept, page = tmp_path / "kept", tmp_path / "results.md"
     assert ablate.main(ablation(kept, study="odyssey", settings=("peephole", "nfg"), seeds=3)) == 0
     grid = ablation(kept, study="mine", vary=("cell=rnn", "learning_rate=1e-3,1e-2"), seeds=1)
     assert ablate.main(grid) == 0
@@ -134,19 +134,19 @@ def test_results_md_is_made_of_what_was_kept(tmp_path):
     assert ablate.main(ablation(kept / "again", **rerun)) == 0
     (kept / "elsewhere").mkdir()
     (kept / "mine").rename(kept / "elsewhere" / "mine")
-    assert results.main(tmp_path) == 0
-    text = (tmp_path / "RESULTS.md").read_text()
+    assert results.main(kept, page) == 0
+    text = page.read_text()
     assert "## odyssey" in text
     assert "Greff et al." in text
     assert "\n".join(table_lines(kept / "odyssey")) in text
     assert "--settings 'peephole' 'nfg' --seeds 3 --evaluations 2" in text
     assert "Worse than `peephole`: " in text or "No difference from `peephole` seen" in text
+    assert compare.LEGEND in text
     (new,) = Records(kept / "again" / "odyssey").of_settings()
     assert new["seed"] == 7
     _, nfg = compare.summarise(Records(kept / "odyssey").of_settings())
-    line = (
-        rf"\| odyssey \| nfg \| {100 * nfg.test:.2f} ± .*\| {100 * new['test_accuracy']:.2f} \| 1"
-    )
+    means = f"{100 * nfg.test:.2f}", f"{100 * new['test_accuracy']:.2f}"
+    line = rf"\| odyssey +\| nfg +\| {means[0]} ± .*\| +{means[1]} \| +1 \|"
     assert re.search(line, text)
     assert "## again" not in text
     # What was run again with other options, or with seeds that are kept, says nothing.
@@ -157,28 +157,42 @@ def test_results_md_is_made_of_what_was_kept(tmp_path):
         ablate.main(ablation(kept / "again", **other, evaluations=1, first_seed=7, set=words)) == 0
     )
     assert ablate.main(ablation(kept / "again", study="odyssey", settings=("nfg",), seeds=1)) == 0
-    assert results.main(tmp_path) == 0
-    again = (tmp_path / "RESULTS.md").read_text()
+    assert results.main(kept, page) == 0
+    again = page.read_text()
     assert re.search(line, again)
-    assert "| order |" not in again
+    assert "| order " not in again
     assert "## order" in again
-    assert "- Greff et al.: `nfg` worse than `peephole`. " in text
-    assert "On digits.\n" in text
+    assert "- Greff et al.: `nfg` is worse than `peephole`. " in text
+    assert "Data set: digits. All settings: `hidden_size=8`, `batch_size=20`, " in text
     # Of a study that was interrupted it says how far it got, and of one that only began nothing.
     path = kept / "odyssey" / "results.jsonl"
     path.write_text("".join(path.read_text().splitlines(keepends=True)[:3]))
     (kept / "order" / "results.jsonl").unlink()
-    assert results.main(tmp_path) == 0
-    cut = (tmp_path / "RESULTS.md").read_text()
-    assert "On digits. 3 of 6 runs so far.\n" in cut
+    assert results.main(kept, page) == 0
+    cut = page.read_text()
+    assert " 3 of 6 runs are finished.\n" in cut
     assert "## order" not in cut
-    shown = re.findall(r"\]\((results/.*)\)", text)
+    shown = re.findall(r"!\[(.*)\]\((.*)\)", text)
     assert shown == [
-        "results/elsewhere/mine/curves.png",
-        "results/elsewhere/mine/heat.png",
-        "results/odyssey/curves.png",
+        ("Learning curves of elsewhere/mine", "results/elsewhere/mine/curves.png"),
+        ("Test accuracies of elsewhere/mine", "results/elsewhere/mine/heat.png"),
+        ("Learning curves of odyssey", "results/odyssey/curves.png"),
     ]
-    assert all((tmp_path / picture).is_file() for picture in shown)
+    assert all((tmp_path / picture).is_file() for _, picture in shown)
+
+
+def test_the_page_of_results_is_the_one_that_the_script_writes():
+    """But for the last digit of a number, which may be rounded otherwise elsewhere."""
+    number = re.compile(r"\d+(?:\.\d+)?")
+    written, page = results.PAGE.read_text(), results.page(results.FOLDER)
+    assert number.sub("0", written) == number.sub("0", page)
+    found, expected = (np.array(number.findall(text), float) for text in (written, page))
+    np.testing.assert_allclose(found, expected, atol=0.0101)
+    pictures = re.findall(r"!\[.*\]\((.*)\)", page)
+    there = [path.relative_to(results.PAGE.parent) for path in results.PAGE.parent.rglob("*.png")]
+    assert {Path(picture) for picture in pictures} == {
+        path for path in there if path.parts[0] == "results"
+    }
 
 
 @pytest.mark.usefixtures("untrained")

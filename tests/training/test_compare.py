@@ -161,12 +161,15 @@ def test_other_seeds_of_a_setting_fall_within_their_interval():
 def test_a_claim_is_held_against_the_paired_interval(tests, outcomes):
     records = [record("a", seed, 0.90 + seed / 100) for seed in range(3)]
     records += [record("b", seed, test) for seed, test in enumerate(tests)]
-    for relation, outcome in zip(
-        ("better", "worse", "no difference", "not better"), outcomes, strict=True
-    ):
+    phrases = {
+        "better": "is better than",
+        "worse": "is worse than",
+        "no difference": "does not differ from",
+        "not better": "is not better than",
+    }
+    for (relation, phrase), outcome in zip(phrases.items(), outcomes, strict=True):
         line = compare.check_claim(records, compare.Claim("A (2000)", "b", relation, "a"))
-        assert line.startswith(f"- A (2000): `b` {relation} ")
-        assert f"`a`. {outcome} here: " in line
+        assert line.startswith(f"- A (2000): `b` {phrase} `a`. {outcome} here: ")
     paired = stats.ttest_1samp(np.subtract(tests, (0.90, 0.91, 0.92)), 0).confidence_interval(0.95)
     assert f"± {50 * (paired.high - paired.low):.2f} (n = 3)." in line
 
@@ -174,7 +177,7 @@ def test_a_claim_is_held_against_the_paired_interval(tests, outcomes):
 def test_a_claim_is_not_decided_by_too_few_seeds():
     claim = compare.Claim("A (2000)", "b", "better", "a")
     records = [record("a", 0, 0.9), record("a", 1, 0.9), record("b", 0, 0.95)]
-    line = "- A (2000): `b` better than `a`. Too few seeds here: +5.00 (n = {})."
+    line = "- A (2000): `b` is better than `a`. Too few seeds here: +5.00 (n = {})."
     assert compare.check_claim(records, claim) == line.format(1)
     assert compare.check_claim([*records, record("b", 1, 0.95)], claim) == line.format(2)
     assert compare.check_claim(records[:2], claim) == ""
