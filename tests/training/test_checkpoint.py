@@ -312,18 +312,18 @@ def test_damage_is_set_aside_and_never_removed(pair):
 
 
 def edit(record, **changes):
-    """A record that is well-formed and not as it was written."""
+    """A record that is well-formed and does not match its SHA-256."""
     record.write_text(json.dumps(json.loads(record.read_text()) | changes))
 
 
 @pytest.mark.parametrize(
     ("harm", "reason"),
     [
-        (lambda record: edit(record, score=0.1), "not as it was written"),
-        (lambda record: edit(record, leaves={}), "not as it was written"),
+        (lambda record: edit(record, score=0.1), "does not match its SHA-256"),
+        (lambda record: edit(record, leaves={}), "does not match its SHA-256"),
         (lambda record: record.write_bytes(record.read_bytes()[:20]), "cannot be read"),
         (lambda record: record.write_bytes(b"\xff"), "cannot be read"),
-        (lambda record: record.write_text("[]"), "not as it was written"),
+        (lambda record: record.write_text("[]"), "does not match its SHA-256"),
         (lambda record: record.unlink(), "cannot be read"),
         (lambda record: shutil.rmtree(record.parent), "cannot be read"),
     ],
@@ -336,7 +336,7 @@ def test_a_damaged_record_of_the_best_is_said_and_the_next_best_taken(pair, harm
     assert listing(pair) == before
     assert len(warnings) == 1
     assert "\n" not in warnings[0]
-    assert f"{pair / '6'} is damaged and left out: " in warnings[0]
+    assert f"{pair / '6'} is damaged and ignored: " in warnings[0]
     assert reason in warnings[0]
     found, warnings = restored_pair(pair, best=True)
     assert found == 7

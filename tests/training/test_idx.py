@@ -46,7 +46,7 @@ BROKEN = {
     "truncated, 31359 bytes": (TRAIN_IMAGES, zipped(encoded(IMAGES)[:-1])),
     "too long, 31361 bytes": (TRAIN_IMAGES, zipped(encoded(IMAGES) + b"x")),
     "less than a header": (TRAIN_LABELS, zipped(b"\0\0\x08\x01\0")),
-    "its 0 bytes": (TEST_IMAGES, b""),
+    "0 bytes are less": (TEST_IMAGES, b""),
     "39 labels for 40 images": (TRAIN_LABELS, zipped(encoded(LABELS[1:]))),
     "label 10 at position 3": (TEST_LABELS, zipped(encoded(np.array([0, 9, 1, 10] * 4, np.uint8)))),
     "images of 27×28": (TEST_IMAGES, zipped(encoded(IMAGES[:, 1:]))),

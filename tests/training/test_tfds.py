@@ -101,7 +101,7 @@ def test_a_broken_or_foreign_tfds_folder_is_named(tmp_path, load):
         assert str(version) in str(error.value)
         assert "\n" not in str(error.value)
     (version / "dataset_info.json").write_text("{")
-    with pytest.raises(tfds.DataError, match="not a readable TFDS set"):
+    with pytest.raises(tfds.DataError, match="not a readable TFDS data set"):
         load("kmnist", folder)
 
 

@@ -134,9 +134,9 @@ def test_only_bytes_are_scaled():
         assert kept.dtype == (jnp.float32 if dtype is np.float64 else dtype)
         np.testing.assert_array_equal(kept.astype(jnp.float32), [-1.5, 300])
     for dtype in (np.int8, np.uint16, np.int32, bool):
-        with pytest.raises(ValueError, match=f"sequences: got dtype {np.dtype(dtype)}, expected"):
+        with pytest.raises(ValueError, match=f"sequences must be .*, got {np.dtype(dtype)}"):
             training.scale(np.zeros(3, dtype))
-    with pytest.raises(ValueError, match="sequences: got dtype int32, expected uint8 or a float"):
+    with pytest.raises(ValueError, match="sequences must be uint8 or floating-point, got int32"):
         training.predict(MODEL, {}, np.zeros((2, 6, 5), np.int32))
 
 
