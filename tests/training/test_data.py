@@ -1,4 +1,4 @@
-"""Data: what was named is loaded, once decoded from the cache, and cut in splits and batches."""
+"""Data sets: loading, the cache, splits, sequences and batches."""
 
 import hashlib
 import os
@@ -83,7 +83,7 @@ def test_the_second_load_reads_only_the_cache(tmp_path, load, monkeypatch):
     assert_original(load("mnist", folder))
     monkeypatch.chdir(tmp_path)
     assert_original(load("mnist", "d"))
-    with pytest.raises(AssertionError):  # Another name must not be served from it.
+    with pytest.raises(AssertionError):  # The cache must not serve another name.
         load("kmnist", folder)
     assert_original(first)
 
@@ -93,7 +93,7 @@ def test_a_replaced_file_is_never_served_from_the_cache(tmp_path, load):
     load("mnist", tmp_path / "d")
     before = path.stat()
     changed = (FEW_LABELS + 1) % 10
-    path.write_bytes(encoded(changed))  # Same size, and below the same time of change.
+    path.write_bytes(encoded(changed))  # The same size, and below the same modification time.
     os.utime(path, ns=(before.st_atime_ns, before.st_mtime_ns))
     np.testing.assert_array_equal(load("mnist", tmp_path / "d").test.labels, changed)
 
@@ -206,7 +206,7 @@ def test_sequences_follow_their_definitions():
     np.testing.assert_array_equal(pixels.reshape(images.shape), images)
     permuted = data.sequences(images, "permuted", seed=4)
     assert {a.dtype for a in (rows, columns, pixels, permuted)} == {np.dtype(np.uint8)}
-    # One and the same permutation for every image, whatever set it is in.
+    # The same permutation for every image of every data set.
     marks = np.arange(784, dtype=np.uint16).reshape(1, 28, 28)
     places = data.sequences(marks, "permuted", seed=4)[0, :, 0]
     assert sorted(places) == list(range(784))
@@ -256,7 +256,7 @@ def test_batches_differ_by_seed_and_epoch_and_are_cheap(monkeypatch):
     drawn, default_rng = [], np.random.default_rng
     monkeypatch.setattr(np.random, "default_rng", lambda s: drawn.append(s) or default_rng(s))
     data.batch_indices(0, 100_050, 100, 100, 55_000)
-    assert drawn == [[0, 181], [0, 182]]  # the two epochs it touches, however late they are
+    assert drawn == [[0, 181], [0, 182]]  # only the two epochs of the batch, however late they are
 
 
 @pytest.mark.parametrize("name", ["seed", "start", "steps", "batch_size", "size"])
@@ -274,7 +274,7 @@ def test_real_mnist(tmp_path, monkeypatch):
     assert (dataset.name, dataset.note) == ("mnist", "")
     sizes = [len(split.labels) for split in (dataset.train, dataset.validation, dataset.test)]
     assert sizes == [55_000, 5_000, 10_000]
-    # Known of the originals: the first labels of each file and the mean of all training pixels.
+    # The first labels of each original file and the mean of all training pixels are known.
     assert dataset.validation.labels[:5].tolist() == [5, 0, 4, 1, 9]
     assert dataset.test.labels[:5].tolist() == [7, 2, 1, 0, 4]
     assert round(joined(dataset)[0].mean() / 255, 4) == 0.1307

@@ -1,4 +1,4 @@
-"""IDX files: good ones give the arrays they hold, bad ones a DataError that names them."""
+"""IDX files: valid ones are read, others raise a DataError that names them."""
 
 from pathlib import Path
 
@@ -109,7 +109,7 @@ def test_damaged_files_give_a_data_error_or_the_same_arrays(tmp_path, load, pack
             assert "\n" not in problem
         elif packed:
             assert_original(dataset)
-        else:  # A plain file has no checksum: only its size and its labels can be judged.
+        else:  # A plain file has no checksum: only its size and its labels can be checked.
             assert [a.shape for a in joined(dataset)] == [a.shape for a in originals()]
             assert max(a.max() for a in joined(dataset)[1::2]) <= 9
         path.write_bytes(good)

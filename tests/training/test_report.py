@@ -1,4 +1,4 @@
-"""What pictures show, asserted of their figures; and that they leave matplotlib's state alone."""
+"""The contents of pictures, by their figures, and that matplotlib's state is unchanged."""
 
 import sys
 import warnings
@@ -197,7 +197,7 @@ def test_accuracies_are_those_after_each_part(figures):
     np.testing.assert_allclose(line.get_xydata(), [(1, 0.1), (2, 0.5), (3, 0.9)])
 
 
-def test_bands_are_a_deviation_wide_and_show_the_seeds_that_they_can(figures):
+def test_bands_are_a_deviation_wide_and_omit_runs_with_other_steps(figures):
     def run(setting, tests, steps=(10, 20), status="ok"):
         points = zip(steps, tests, strict=True)
         curve = [{"step": step, "test_accuracy": test} for step, test in points]
