@@ -30,12 +30,12 @@ from typing import Any
 
 sys.path.insert(0, str(Path(__file__).parents[1]))  # this copy of the library, installed or not
 
-import against_scan
 import jax
+import numerics
 import numpy as np
-import side_by_side
+import timings
 from experiment import load_dataset, resolve
-from keeping import Kept, OutOfTime
+from measurements import Measurements, OutOfTime
 from options import RECIPES, Config
 
 from jaxrnn import training
@@ -85,7 +85,9 @@ def config(recipe: str, small: bool, **options: Any) -> Config:
     return Config(**RECIPES[recipe] | options | (SMALL if small else {}))
 
 
-def train(kept: Kept, config: Config, small: bool, seeds: int | None = None) -> dict[str, Any]:
+def train(
+    kept: Measurements, config: Config, small: bool, seeds: int | None = None
+) -> dict[str, Any]:
     """Trains seed 0, or several seeds side by side; returns what it took and the accuracies.
 
     Raises:
@@ -132,7 +134,9 @@ def train(kept: Kept, config: Config, small: bool, seeds: int | None = None) -> 
     }
 
 
-def train_recipes(kept: Kept, small: bool, runs: dict[str, tuple[Config, int | None]]) -> None:
+def train_recipes(
+    kept: Measurements, small: bool, runs: dict[str, tuple[Config, int | None]]
+) -> None:
     """Adds a record of each run."""
     for name, (options, seeds) in runs.items():
         found = kept.outcome(
@@ -157,28 +161,28 @@ def summary(records: list[dict[str, Any]]) -> str:
     return "\n".join(lines)
 
 
-def correct(kept: Kept, small: bool) -> None:
+def correct(kept: Measurements, small: bool) -> None:
     """Part 1."""
-    against_scan.compare(kept, small, workers(small))
+    numerics.compare(kept, small, workers(small))
 
 
-def speed(kept: Kept, small: bool) -> None:
+def speed(kept: Measurements, small: bool) -> None:
     """Part 2."""
-    side_by_side.compare(kept, small, workers(small))
+    timings.compare(kept, small, workers(small))
 
 
-def seeds(kept: Kept, small: bool) -> None:
+def seeds(kept: Measurements, small: bool) -> None:
     """Part 3."""
     fast, count = config("fast", small), 2 if small else SEEDS
     train_recipes(kept, small, {"one": (fast, None), "together": (fast, count)})
 
 
-def tutorial(kept: Kept, small: bool) -> None:
+def tutorial(kept: Measurements, small: bool) -> None:
     """Part 4."""
     train_recipes(kept, small, {"tutorial": (config("tutorial", small, steps=STEPS), None)})
 
 
-def pixels(kept: Kept, small: bool) -> None:
+def pixels(kept: Measurements, small: bool) -> None:
     """Part 5; first what has fewer steps."""
     runs = {}
     for name in ("permuted-mnist", "sequential-mnist"):
@@ -195,7 +199,7 @@ def workers(small: bool) -> int:
 
 
 # The parts, in order, and the share of the time that each may take, if those before took theirs.
-PARTS: dict[str, tuple[Callable[[Kept, bool], None], float]] = {
+PARTS: dict[str, tuple[Callable[[Measurements, bool], None], float]] = {
     "correct": (correct, 0.2),
     "speed": (speed, 0.45),
     "seeds": (seeds, 0.1),
@@ -225,11 +229,11 @@ def main(arguments: Sequence[str] | None = None) -> int:
         spent += share
         deadline = started + asked.seconds * spent / sum(shares.values())
         print(f"{name}: until {deadline - started:.0f} s, at {time.perf_counter() - started:.0f} s")
-        kept = Kept(asked.out / f"{name}.json", about, deadline)
+        kept = Measurements(asked.out / f"{name}.json", about, deadline)
         # A part that fails as a whole, such as for want of its data.
         if stopped := kept.outcome(lambda name=name, kept=kept: PARTS[name][0](kept, small) or {}):
             kept.add({"what": name} | stopped)
-        summaries = {"correct": against_scan.summary, "speed": side_by_side.summary}
+        summaries = {"correct": numerics.summary, "speed": timings.summary}
         tables.append(summaries.get(name, summary)(kept.records))
     print("", *tables, sep="\n\n")
     print(f"written to {asked.out} in {time.perf_counter() - started:.0f} s")

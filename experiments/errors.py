@@ -1,5 +1,38 @@
-"""The error of options that cannot work."""
+"""The error of options that cannot work, and the form in which every script prints an error."""
+
+from __future__ import annotations
+
+import difflib
+import sys
+from collections.abc import Iterable
 
 
 class OptionError(ValueError):
-    """Options that cannot work, alone or together; one line says why."""
+    """Options that cannot work, alone or together. The message is one line."""
+
+
+def unknown(problem: str, name: str, known: Iterable[str]) -> OptionError:
+    """Returns the error of a name that is not a known one.
+
+    Args:
+        problem: The start of the message, such as "there is no study 'sise'".
+        name: The name.
+        known: The names to choose from. The message asks for the nearest and lists all.
+    """
+    known = list(known)
+    near = did_you_mean(name, known) or "."
+    return OptionError(f"{problem}{near} Choose from {', '.join(known)}")
+
+
+def did_you_mean(name: str, known: Iterable[str]) -> str:
+    """Returns the nearest of the known names as "; did you mean …?", or "" if none is near."""
+    known = list(known)
+    near = [each for each in known if each.startswith(name)][:3]
+    near = near or difflib.get_close_matches(name, known, cutoff=0.7)
+    return f"; did you mean {' or '.join(near)}?" if near else ""
+
+
+def fail(error: object, code: int = 2) -> int:
+    """Prints an error on stderr and returns the exit code."""
+    print(f"error: {error}", file=sys.stderr)
+    return code

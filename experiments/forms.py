@@ -27,8 +27,8 @@ import numpy as np
 import optax
 import tyro
 from devices import share_batch
-from drawing import ConditionalVAE, EncoderDecoder
 from experiment import load_dataset
+from generative import ConditionalVAE, EncoderDecoder
 from jax.sharding import Mesh
 from models import NUM_CLASSES, classifier
 from options import DatasetName

@@ -8,6 +8,7 @@ import jax
 import mnist
 import numpy as np
 import pytest
+import train
 from test_mnist import SMALL
 
 from jaxrnn import training
@@ -19,7 +20,7 @@ def run(tmp_path_factory):
     out = tmp_path_factory.mktemp("export") / "run"
     config = dataclasses.replace(SMALL, cell="rnn", hidden_size=4, steps=2, eval_every=2, out=out)
     with jax.numpy_dtype_promotion("standard"), pytest.MonkeyPatch.context() as patch:
-        patch.setattr(mnist, "draw", lambda *_: None)
+        patch.setattr(train, "draw", lambda *_: None)
         assert mnist.main(config) == 0
     return out
 

@@ -13,6 +13,7 @@ import mnist
 import numpy as np
 import predict
 import pytest
+import train
 from options import Config
 from PIL import Image, ImageDraw, ImageFilter
 from sklearn.datasets import load_digits
@@ -207,7 +208,7 @@ def run(tmp_path_factory):
     out = tmp_path_factory.mktemp("runs") / "digits"
     config = Config(dataset="digits", cell="rnn", hidden_size=4, steps=5, delay=4, out=out)
     with jax.numpy_dtype_promotion("standard"), pytest.MonkeyPatch.context() as patch:
-        patch.setattr(mnist, "draw", lambda *_: None)
+        patch.setattr(train, "draw", lambda *_: None)
         assert mnist.main(config) == 0
     return out
 

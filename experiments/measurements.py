@@ -15,7 +15,7 @@ class OutOfTime(Exception):
     """A case is not to be started any more, or would not end in time."""
 
 
-class Kept:
+class Measurements:
     """The records of a part, in a file that is whole after each of them.
 
     Attributes:

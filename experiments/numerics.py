@@ -16,7 +16,7 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 from cells import CELLS
-from keeping import Kept
+from measurements import Measurements
 
 import jaxrnn
 from jaxrnn.backends import BACKENDS, pallas
@@ -86,7 +86,7 @@ def cases(small: bool) -> list[Case]:
     ]
 
 
-def compare(kept: Kept, small: bool, workers: int) -> None:
+def compare(kept: Measurements, small: bool, workers: int) -> None:
     """Adds a record for each case and backend; compiles, and compares, in threads.
 
     On a CPU the kernels of a TPU are compared too, interpreted.
@@ -98,7 +98,7 @@ def compare(kept: Kept, small: bool, workers: int) -> None:
             pass
 
 
-def compare_case(kept: Kept, case: Case) -> None:
+def compare_case(kept: Measurements, case: Case) -> None:
     """Adds a record of each backend."""
     about = case._asdict() | {"precision": case.precision or "default"}
     want: list[Any] = []

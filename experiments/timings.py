@@ -20,7 +20,7 @@ from typing import Any
 import jax
 import jax.numpy as jnp
 import peers
-from keeping import Kept, failure
+from measurements import Measurements, failure
 from peers import Task
 
 from jaxrnn.backends import BACKENDS
@@ -91,7 +91,7 @@ def tasks(small: bool) -> list[Task]:
     return list(dict.fromkeys(first + rest))
 
 
-def compare(kept: Kept, small: bool, workers: int) -> None:
+def compare(kept: Measurements, small: bool, workers: int) -> None:
     """Adds the device's rates, and a record of each task and way."""
     rates: dict[str, Any] = {}
     kept.add({"what": "rates"} | kept.outcome(lambda: rates.update(measure_rates(small)) or rates))
@@ -175,7 +175,7 @@ def absent(way: str) -> str | None:
 
 
 def time_task(
-    kept: Kept, task: Task, about: dict[str, Any], names: list[str], workers: int
+    kept: Measurements, task: Task, about: dict[str, Any], names: list[str], workers: int
 ) -> None:
     """Adds a record of each way; its time is kept after every round."""
     building: dict[str, Callable[[], Callable[[], None]]] = {}
