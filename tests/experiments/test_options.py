@@ -422,7 +422,7 @@ def test_a_study_tells_cells_of_other_contents_apart(own):
         ({"cell": "OWN:number"}, "returns int, expected a jaxrnn.Cell"),
         ({"cell": "OWN:failing"}, "failing: not today"),
         ({"cell": "nowhere.py:cell"}, "nowhere.py cannot be read: No such file"),
-        ({"cell": "lstn"}, "--cell does not take 'lstn'; did you mean lstm or lstm-np? Choose from rnn, "),
+        ({"cell": "lstn"}, "--cell does not take 'lstn'; did you mean lstm or lstm-np? Choose fr"),
         ({"cell": "OWN:cell", "chrono": 9.0}, "cell does not take --chrono"),
         ({"cell": "OWN:cell", "cell_options": ("depth=2",)}, "does not take --cell-options depth"),
         ({"cell_options": ("peephole",)}, "must be key=value, got 'peephole'"),
