@@ -215,27 +215,37 @@ def described(jobs: list[Job], data_sha256: str, config: Config) -> dict[str, di
 
 
 def conclude(config: Config, study: Study, kept: Records) -> None:
-    """Writes the table and the pictures of all that is kept of the study."""
+    """Prints and writes the table of all runs of the study, and draws its figures."""
     kept.keep_command(command(config))
     runs, folder = kept.of_settings(), kept.folder
     summaries = compare.summarise(runs, list(study.settings))
-    table = compare.markdown(summaries)
-    (folder / "table.md").write_text(table)
-    console.print(table)
-    report.learning_bands(runs, folder / "curves.png", config.study)
-    (folder / "heat.png").unlink(missing_ok=True)
+    table, curves, heat = (folder / name for name in ("table.md", "curves.png", "heat.png"))
+    text = [compare.markdown(summaries), compare.LEGEND, f"{compare.verdict(summaries)}\n"]
+    table.write_text("\n".join(text))
+    report.learning_bands(runs, curves, config.study)
+    figures = [curves]
+    heat.unlink(missing_ok=True)
     if len(config.vary) == 2:
-        (down, first), (across, second) = (
-            (name, values.split(",")) for name, values in pairs(config.vary)
-        )
-        means = {summary.setting: summary.test for summary in summaries}
-        grid = np.array([means.get(setting, np.nan) for setting in study.settings])
-        report.heat_map(
-            grid.reshape(len(first), len(second)),
-            (down, across),
-            (first, second),
-            folder / "heat.png",
-        )
+        draw_heat_map(config, study, summaries, heat)
+        figures.append(heat)
+    console.print(table.read_text())
+    console.print(f"table:   {table}")
+    console.print(f"figures: {', '.join(map(str, figures))}")
+    records = ", ".join(map(str, sorted(folder.glob("results*.jsonl"))))
+    console.print(f"runs:    {records} (a line of JSON for each)")
+
+
+def draw_heat_map(
+    config: Config, study: Study, summaries: Sequence[compare.Summary], path: Path
+) -> None:
+    """Draws the mean test accuracies of a grid of two options."""
+    (down, first), (across, second) = (
+        (name, values.split(",")) for name, values in pairs(config.vary)
+    )
+    means = {summary.setting: summary.test for summary in summaries}
+    grid = np.array([means.get(setting, np.nan) for setting in study.settings])
+    grid = grid.reshape(len(first), len(second))
+    report.heat_map(grid, (down, across), (first, second), path)
 
 
 def main(config: Config) -> int:

@@ -1,22 +1,25 @@
-"""Writes experiments/RESULTS.md from the results.jsonl files that are kept beside it.
+"""Writes docs/results.md, and its pictures, from the runs kept in experiments/results.
 
     python experiments/results.py
 
-Each study is a folder of experiments/results, made by `ablate.py STUDY --out experiments/results`,
-or on other data in a folder of their own there, as `--out experiments/results/fashion_mnist`.
-Settings run again with other seeds, to `experiments/results/again`, are compared with what is kept:
+Each study is a folder of experiments/results, written by `ablate.py STUDY --out
+experiments/results`. Studies on another data set are in a folder of their own there, as written by
+`--out experiments/results/fashion_mnist`. Settings that were run again with other seeds are in
+experiments/results/again:
 
     python experiments/ablate.py STUDY --settings SETTING --seeds 2 --first-seed 100 --out \
         experiments/results/again
 
-Every number in RESULTS.md comes from there; none is typed.
+Every number on the page is computed from the records.
 """
 
 from __future__ import annotations
 
+import shutil
 import sys
 from collections.abc import Iterator
 from pathlib import Path
+from typing import Any
 
 import numpy as np
 from records import Records
@@ -24,79 +27,135 @@ from studies import STUDIES
 
 from jaxrnn.training import compare, report
 
-HERE = Path(__file__).parent
-HEAD = """# Results
+FOLDER = Path(__file__).parent / "results"
+PAGE = Path(__file__).parents[1] / "docs" / "results.md"
 
-Written by `python experiments/results.py` from `experiments/results/*/results.jsonl`.
+HEAD = f"""# Results
 
-Test accuracy in percent: mean ± standard deviation over n seeds, at the last step. In bold the
-setting that validation would choose. The differences are to the first setting over the same seeds,
-with 95 % confidence intervals (Student's t); where they include zero, no difference was seen. With
-two seeds an interval reaches nine standard deviations to either side, and even a large difference
-may go unseen. Each interval is of one comparison: of twenty settings that do not differ, one will
-seem to. The seconds are those of the machine as it was, whatever else it did. A claim of no
-difference is never confirmed by an interval, and a difference may be seen that is too small to
-matter: at 99 % the binomial error on 10,000 images is ±0.1 points. Each record names its machine,
-JAX version and, but for the oldest, the revision of the code that made it.
+`python experiments/results.py` writes this page from the records in `experiments/results`. Each
+record of a run names the machine, the JAX version and, except for the oldest, the revision of the
+code.
+
+Each study has a question and, where a paper asks it too, the paper's answer. The options that all
+settings of the study share are listed. Other options of `experiments/mnist.py` have their default
+values, unless the name of the setting says otherwise. The commands are those that ran the study.
+
+## How to read the tables
+
+{compare.LEGEND}
+The comparisons have limits:
+
+- Each interval is for a single comparison. Of twenty settings that do not differ from the first,
+  one is expected to appear different.
+- An interval that includes 0 does not show that two settings are equal. Conversely, a difference
+  may be seen that is too small to matter: at an accuracy of 99 % on 10,000 images, the binomial
+  standard error is 0.1 points.
+- The seconds per run depend on what else the machine did and are only a rough guide.
+
+The learning curves show the mean ± standard deviation of the test error over the seeds.
 """
 
 AGAIN = "again"
-RUN_AGAIN = """
-## Run again
+OTHER_SEEDS = """
+## Other seeds
 
-Settings of studies with seeds that these had not seen, beside the interval in which the mean of so
-many other seeds should fall 95 times in 100 (Student's t prediction interval of the kept seeds).
+One setting of each study listed here was run again with seeds that the study had not used. The
+study's own seeds give a 95 % prediction interval (Student's t) for the mean over that many other
+seeds.
 
 """
 
-# Of a study's folder, as far as it has them.
-PICTURES = {"curves.png": "learning curves", "heat.png": "test accuracy of the grid"}
+
+def page(folder: Path) -> str:
+    """Returns the text of the page about the studies in a folder."""
+    names = studies(folder)
+    again = [name for name in names if name.startswith(f"{AGAIN}/")]
+    text = HEAD
+    if again:
+        text += OTHER_SEEDS + other_seeds(
+            folder, [name.removeprefix(f"{AGAIN}/") for name in again]
+        )
+    return text + "".join(section(folder, name) for name in names if name not in again)
+
+
+def studies(folder: Path) -> list[str]:
+    """Returns the studies in a folder that have a run, as paths relative to the folder."""
+    found = sorted(path.parent for path in folder.glob("**/config.json"))
+    return [path.relative_to(folder).as_posix() for path in found if Records(path).of_settings()]
 
 
 def section(folder: Path, name: str) -> str:
-    """The study in results/`name`: what it asks, the command, the table and the pictures."""
-    records, config = Records(folder).of_settings(), Records(folder).config()
-    report.learning_bands(records, folder / "curves.png", folder.name)
-    datasets = ", ".join(sorted({record["dataset"] for record in records}))
-    study = STUDIES.get(folder.name)
+    """Returns the section about a study: question, options, commands, table and comparison."""
+    kept = Records(folder / name)
+    records, config = kept.of_settings(), kept.config()
+    study = STUDIES.get(kept.folder.name)
     about, claims = (study.about, study.claims) if study else (config["about"], ())
-    commands = "\n".join(f"    {command}" for command in config["commands"])
-    summaries = compare.summarise(records, list(config["settings"]))
-    asked = sum(len(setting["runs"]) for setting in config["settings"].values())
-    unfinished = f"{len(records)} of {asked} runs so far." if len(records) < asked else ""
-    found = "\n".join(filter(None, (compare.check_claim(records, claim) for claim in claims)))
-    pictures = "\n".join(
-        f"![{title}](results/{name}/{picture})"
-        for picture, title in PICTURES.items()
-        if (folder / picture).exists()
-    )
+    settings = config["settings"]
+    summaries = compare.summarise(records, list(settings))
     parts = [
         f"\n## {name}",
         about,
-        commands,
-        " ".join(filter(None, (f"On {datasets}.", unfinished))),
+        describe(records, settings),
+        "\n".join(f"    {command}" for command in config["commands"]),
         compare.markdown(summaries).rstrip(),
         compare.verdict(summaries),
-        found,
-        pictures,
+        "\n".join(filter(None, (compare.check_claim(records, claim) for claim in claims))),
+        "\n".join(
+            f"![{title} of {name}](results/{name}/{picture})"
+            for picture, title in pictures(kept.folder).items()
+        ),
     ]
     return "\n\n".join(filter(None, parts)) + "\n"
 
 
-def run_again(folder: Path, names: list[str]) -> str:
-    """The settings in results/again beside the same settings of their studies."""
-    lines = [
-        "| study | setting | kept, % | n | 95 % of other seeds | again, % | n | within |",
-        "| --- | --- | --- | --- | --- | --- | --- | --- |",
+def describe(records: list[dict[str, Any]], settings: dict[str, Any]) -> str:
+    """Returns the data set, the options that all settings share, and whether runs are missing."""
+    words = [f"Data set: {', '.join(sorted({record['dataset'] for record in records}))}."]
+    first, *others = (setting["options"] for setting in settings.values())
+    shared = [
+        f"`{option}={value}`"
+        for option, value in first.items()
+        if all(option in other and other[option] == value for other in others)
     ]
-    for name in names:
-        if (folder / name).is_dir():
-            lines += again_lines(name, folder / name, folder / AGAIN / name)
-    return "\n".join(lines) + "\n"
+    if shared:
+        words.append(f"All settings: {', '.join(shared)}.")
+    runs = sum(len(setting["runs"]) for setting in settings.values())
+    if len(records) < runs:
+        words.append(f"{len(records)} of {runs} runs are finished.")
+    return " ".join(words)
 
 
-def again_lines(name: str, kept: Path, new: Path) -> Iterator[str]:
-    """A line for each setting that both folders hold with the same options, over its new seeds."""
+def pictures(study: Path) -> dict[str, str]:
+    """Returns the pictures of a study, with their titles by file name."""
+    grid = {"heat.png": "Test accuracies"} if (study / "heat.png").exists() else {}
+    return {"curves.png": "Learning curves"} | grid
+
+
+def draw(study: Path, target: Path) -> None:
+    """Writes the pictures of a study to a folder."""
+    target.mkdir(parents=True, exist_ok=True)
+    for picture in pictures(study):
+        if picture == "curves.png":
+            report.learning_bands(Records(study).of_settings(), target / picture, study.name)
+        else:
+            shutil.copyfile(study / picture, target / picture)
+
+
+def other_seeds(folder: Path, names: list[str]) -> str:
+    """Returns the table of the settings that were run again with other seeds."""
+    head = ["study", "setting", "study, %", "n", "prediction interval, %"]
+    head += ["other seeds, %", "n", "within"]
+    lines = [
+        line
+        for name in names
+        if (folder / name).is_dir()
+        for line in other_seeds_lines(name, folder / name, folder / AGAIN / name)
+    ]
+    return compare.table(head, lines, left=2)
+
+
+def other_seeds_lines(name: str, kept: Path, new: Path) -> Iterator[list[str]]:
+    """Yields a line for each setting that both folders hold with equal options and other seeds."""
     folders = Records(kept), Records(new)
     before, after = (each.config()["settings"] for each in folders)
     runs = [each.of_settings() for each in folders]
@@ -115,24 +174,26 @@ def again_lines(name: str, kept: Path, new: Path) -> Iterator[str]:
         if np.isfinite(width):
             interval = f"± {100 * width:.2f}"
             within = "yes" if abs(found.test - was.test) <= width else "no"
-        yield (
-            f"| {name} | {setting} | {100 * was.test:.2f} ± {100 * was.deviation:.2f} | {was.n} "
-            f"| {interval} | {100 * found.test:.2f} | {found.n} | {within} |"
-        )
+        other = f"{100 * found.test:.2f}"
+        yield [
+            name,
+            setting,
+            compare.percent(was),
+            f"{was.n}",
+            interval,
+            other,
+            f"{found.n}",
+            within,
+        ]
 
 
-def main(folder: Path = HERE) -> int:
-    """Writes RESULTS.md in the folder."""
-    configs = folder.glob("results/**/config.json")
-    found = sorted(path.parent for path in configs if Records(path.parent).of_settings())
-    studies = {study.relative_to(folder / "results").as_posix(): study for study in found}
-    again = [name for name in studies if name.startswith(f"{AGAIN}/")]
-    sections = [section(study, name) for name, study in studies.items() if name not in again]
-    if again:
-        names = [name.removeprefix(f"{AGAIN}/") for name in again]
-        sections.insert(0, RUN_AGAIN + run_again(folder / "results", names))
-    (folder / "RESULTS.md").write_text(HEAD + "".join(sections))
-    print(f"{folder / 'RESULTS.md'}: {', '.join(studies) or 'no study yet'}")
+def main(folder: Path = FOLDER, path: Path = PAGE) -> int:
+    """Writes the page to `path`, and its pictures to the folder of that name without the suffix."""
+    path.write_text(page(folder))
+    names = [name for name in studies(folder) if not name.startswith(f"{AGAIN}/")]
+    for name in names:
+        draw(folder / name, path.with_suffix("") / name)
+    print(f"{path}: {', '.join(names) or 'no study yet'}")
     return 0
 
 

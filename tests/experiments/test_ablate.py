@@ -1,4 +1,4 @@
-"""Studies: their settings, what is kept of them, and RESULTS.md."""
+"""Studies: their settings, their records, and the page of results."""
 
 import dataclasses
 import json
@@ -60,6 +60,12 @@ def lines(tmp_path, study):
     return (tmp_path / study / "results.jsonl").read_text().splitlines()
 
 
+def table_lines(folder):
+    """The lines of a study's table, without its head."""
+    written = (folder / "table.md").read_text()
+    return [line for line in written.splitlines() if line.startswith("|")][2:]
+
+
 def test_a_study_runs_resumes_and_concludes(tmp_path, capsys):
     config = ablation(tmp_path, study="mine", vary=("cell=lstm,gru", "learning_rate=1e-3,1e-2"))
     assert ablate.main(config) == 0
@@ -67,9 +73,10 @@ def test_a_study_runs_resumes_and_concludes(tmp_path, capsys):
     assert len(first) == 8
     origin = {"machine": machine(), "revision": git_revision(), "jax": jax.__version__}
     assert origin.items() <= json.loads(first[0]).items()
-    table = (tmp_path / "mine" / "table.md").read_text()
-    assert table.count("\n") == 6
-    assert "cell=gru learning_rate=1e-2" in table
+    assert [line.split()[1:3] for line in table_lines(tmp_path / "mine")][-1] == [
+        "cell=gru",
+        "learning_rate=1e-2",
+    ]
     kept = json.loads((tmp_path / "mine" / "config.json").read_text())
     assert kept["commands"] == [
         "python experiments/ablate.py mine --vary cell=lstm,gru --vary learning_rate=1e-3,1e-2 "
@@ -92,28 +99,54 @@ def test_a_study_runs_resumes_and_concludes(tmp_path, capsys):
 
 
 @pytest.mark.usefixtures("untrained")
-def test_results_md_is_made_of_what_was_kept(tmp_path):
-    kept = tmp_path / "results"
-    assert ablate.main(ablation(kept, study="odyssey", settings=("peephole", "nfg"), seeds=2)) == 0
+@pytest.mark.parametrize("seeds", [1, 2, 3])
+def test_a_study_explains_its_table_and_says_where_its_files_are(tmp_path, capsys, seeds):
+    vary = ("cell=rnn", "learning_rate=1e-3,1e-2")
+    assert ablate.main(ablation(tmp_path, study="mine", vary=vary, seeds=seeds)) == 0
+    shown, folder = capsys.readouterr().out, tmp_path / "mine"
+    written = (folder / "table.md").read_text()
+    assert written in shown
+    assert compare.LEGEND in written
+    verdict = written.splitlines()[-1]
+    assert verdict.startswith("Too few seeds to compare with") == (seeds < 3)
+    # The two columns with ±: the deviation of at least two seeds, the interval of at least three.
+    assert [line.count("±") for line in table_lines(folder)] == [
+        seeds > 1,
+        (seeds > 1) + (seeds > 2),
+    ]
+    for line in (
+        f"table:   {folder / 'table.md'}",
+        f"figures: {folder / 'curves.png'}, {folder / 'heat.png'}",
+        f"runs:    {folder / 'results.jsonl'} (a line of JSON for each)",
+    ):
+        assert f"\n{line}\n" in shown
+    for name in ("table.md", "curves.png", "heat.png", "results.jsonl"):
+        assert (folder / name).is_file()
+
+
+@pytest.mark.usefixtures("untrained")
+def test_the_page_of_results_is_made_of_the_records(tmp_path):
+    kept, page = tmp_path / "kept", tmp_path / "results.md"
+    assert ablate.main(ablation(kept, study="odyssey", settings=("peephole", "nfg"), seeds=3)) == 0
     grid = ablation(kept, study="mine", vary=("cell=rnn", "learning_rate=1e-3,1e-2"), seeds=1)
     assert ablate.main(grid) == 0
     rerun = {"study": "odyssey", "settings": ("nfg",), "seeds": 1, "first_seed": 7}
     assert ablate.main(ablation(kept / "again", **rerun)) == 0
     (kept / "elsewhere").mkdir()
     (kept / "mine").rename(kept / "elsewhere" / "mine")
-    assert results.main(tmp_path) == 0
-    text = (tmp_path / "RESULTS.md").read_text()
+    assert results.main(kept, page) == 0
+    text = page.read_text()
     assert "## odyssey" in text
     assert "Greff et al." in text
-    assert (kept / "odyssey" / "table.md").read_text() in text
-    assert "--settings 'peephole' 'nfg' --seeds 2 --evaluations 2" in text
+    assert "\n".join(table_lines(kept / "odyssey")) in text
+    assert "--settings 'peephole' 'nfg' --seeds 3 --evaluations 2" in text
     assert "Worse than `peephole`: " in text or "No difference from `peephole` seen" in text
+    assert compare.LEGEND in text
     (new,) = Records(kept / "again" / "odyssey").of_settings()
     assert new["seed"] == 7
     _, nfg = compare.summarise(Records(kept / "odyssey").of_settings())
-    line = (
-        rf"\| odyssey \| nfg \| {100 * nfg.test:.2f} ± .*\| {100 * new['test_accuracy']:.2f} \| 1"
-    )
+    means = f"{100 * nfg.test:.2f}", f"{100 * new['test_accuracy']:.2f}"
+    line = rf"\| odyssey +\| nfg +\| {means[0]} ± .*\| +{means[1]} \| +1 \|"
     assert re.search(line, text)
     assert "## again" not in text
     # What was run again with other options, or with seeds that are kept, says nothing.
@@ -124,28 +157,42 @@ def test_results_md_is_made_of_what_was_kept(tmp_path):
         ablate.main(ablation(kept / "again", **other, evaluations=1, first_seed=7, set=words)) == 0
     )
     assert ablate.main(ablation(kept / "again", study="odyssey", settings=("nfg",), seeds=1)) == 0
-    assert results.main(tmp_path) == 0
-    again = (tmp_path / "RESULTS.md").read_text()
+    assert results.main(kept, page) == 0
+    again = page.read_text()
     assert re.search(line, again)
-    assert "| order |" not in again
+    assert "| order " not in again
     assert "## order" in again
-    assert "- Greff et al.: `nfg` worse than `peephole`. " in text
-    assert "On digits.\n" in text
+    assert "- Greff et al.: `nfg` is worse than `peephole`. " in text
+    assert "Data set: digits. All settings: `hidden_size=8`, `batch_size=20`, " in text
     # Of a study that was interrupted it says how far it got, and of one that only began nothing.
     path = kept / "odyssey" / "results.jsonl"
     path.write_text("".join(path.read_text().splitlines(keepends=True)[:3]))
     (kept / "order" / "results.jsonl").unlink()
-    assert results.main(tmp_path) == 0
-    cut = (tmp_path / "RESULTS.md").read_text()
-    assert "On digits. 3 of 4 runs so far.\n" in cut
+    assert results.main(kept, page) == 0
+    cut = page.read_text()
+    assert " 3 of 6 runs are finished.\n" in cut
     assert "## order" not in cut
-    shown = re.findall(r"\]\((results/.*)\)", text)
+    shown = re.findall(r"!\[(.*)\]\((.*)\)", text)
     assert shown == [
-        "results/elsewhere/mine/curves.png",
-        "results/elsewhere/mine/heat.png",
-        "results/odyssey/curves.png",
+        ("Learning curves of elsewhere/mine", "results/elsewhere/mine/curves.png"),
+        ("Test accuracies of elsewhere/mine", "results/elsewhere/mine/heat.png"),
+        ("Learning curves of odyssey", "results/odyssey/curves.png"),
     ]
-    assert all((tmp_path / picture).is_file() for picture in shown)
+    assert all((tmp_path / picture).is_file() for _, picture in shown)
+
+
+def test_the_page_of_results_is_the_one_that_the_script_writes():
+    """But for the last digit of a number, which may be rounded otherwise elsewhere."""
+    number = re.compile(r"\d+(?:\.\d+)?")
+    written, page = results.PAGE.read_text(), results.page(results.FOLDER)
+    assert number.sub("0", written) == number.sub("0", page)
+    found, expected = (np.array(number.findall(text), float) for text in (written, page))
+    np.testing.assert_allclose(found, expected, atol=0.0101)
+    pictures = re.findall(r"!\[.*\]\((.*)\)", page)
+    there = [path.relative_to(results.PAGE.parent) for path in results.PAGE.parent.rglob("*.png")]
+    assert {Path(picture) for picture in pictures} == {
+        path for path in there if path.parts[0] == "results"
+    }
 
 
 @pytest.mark.usefixtures("untrained")
@@ -159,7 +206,7 @@ def test_a_setting_run_later_leaves_the_others_of_its_study(tmp_path, monkeypatc
         "nfg": 2,
     }
     assert len(kept["commands"]) == 2
-    assert (tmp_path / "odyssey" / "table.md").read_text().count("\n") == 4
+    assert len(table_lines(tmp_path / "odyssey")) == 2
     # Fewer seeds, and an option on which no number depends, leave what is kept.
     monkeypatch.setattr(data, "load_or_digits", lambda _, size: data.load("digits", None, size))
     fewer = ablation(tmp_path, study="odyssey", settings=("nfg",), seeds=1, dataset="auto")
@@ -310,7 +357,7 @@ def test_a_host_waits_for_what_another_has_not_kept_yet(tmp_path, monkeypatch):
 
     monkeypatch.setattr(ablate, "train", train_elsewhere)
     assert ablate.main(config) == 0
-    assert "| **nfg** |" in (tmp_path / "odyssey" / "table.md").read_text()
+    assert table_lines(tmp_path / "odyssey")[0].startswith("| **nfg**")
 
 
 def test_hosts_share_a_study(tmp_path):
@@ -334,7 +381,7 @@ def test_hosts_share_a_study(tmp_path):
     runs = [[json.loads(line) for line in share.read_text().splitlines()] for share in shares]
     assert list(map(len, runs)) == [2, 2]
     assert len({(record["setting"], record["seed"]) for share in runs for record in share}) == 4
-    assert (tmp_path / "mine" / "table.md").read_text().count("\n") == 4
+    assert len(table_lines(tmp_path / "mine")) == 2
 
 
 @pytest.mark.parametrize("name", ablate.STUDIES)
