@@ -280,6 +280,8 @@ def _add(group: Any, field: Field, default: Any) -> None:
         metavar, text = "NAME", f"{text} Choose from {', '.join(choices)}."
     else:
         metavar = METAVARS.get(kind) or f"{{{','.join(choices)}}}"
+    if field.option.positional:
+        metavar = field.name.upper()
     syntax: dict[str, Any] = {"metavar": field.option.metavar or metavar}
     if field.hint is bool:
         syntax = {"action": argparse.BooleanOptionalAction}

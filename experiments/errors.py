@@ -28,7 +28,7 @@ def did_you_mean(name: str, known: Iterable[str]) -> str:
     """Returns the nearest of the known names as "; did you mean …?", or "" if none is near."""
     known = list(known)
     near = [each for each in known if each.startswith(name)][:3]
-    near = near or difflib.get_close_matches(name, known, cutoff=0.7)
+    near = near or difflib.get_close_matches(name, known, cutoff=0.65)
     return f"; did you mean {' or '.join(near)}?" if near else ""
 
 

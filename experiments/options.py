@@ -66,6 +66,9 @@ FREE = (
     "process_id",
 )
 
+# Options that a study determines, or that have no effect on its settings.
+FIXED = (*FREE, "dataset", "validation_size", "seed", "eval_every")
+
 PIXELS = {
     "cell": "lru",
     "hidden_size": 64,
@@ -249,9 +252,7 @@ class Config:
                 raise OptionError(f"{flag(name)} must not be negative")
         if not 0 < self.learning_rate < float("inf"):
             raise OptionError("--learning-rate must be positive and finite")
-        if self.cell not in (*CELLS, *BASELINES) and cell_file(self.cell) is None:
-            names = [*CELLS, *BASELINES, "path/to/file.py:name"]
-            raise unknown(f"--cell does not take {self.cell!r}", self.cell, names)
+        check_cell("--cell", self.cell)
         for word in self.cell_options:
             name = word.partition("=")[0]
             if self.cell in CELLS and name in OPTIONS - {"forget_bias", "chrono"}:
@@ -277,6 +278,13 @@ class Config:
 
 
 OPTIONS = {field.name for field in fields(Config)}
+
+
+def check_cell(option: str, name: str) -> None:
+    """Raises OptionError if no cell has this name."""
+    if name not in (*CELLS, *BASELINES) and cell_file(name) is None:
+        names = [*CELLS, *BASELINES, "path/to/file.py:name"]
+        raise unknown(f"{option} does not take {name!r}", name, names)
 
 
 def cell_file(name: str) -> tuple[Path, str] | None:

@@ -16,6 +16,7 @@ import mnist
 import numpy as np
 import optax
 import pytest
+import run_study
 import train
 from errors import OptionError
 from idx_files import write
@@ -407,10 +408,10 @@ def test_a_study_tells_cells_of_other_contents_apart(own):
     assert "cell_sha256" not in jobs.changes(Config(cell="gru"))
     config = ablate.Config("grid", cell=f"{own}:cell", cell_options=("scale=0.5",))
     config = dataclasses.replace(config, vary=("learning_rate=1e-3,1e-2",))
-    _, settings = ablate.resolve(config)
+    _, settings = run_study.resolve(config)
     assert {setting.cell for setting in settings.values()} == {f"{own}:cell"}
     assert {setting.cell_options for setting in settings.values()} == {("scale=0.5",)}
-    assert f"--cell {own}:cell --cell-options scale=0.5" in ablate.command(config)
+    assert f"--cell {own}:cell --cell-options scale=0.5" in run_study.command(config)
 
 
 @pytest.mark.parametrize(
