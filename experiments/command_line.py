@@ -24,7 +24,7 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any, Literal, NamedTuple, NoReturn, TypeVar
 
-from errors import OptionError, did_you_mean, fail, unknown
+from errors import OptionError, did_you_mean, fail, listed, unknown
 
 T = TypeVar("T")
 
@@ -41,11 +41,13 @@ class Option:
         metavar: The name of the value in --help. Defaults to one for the field's type.
         positional: Whether the value is given without the name of the option.
         repeated: Whether the items of a tuple are given one at a time, as `--set a=1 --set b=2`.
+        hidden: Whether --help leaves the option out.
     """
 
     metavar: str | None = None
     positional: bool = False
     repeated: bool = False
+    hidden: bool = False
 
 
 def parse(
@@ -122,7 +124,11 @@ def build_parser(
         defaults: Defaults for --help to show in place of those of the class.
     """
     fields = fields_of(cls)
-    positionals = [f"[{field.name.upper()}]" for field in fields if field.option.positional]
+    positionals = [
+        field.name.upper() if field.default is dataclasses.MISSING else f"[{field.name.upper()}]"
+        for field in fields
+        if field.option.positional
+    ]
     parser = Parser(
         usage=" ".join(["%(prog)s", *positionals, "[OPTIONS]"]),
         description=description,
@@ -277,7 +283,7 @@ def _add(group: Any, field: Field, default: Any) -> None:
     kind = next(each for each in _alternatives(item) if each is not types.NoneType)
     choices, text = _choices(kind), field.help
     if len(choices) > MOST_CHOICES:
-        metavar, text = "NAME", f"{text} Choose from {', '.join(choices)}."
+        metavar, text = "NAME", f"{text} Choose from {listed(choices)}."
     else:
         metavar = METAVARS.get(kind) or f"{{{','.join(choices)}}}"
     if field.option.positional:
@@ -296,6 +302,9 @@ def _add(group: Any, field: Field, default: Any) -> None:
     unset = default is False or default in (None, (), "", dataclasses.MISSING)
     shown = " ".join(map(str, default)) if is_tuple and not unset else default
     # Set afterwards, since some versions of argparse add the default of a flag themselves.
+    if field.option.hidden:
+        action.help = argparse.SUPPRESS
+        return
     action.help = f"{text}{'' if unset else f' (default: {shown})'}".replace("%", "%%")
 
 

@@ -21,15 +21,21 @@ def unknown(problem: str, name: str, known: Iterable[str]) -> OptionError:
     """
     known = list(known)
     near = did_you_mean(name, known) or "."
-    return OptionError(f"{problem}{near} Choose from {', '.join(known)}")
+    return OptionError(f"{problem}{near} Choose from {listed(known)}")
 
 
 def did_you_mean(name: str, known: Iterable[str]) -> str:
     """Returns the nearest of the known names as "; did you mean …?", or "" if none is near."""
-    known = list(known)
-    near = [each for each in known if each.startswith(name)][:3]
-    near = near or difflib.get_close_matches(name, known, cutoff=0.65)
-    return f"; did you mean {' or '.join(near)}?" if near else ""
+    words = {each.lstrip("-"): each for each in known}  # the dashes of all options are alike
+    word = name.lstrip("-")
+    near = [each for each in words if word and each.startswith(word)][:3]
+    near = near or difflib.get_close_matches(word, words, n=2, cutoff=0.65)
+    return f"; did you mean {listed([words[each] for each in near], ' or ')}?" if near else ""
+
+
+def listed(names: Iterable[str], separator: str = ", ") -> str:
+    """Returns the names in a list, in quotes those with a space."""
+    return separator.join(repr(name) if " " in name else name for name in names)
 
 
 def fail(error: object, code: int = 2) -> int:

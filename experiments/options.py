@@ -231,7 +231,7 @@ class Config:
     Defaults to the most that divide it evenly."""
     distributed: bool = False
     """Train together with other processes that a cluster started (Slurm, Open MPI, a TPU pod).
-    Elsewhere, pass the next three options to each process."""
+    Elsewhere, pass the next three options to each process. See docs/guides/many_devices.md."""
     coordinator: Annotated[str | None, Option(metavar="HOST:PORT")] = None
     """Address of process 0, at which the others connect."""
     num_processes: int | None = None

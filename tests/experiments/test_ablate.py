@@ -18,6 +18,7 @@ import numpy as np
 import options
 import pytest
 import results
+import results_page
 import run_study
 from errors import OptionError
 from matplotlib.figure import Figure
@@ -185,7 +186,7 @@ def test_the_page_of_results_is_made_of_the_records(tmp_path):
 def test_the_page_of_results_is_the_one_that_the_script_writes():
     """But for the last digit of a number, which may be rounded otherwise elsewhere."""
     number = re.compile(r"\d+(?:\.\d+)?")
-    written, page = results.PAGE.read_text(), results.page(results.FOLDER)
+    written, page = results.PAGE.read_text(), results_page.page(results.FOLDER)
     assert number.sub("0", written) == number.sub("0", page)
     found, expected = (np.array(number.findall(text), float) for text in (written, page))
     np.testing.assert_allclose(found, expected, atol=0.0101)

@@ -1,5 +1,6 @@
 """The measurement of an accelerator runs here, small; how long it takes is no test's business."""
 
+import importlib
 import json
 import sys
 from pathlib import Path
@@ -13,11 +14,12 @@ import numerics
 import numpy as np
 import pytest
 import timings
+import whole_runs
 
 from jaxrnn import training
 from jaxrnn.backends import BACKENDS
 
-PARTS = tuple(accelerator.PARTS)
+PARTS = tuple(accelerator.SHARES)
 
 
 def fail(*_, **__):
@@ -124,9 +126,9 @@ def test_a_run_that_would_not_end_in_time_is_given_up(tmp_path, monkeypatch):
     ticks = []
     monkeypatch.delenv("JAXRNN_DATA_DIR", raising=False)
     monkeypatch.setattr(training, "fit", fit)
-    monkeypatch.setattr(accelerator.time, "perf_counter", lambda: float(len(ticks)))
+    monkeypatch.setattr(whole_runs.time, "perf_counter", lambda: float(len(ticks)))
     kept = measurements.Measurements(tmp_path / "part.json", {}, deadline=20.0)
-    accelerator.tutorial(kept, small=False)  # 200 chunks of a second
+    whole_runs.tutorial(kept, small=False)  # 200 chunks of a second
     (record,) = read(tmp_path, "part")
     assert record["skipped"] == "would take 198 s more (10.00 ms a step), 18 s were left"
 
@@ -176,7 +178,7 @@ def test_on_a_gpu_cuda_graphs_and_torch_join(monkeypatch):
     assert "equinox" not in timings.ways(first._replace(products="bfloat16"), False, False)
 
 
-def test_it_needs_no_tyro_and_no_tensorflow_datasets(monkeypatch):
+def test_it_needs_no_matplotlib_and_no_tensorflow_datasets(monkeypatch):
     folder = Path(accelerator.__file__).parent
     for name in [
         name
@@ -184,8 +186,7 @@ def test_it_needs_no_tyro_and_no_tensorflow_datasets(monkeypatch):
         if str(getattr(module, "__file__", "")).startswith(str(folder))
     ]:
         monkeypatch.delitem(sys.modules, name)
-    for name in ("tyro", "tensorflow_datasets", "matplotlib"):
+    for name in ("rich", "tensorflow_datasets", "matplotlib"):
         monkeypatch.setitem(sys.modules, name, None)
-    import accelerator as again
-
-    assert again is not accelerator
+    for module in (accelerator, numerics, timings, whole_runs):
+        assert importlib.import_module(module.__name__) is not module
