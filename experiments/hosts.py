@@ -58,7 +58,7 @@ def join(config: Config) -> Iterator[int]:
         yield 1
         return
     _check(config)
-    _filter_last_words()
+    _filter_stderr()
     logging.getLogger("absl").setLevel(logging.CRITICAL)  # orbax, of a save that another left
     # It would take SIGTERM for itself.
     jax.config.update("jax_enable_preemption_service", False)
@@ -173,14 +173,14 @@ def _check(config: Config) -> None:
             raise OptionError(f"--coordinator {config.coordinator}: {error}") from None
 
 
-def _filter_last_words() -> None:
-    """Passes what is written to stderr through last_words.py."""
-    words = subprocess.Popen(
-        [sys.executable, "-S", str(Path(__file__).with_name("last_words.py"))],
+def _filter_stderr() -> None:
+    """Passes stderr through coordination_errors.py."""
+    filtering = subprocess.Popen(
+        [sys.executable, "-S", str(Path(__file__).with_name("coordination_errors.py"))],
         stdin=subprocess.PIPE,
         stdout=sys.stderr.fileno(),
         start_new_session=True,  # Ctrl-C is for this process
     )
-    assert words.stdin is not None
-    os.dup2(words.stdin.fileno(), 2)
-    words.stdin.close()
+    assert filtering.stdin is not None
+    os.dup2(filtering.stdin.fileno(), 2)
+    filtering.stdin.close()

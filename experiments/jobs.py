@@ -18,6 +18,7 @@ import options
 from cells import cell_sha256
 from devices import chunk_size, slices
 from experiment import Factory, as_sequences, build_loss
+from options import FIXED
 
 from jaxrnn import training
 from jaxrnn.training import data
@@ -33,8 +34,6 @@ HPARAMS = (
     "recurrent_dropout",
     "weight_dropout",
 )
-# Options of experiments/mnist.py that a setting does not have: a study's own, or of no effect.
-FIXED = (*options.FREE, "dataset", "validation_size", "seed", "eval_every")
 # Runs at once on one device, unless that is a CPU.
 LANES = 32
 

@@ -4,8 +4,8 @@ from __future__ import annotations
 
 from typing import Any, NamedTuple
 
+from baselines import BASELINES
 from cells import CELLS
-from networks import BASELINES
 from options import PIXELS, RECIPES
 
 from jaxrnn.training.compare import Claim

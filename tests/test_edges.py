@@ -9,8 +9,8 @@ import jax.numpy as jnp
 import numpy as np
 import pytest
 from all_cells import CELLS, H, I
+from baselines import MLP
 from jax import jit
-from networks import MLP
 from random_variables import random_variables
 
 import jaxrnn

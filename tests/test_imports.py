@@ -12,7 +12,7 @@ print(*sorted({name for name in sys.modules if name not in before}))
 import jaxrnn.training.data, jaxrnn.training.report
 print(*sorted(sys.modules))
 """
-HEAVY = {"flax", "matplotlib", "optax", "orbax", "rich", "sklearn", "tensorflow", "tyro"}
+HEAVY = {"flax", "matplotlib", "optax", "orbax", "rich", "sklearn", "tensorflow"}
 HEAVY |= {"scipy.ndimage", "tensorflow_datasets", "PIL", "pyarrow"}
 
 

@@ -18,6 +18,8 @@ import numpy as np
 import options
 import pytest
 import results
+import results_page
+import run_study
 from errors import OptionError
 from matplotlib.figure import Figure
 from records import Records
@@ -184,7 +186,7 @@ def test_the_page_of_results_is_made_of_the_records(tmp_path):
 def test_the_page_of_results_is_the_one_that_the_script_writes():
     """But for the last digit of a number, which may be rounded otherwise elsewhere."""
     number = re.compile(r"\d+(?:\.\d+)?")
-    written, page = results.PAGE.read_text(), results.page(results.FOLDER)
+    written, page = results.PAGE.read_text(), results_page.page(results.FOLDER)
     assert number.sub("0", written) == number.sub("0", page)
     found, expected = (np.array(number.findall(text), float) for text in (written, page))
     np.testing.assert_allclose(found, expected, atol=0.0101)
@@ -232,9 +234,9 @@ def test_a_setting_run_later_leaves_the_others_of_its_study(tmp_path, monkeypatc
 def test_a_setting_that_the_study_has_otherwise_by_now_is_dropped(tmp_path, monkeypatch):
     config = ablation(tmp_path, study="regularisers", settings=("none", "zoneout 0.1"), seeds=1)
     assert ablate.main(config) == 0
-    study = ablate.STUDIES["regularisers"]
+    study = run_study.STUDIES["regularisers"]
     changed = study._replace(settings=study.settings | {"zoneout 0.1": {"zoneout": 0.2}})
-    monkeypatch.setitem(ablate.STUDIES, "regularisers", changed)
+    monkeypatch.setitem(run_study.STUDIES, "regularisers", changed)
     assert ablate.main(dataclasses.replace(config, settings=("none",))) == 0
     assert [record["setting"] for record in Records(tmp_path / "regularisers").of_settings()] == [
         "none"
@@ -272,7 +274,7 @@ def test_there_are_no_more_evaluations_than_asked_for(tmp_path):
 def test_runs_on_other_data_do_not_replace_those_that_are_kept(tmp_path, monkeypatch):
     config = ablation(tmp_path, study="odyssey", settings=("nfg",), seeds=1)
     assert ablate.main(config) == 0
-    monkeypatch.setattr(ablate, "digest", lambda dataset: "of other data")
+    monkeypatch.setattr(run_study, "digest", lambda dataset: "of other data")
     with pytest.raises(OptionError, match="holds runs on other data"):
         ablate.main(config)
     with pytest.raises(OptionError, match="holds runs on other data"):
@@ -293,7 +295,7 @@ def test_two_processes_do_not_write_to_a_study_at_once(tmp_path):
 
 def test_settings_that_differ_in_hyperparameters_share_a_program(tmp_path):
     config = ablation(tmp_path, vary=("cell=lstm", "forget_bias=0,1", "learning_rate=1e-3,1e-2"))
-    _, settings = ablate.resolve(config)
+    _, settings = run_study.resolve(config)
     every = jobs.plan(settings, range(3), "digest")
     found = list(jobs.batches(every, 8))
     assert [len(batch) for _, batch in found] == [6, 6]
@@ -318,7 +320,7 @@ def test_what_another_study_has_run_is_taken_from_there(tmp_path, capsys):
 
 def test_of_a_grid_only_what_goes_together_is_run(tmp_path, capsys):
     config = ablation(tmp_path, vary=("cell=lstm,gru", "forget_bias=0,1"))
-    _, settings = ablate.resolve(config)
+    _, settings = run_study.resolve(config)
     assert list(settings) == ["cell=lstm forget_bias=0", "cell=lstm forget_bias=1"]
     assert "left out: cell=gru forget_bias=0" in capsys.readouterr().out
 
@@ -355,7 +357,7 @@ def test_a_host_waits_for_what_another_has_not_kept_yet(tmp_path, monkeypatch):
     def train_elsewhere(jobs, kept, dataset, evaluations):
         threading.Timer(0.5, kept.append, (record,)).start()
 
-    monkeypatch.setattr(ablate, "train", train_elsewhere)
+    monkeypatch.setattr(run_study, "train", train_elsewhere)
     assert ablate.main(config) == 0
     assert table_lines(tmp_path / "odyssey")[0].startswith("| **nfg**")
 
@@ -384,9 +386,9 @@ def test_hosts_share_a_study(tmp_path):
     assert len(table_lines(tmp_path / "mine")) == 2
 
 
-@pytest.mark.parametrize("name", ablate.STUDIES)
+@pytest.mark.parametrize("name", run_study.STUDIES)
 def test_every_study_is_of_options_that_go_together(name):
-    study, settings = ablate.resolve(ablate.Config(name))
+    study, settings = run_study.resolve(ablate.Config(name))
     assert study.about
     assert len(settings) == len(study.settings)
     for claim in study.claims:
@@ -395,7 +397,7 @@ def test_every_study_is_of_options_that_go_together(name):
 
 
 def test_equal_cells_are_as_large_as_units_in_fours_allow():
-    study = ablate.STUDIES["cells-equal"]
+    study = run_study.STUDIES["cells-equal"]
     for name, setting in study.settings.items():
         model = experiment.build_model(options.Config(**setting))
         shapes = jax.eval_shape(model.init, jax.random.key(0), np.zeros((1, 28, 28), np.float32))
@@ -410,15 +412,24 @@ def test_equal_cells_are_as_large_as_units_in_fours_allow():
         ({"evaluations": 0}, "--evaluations must be at least 1"),
         ({"vary": ("cell=lstm",), "study": "cells"}, "cells is a study of its own"),
         ({"study": "size", "settings": ("hidden_size=64",)}, "--set hidden_size is not for"),
-        ({"study": "no such"}, "there is no study no such"),
+        (
+            {"study": "no such"},
+            "no study 'no such', and no --vary to define it. Choose from cells, ",
+        ),
         ({"vary": ("cell=lstm", "cell=gru")}, "cell is given 2 times"),
         ({"vary": ("cell=lstm,gru,lstm",)}, "cell has a value twice"),
         ({"vary": ("cell=gru",), "set": ("steps=1", "steps=2")}, "steps is given 2 times"),
-        ({"vary": ("cel=lstm",)}, "there is no option cel"),
-        ({"vary": ("cell=lstn",)}, "--cell lstn is neither"),
-        ({"vary": ("steps=many",)}, "steps does not take 'many'"),
-        ({"vary": ("steps=None",)}, "steps does not take 'None'"),
-        ({"vary": ("learning_rate=None",)}, "learning_rate does not take 'None'"),
+        ({"vary": ("cel=lstm",)}, r"there is no option cel; did you mean cell or cell_options\?"),
+        ({"vary": ("cell=lstn",)}, "cell does not take 'lstn'; did you mean lstm"),
+        ({"vary": ("steps=many",)}, "steps takes an integer, got 'many'"),
+        ({"vary": ("steps=None",)}, "steps takes an integer, got 'None'"),
+        ({"vary": ("learning_rate=None",)}, "learning_rate takes a number, got 'None'"),
+        ({"vary": ("bidirectional=yes",)}, "does not take 'yes'. Choose from True, False"),
+        ({"vary": ("hidden_size",)}, "--vary must be option=value,value, got 'hidden_size'"),
+        ({"vary": ("cell=gru",), "set": ("steps",)}, "--set must be option=value, got 'steps'"),
+        ({"study": "sise"}, r"there is no study 'sise', .*; did you mean size\? Choose from "),
+        ({"vary": ("cell=gru",), "host": 2}, "--host must be at least 0 and less than --hosts"),
+        ({"study": "odyssey", "settings": ("nfq",)}, r"no setting 'nfq'; did you mean nfg"),
         ({"vary": ("seed=1,2",)}, "seed is not an option of a study"),
         ({"study": "odyssey", "settings": ("nfg", "no such")}, "odyssey has no setting 'no such'"),
         ({"vary": ("cell=gru",), "set": ("forget_bias=1",)}, "does not take --forget-bias"),

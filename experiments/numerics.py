@@ -16,7 +16,7 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 from cells import CELLS
-from keeping import Kept
+from measurements import Measurements, compile_threads
 
 import jaxrnn
 from jaxrnn.backends import BACKENDS, pallas
@@ -86,19 +86,19 @@ def cases(small: bool) -> list[Case]:
     ]
 
 
-def compare(kept: Kept, small: bool, workers: int) -> None:
+def compare(measurements: Measurements, small: bool) -> None:
     """Adds a record for each case and backend; compiles, and compares, in threads.
 
     On a CPU the kernels of a TPU are compared too, interpreted.
     """
     if jax.default_backend() == "cpu":
         BACKENDS[INTERPRETED] = pallas.interpreted(tpu)
-    with ThreadPoolExecutor(workers) as pool:
-        for _ in pool.map(lambda case: compare_case(kept, case), cases(small)):
+    with ThreadPoolExecutor(compile_threads(small)) as pool:
+        for _ in pool.map(lambda case: compare_case(measurements, case), cases(small)):
             pass
 
 
-def compare_case(kept: Kept, case: Case) -> None:
+def compare_case(measurements: Measurements, case: Case) -> None:
     """Adds a record of each backend."""
     about = case._asdict() | {"precision": case.precision or "default"}
     want: list[Any] = []
@@ -112,8 +112,8 @@ def compare_case(kept: Kept, case: Case) -> None:
             )
         return {}
 
-    if failed := kept.outcome(reference):
-        kept.add(about | {"implementation": "the reference"} | failed)
+    if failed := measurements.outcome(reference):
+        measurements.add(about | {"implementation": "the reference"} | failed)
         return
     for name in BACKENDS:
 
@@ -123,7 +123,7 @@ def compare_case(kept: Kept, case: Case) -> None:
             pairs = zip(FIGURES, got, exact, strict=True)
             return {what: largest_difference(*each) for what, *each in pairs}
 
-        kept.add(about | {"implementation": name} | kept.outcome(difference))
+        measurements.add(about | {"implementation": name} | measurements.outcome(difference))
 
 
 def draw(case: Case) -> tuple[Any, ...]:

@@ -20,7 +20,7 @@ from typing import Any
 import jax
 import jax.numpy as jnp
 import peers
-from keeping import Kept, failure
+from measurements import Measurements, compile_threads, failure
 from peers import Task
 
 from jaxrnn.backends import BACKENDS
@@ -91,10 +91,13 @@ def tasks(small: bool) -> list[Task]:
     return list(dict.fromkeys(first + rest))
 
 
-def compare(kept: Kept, small: bool, workers: int) -> None:
+def compare(measurements: Measurements, small: bool) -> None:
     """Adds the device's rates, and a record of each task and way."""
     rates: dict[str, Any] = {}
-    kept.add({"what": "rates"} | kept.outcome(lambda: rates.update(measure_rates(small)) or rates))
+    measurements.add(
+        {"what": "rates"}
+        | measurements.outcome(lambda: rates.update(measure_rates(small)) or rates)
+    )
     for number, task in enumerate(tasks(small)):
         about = {
             "what": task.title,
@@ -105,13 +108,13 @@ def compare(kept: Kept, small: bool, workers: int) -> None:
             "masked": task.masked,
             "products": task.products or "float32",
         }
-        if time.perf_counter() > kept.deadline:
-            kept.add(about | {"skipped": "no time was left"})
+        if time.perf_counter() > measurements.deadline:
+            measurements.add(about | {"skipped": "no time was left"})
             continue
         if "GB_per_s" in rates:  # the floor: what the step needs if nothing but its work took time
             about["products_ms"] = task.flops / rates[f"TFLOPs_{about['products']}"] / 1e9
             about["bytes_ms"] = task.least_bytes / rates["GB_per_s"] / 1e6
-        time_task(kept, task, about, ways(task, number == 0, small), workers)
+        time_task(measurements, task, about, ways(task, number == 0, small), compile_threads(small))
 
 
 def measure_rates(small: bool) -> dict[str, float]:
@@ -175,14 +178,14 @@ def absent(way: str) -> str | None:
 
 
 def time_task(
-    kept: Kept, task: Task, about: dict[str, Any], names: list[str], workers: int
+    measurements: Measurements, task: Task, about: dict[str, Any], names: list[str], workers: int
 ) -> None:
-    """Adds a record of each way; its time is kept after every round."""
+    """Adds a record of each way; its time is measurements after every round."""
     building: dict[str, Callable[[], Callable[[], None]]] = {}
     with ThreadPoolExecutor(workers) as pool:
         for way in names:
             if reason := absent(way):
-                kept.add(about | {"way": way, "absent": reason})
+                measurements.add(about | {"way": way, "absent": reason})
             elif way in TORCH:  # while it records a graph, no other thread may use the device
                 building[way] = partial(build, task, way)
             else:
@@ -196,7 +199,7 @@ def time_task(
             run()
             return {"ms": 1e3 * seconds(run) / task.repeats, "rounds_ms": []}
 
-        records[way] = kept.add(about | {"way": way} | kept.outcome(start))
+        records[way] = measurements.add(about | {"way": way} | measurements.outcome(start))
     timed = {way: record for way, record in records.items() if "ms" in record}
     calls = {
         way: max(1, round(ROUND_SECONDS / (record["ms"] / 1e3 * task.repeats)))
@@ -204,7 +207,7 @@ def time_task(
     }
     for number in range(ROUNDS):
         for way, record in timed.items():
-            if "failed" in record or (number and time.perf_counter() > kept.deadline):
+            if "failed" in record or (number and time.perf_counter() > measurements.deadline):
                 continue
             try:
                 once = seconds(partial(repeat, runs[way], calls[way])) / calls[way]
@@ -213,7 +216,7 @@ def time_task(
             except Exception as error:
                 del record["ms"]
                 record.update(failure(error))
-        kept.write()
+        measurements.write()
     print(summary(list(records.values())), flush=True)
 
 

@@ -5,7 +5,7 @@ from functools import partial
 import jax
 import jax.numpy as jnp
 import numpy as np
-from drawing import ConditionalVAE, EncoderDecoder
+from generative import ConditionalVAE, EncoderDecoder
 from random_variables import random_variables
 
 import jaxrnn

@@ -5,7 +5,7 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 import pytest
-from networks import CNN, MLP, convolve
+from baselines import CNN, MLP, convolve
 from random_variables import random_variables
 
 import jaxrnn
