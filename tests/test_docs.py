@@ -5,10 +5,12 @@ import functools
 import importlib
 import re
 import runpy
+import shlex
 from pathlib import Path
 
 import jax
 import pytest
+from command_line import parse
 from sybil import Sybil
 from sybil.parsers.markdown import PythonCodeBlockParser
 
@@ -16,6 +18,7 @@ ROOT = Path(__file__).parents[1]
 DOCS = ROOT / "docs"
 PAGES = [ROOT / "README.md", *sorted(DOCS.rglob("*.md"))]
 WITH_CODE = [page for page in PAGES if "```python\n" in page.read_text()]
+WITH_COMMANDS = [page for page in PAGES if "python experiments/" in page.read_text()]
 CODE = Sybil([PythonCodeBlockParser()])
 MODULES = [
     "jaxrnn",
@@ -50,6 +53,23 @@ def test_code_blocks_run(page, tmp_path, monkeypatch):
     monkeypatch.chdir(tmp_path)
     for example in CODE.parse(page):
         example.evaluate()
+
+
+COMMAND = re.compile(r"python experiments/(\w+)\.py((?:\\\n|[^\n`;#&>])*)")
+IN_THE_TEXT = re.compile(r"`[^`\n]+`")
+
+
+@pytest.mark.parametrize("page", WITH_COMMANDS, ids=name)
+def test_commands_are_accepted(page, tmp_path, monkeypatch):
+    """The scripts parse the commands of a page's code blocks; nothing is run."""
+    monkeypatch.chdir(tmp_path)
+    (tmp_path / "my_cells.py").touch()
+    for script, text in COMMAND.findall(IN_THE_TEXT.sub("", page.read_text())):
+        text = text.replace("\\\n", " ").replace("$seed", "0")
+        arguments = shlex.split(text.removesuffix('"') if text.count('"') % 2 else text)
+        module = importlib.import_module(script)
+        check = getattr(module.Config, "check", lambda config: None)
+        assert isinstance(parse(module.Config, "", arguments, check=check), module.Config)
 
 
 @pytest.mark.parametrize("page", PAGES, ids=name)
