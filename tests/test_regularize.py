@@ -143,8 +143,8 @@ def test_no_key_is_evaluation_and_keys_are_all_there_is_of_chance(name):
         (jaxrnn.mgu(H), Regularizer(recurrent_dropout=0.5, tied=True), "needs a cell made by"),
         (jaxrnn.indrnn(H), Regularizer(recurrent_dropout=0.5, tied=True), "recurrent kernel"),
         (jaxrnn.min_gru(H), Regularizer(weight_dropout=0.5), "needs params with a recurrent"),
-        (jaxrnn.lru(H), Regularizer(zoneout=0.5), "got a linear recurrence"),
-        (jaxrnn.gru(H), Regularizer(zoneout=(0.5, 0.5)), "zoneout must be a number or 1"),
+        (jaxrnn.lru(H), Regularizer(zoneout=0.5), "zoneout must be None"),
+        (jaxrnn.gru(H), Regularizer(zoneout=(0.5, 0.5)), "a number or a tuple of length 1"),
     ],
 )
 def test_errors_say_what_does_not_fit(cell, regularizer, words):
