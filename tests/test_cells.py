@@ -475,7 +475,7 @@ def test_scaled_kernels_start_so_many_times_as_large(name):
 
 
 def test_a_cell_without_a_kernel_cannot_be_scaled():
-    with pytest.raises(ValueError, match="cell must have params with a kernel.* got LRUParams"):
+    with pytest.raises(ValueError, match=r"cell must have params with a kernel.* got LRUParams"):
         jaxrnn.scaled(CELLS["lru"], 2.0).init(jax.random.key(0), I)
 
 

@@ -1,7 +1,6 @@
 """The examples in the docstrings of public functions and classes."""
 
 import doctest
-import warnings
 
 import jax
 import pytest

@@ -80,7 +80,7 @@ def gru(
         A cell with `GRUParams` and `GRUState`.
 
     Raises:
-        ValueError: If `hidden_size` is not a positive integer, or, in the cell's `init`, if `chrono`
+        ValueError: If `hidden_size` is not a positive integer, or in the cell's `init` if `chrono`
             is not greater than 2.
     """
     hidden_size = size("hidden_size", hidden_size)

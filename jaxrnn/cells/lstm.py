@@ -141,7 +141,7 @@ def lstm(
 
     Raises:
         ValueError: If `hidden_size` or `projection_size` is not a positive integer, or `cell_clip`
-            is not positive, or, in the cell's `init`, if `chrono` is not greater than 2.
+            is not positive, or in the cell's `init` if `chrono` is not greater than 2.
 
     Examples:
         >>> import jax
@@ -386,7 +386,7 @@ def janet(
         A cell with `RNNParams` (gates f, g) and `RNNState`.
 
     Raises:
-        ValueError: If `hidden_size` is not a positive integer, or, in the cell's `init`, if `chrono`
+        ValueError: If `hidden_size` is not a positive integer, or in the cell's `init` if `chrono`
             is not greater than 2.
     """
     hidden_size = size("hidden_size", hidden_size)
