@@ -2,9 +2,12 @@
 
 Most recurrent cells are an affine map followed by an elementwise gate:
 
-    drive    z_t = x_t·U + b                 needs no state: computed for all steps at once
-    product  r_t = h_{t-1}·W                 the only matrix product that needs the previous step
-    gate     s_t = gate(z_t + r_t, s_{t-1})  elementwise; s is the state, h its first leaf
+    drive    z_t = x_t·U + b
+    product  r_t = h_{t-1}·W
+    gate     s_t = gate(z_t + r_t, s_{t-1})     s is the state, h its first leaf
+
+The drive does not depend on the state, so it can be computed for all steps at once. The product is
+the only matrix product that needs the previous step. The gate is elementwise.
 
 `gated` makes a `Cell` from a gate, `linear` makes one from a linear recurrence. Any other cell
 provides its own `step`.
@@ -74,11 +77,11 @@ class Cell(_Functions, Generic[P, S]):
         >>> def step(decay, mean, x):
         ...     mean = decay * mean + (1 - decay) * x
         ...     return mean, mean
-        >>> cell = jaxrnn.Cell(
-        ...     init=lambda key, input_size, dtype=jnp.float32: jnp.asarray(0.9, dtype),
-        ...     initial_state=lambda decay, batch_shape=(): jnp.zeros((*batch_shape, 1)),
-        ...     step=step,
-        ... )
+        >>> def init(key, input_size, dtype=jnp.float32):
+        ...     return jnp.asarray(0.9, dtype)
+        >>> def initial_state(decay, batch_shape=()):
+        ...     return jnp.zeros((*batch_shape, 1))
+        >>> cell = jaxrnn.Cell(init, initial_state, step)
         >>> params = cell.init(jax.random.key(0), 1)
         >>> means, last = jaxrnn.unroll(cell, params, jnp.ones((8, 28, 1)))
         >>> means.shape, last.shape
@@ -210,8 +213,11 @@ def gated(
 
     The library computes the matrix products, and the gate does the rest of a time step:
 
-        z_t = x_t·U + b + h_{t-1}·W        U is `kernel`, W is `recurrent_kernel`, b is `bias`
-        s_t = gate(params, z_t, s_{t-1})   h_t is the first leaf of the state s_t, and the output
+        z_t = x_t·U + b + h_{t-1}·W
+        s_t = gate(params, z_t, s_{t-1})
+
+    U is `kernel`, W is `recurrent_kernel` and b is `bias`. The output h_t is the first leaf of the
+    state s_t.
 
     Args:
         gate: `(params, z, state) -> state`, elementwise over the batch and, by convention, over the
@@ -244,10 +250,11 @@ def gated(
         >>> import jax.numpy as jnp
         >>> import jaxrnn
         >>> def init(key, input_size, dtype=jnp.float32):
-        ...     kernels = jaxrnn.initializers.kernels(key, input_size, 64, 64, gates=2, dtype=dtype)
+        ...     sizes = input_size, 64, 64, 2  # I, P, H, G
+        ...     kernels = jaxrnn.initializers.kernels(key, *sizes, dtype)
         ...     return jaxrnn.RNNParams(*kernels, bias=jnp.zeros(2 * 64, dtype))
         >>> def initial_state(params, batch_shape=()):
-        ...     return jaxrnn.RNNState(jnp.zeros((*batch_shape, 64), params.bias.dtype))
+        ...     return jaxrnn.RNNState(jnp.zeros((*batch_shape, 64)))
         >>> def gate(params, z, state):
         ...     f = jax.nn.sigmoid(z.f)
         ...     return jaxrnn.RNNState((1 - f) * state.hidden + f * jnp.tanh(z.n))
@@ -483,12 +490,16 @@ def linear(
         >>> def coefficients(decay, x):
         ...     a = jnp.broadcast_to(decay, x.shape)
         ...     return a, (1 - a) * x
-        >>> cell = jaxrnn.linear(
-        ...     jaxrnn.Recurrence(coefficients, unpack=lambda packed, dtype: (packed,)),
-        ...     init=lambda key, input_size, dtype=jnp.float32: jnp.full(input_size, 0.9, dtype),
-        ...     initial_state=lambda decay, batch=(): (jnp.zeros((*batch, *decay.shape)),),
-        ... )
-        >>> means, _ = jaxrnn.unroll(cell, cell.init(jax.random.key(0), 4), jnp.ones((8, 28, 4)))
+        >>> def init(key, input_size, dtype=jnp.float32):
+        ...     return jnp.full(input_size, 0.9, dtype)
+        >>> def initial_state(decay, batch_shape=()):
+        ...     return (jnp.zeros((*batch_shape, *decay.shape)),)
+        >>> def unpack(packed, dtype):
+        ...     return (packed,)
+        >>> recurrence = jaxrnn.Recurrence(coefficients, unpack)
+        >>> cell = jaxrnn.linear(recurrence, init, initial_state)
+        >>> params = cell.init(jax.random.key(0), 4)
+        >>> means, _ = jaxrnn.unroll(cell, params, jnp.ones((8, 28, 4)))
         >>> means.shape
         (8, 28, 4)
     """

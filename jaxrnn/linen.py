@@ -237,7 +237,8 @@ class Stack(nn.Module):
         >>> import jaxrnn
         >>> from jaxrnn.linen import Stack
         >>> stack = Stack(jaxrnn.gru(32), num_layers=2, bidirectional=True)
-        >>> outputs, variables = stack.init_with_output(jax.random.key(0), jnp.ones((8, 20, 28)))
+        >>> inputs = jnp.ones((8, 20, 28))
+        >>> outputs, variables = stack.init_with_output(jax.random.key(0), inputs)
         >>> outputs.shape
         (8, 20, 64)
     """

@@ -112,7 +112,8 @@ class ReNet(nn.Module):
         >>> import jax.numpy as jnp
         >>> import jaxrnn
         >>> from jaxrnn.renet import ReNet
-        >>> model, images = ReNet(jaxrnn.gru(16), num_classes=10), jnp.ones((2, 28, 28))
+        >>> model = ReNet(jaxrnn.gru(16), num_classes=10)
+        >>> images = jnp.ones((2, 28, 28))
         >>> logits, variables = model.init_with_output(jax.random.key(0), images)
         >>> logits.shape
         (2, 10)

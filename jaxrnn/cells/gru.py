@@ -57,10 +57,10 @@ def gru(
 ) -> Cell[GRUParams, GRUState]:
     """Gated recurrent unit (Cho et al., 2014).
 
-        r = σ(x·Ur + h·Wr + br)               the reset gate
-        z = σ(x·Uz + h·Wz + bz)               the update gate: how much of the old state to keep
-        n = tanh(x·Un + bn + r∘(h·Wn + recurrent_bias))      the candidate, with reset_after
-        n = tanh(x·Un + bn + (r∘h)·Wn)                       the candidate, without
+        r = σ(x·Ur + h·Wr + br)                            reset gate
+        z = σ(x·Uz + h·Wz + bz)                            update gate
+        n = tanh(x·Un + bn + r∘(h·Wn + recurrent_bias))    candidate, reset_after
+        n = tanh(x·Un + bn + (r∘h)·Wn)                     candidate, otherwise
         h' = (1 - z)∘n + z∘h
 
     Cho et al., "Learning phrase representations using RNN encoder–decoder for statistical machine
@@ -134,8 +134,8 @@ def mgu(
 ) -> Cell[RNNParams, RNNState]:
     """Minimal gated unit (Zhou et al., "Minimal gated unit for recurrent neural networks", 2016).
 
-        f = σ(x·Uf + h·Wf + bf)               the forget gate: how much of the state to replace
-        n = tanh(x·Un + bn + (f∘h)·Wn)        the candidate
+        f = σ(x·Uf + h·Wf + bf)               how much of the state to replace
+        n = tanh(x·Un + bn + (f∘h)·Wn)        candidate
         h' = (1 - f)∘h + f∘n
 
     Args:

@@ -1,7 +1,8 @@
 """Cells whose state is a linear recurrence, which can be computed for all steps in parallel.
 
-    s_t = a_t∘s_{t-1} + b_t        a and b are functions of the input x_t, not of the state
+    s_t = a_t∘s_{t-1} + b_t
 
+The coefficients a and b are functions of the input x_t and do not depend on the state.
 Kernels and their initialization are as in `jaxrnn.cells.rnn`.
 
 Shapes: B batch (any number of axes), I input features, H hidden units.
@@ -153,7 +154,7 @@ def lru(
 ) -> Cell[LRUParams, LRUState]:
     """Linear recurrent unit (Orvieto et al., 2023).
 
-        s' = λ∘s + exp(gamma)∘(x·B)            complex; λ = exp(-exp(nu) + i·exp(theta))
+        s' = λ∘s + exp(gamma)∘(x·B)         complex, λ = exp(-exp(nu) + i·exp(theta))
         y = activation(Re(s'·C) + x·D)
 
     Orvieto et al., "Resurrecting recurrent neural networks for long sequences". The activation

@@ -110,12 +110,12 @@ def lstm(
 ) -> Cell[LSTMParams, LSTMState]:
     """Long short-term memory (Hochreiter & Schmidhuber, 1997; forget gate: Gers et al., 2000).
 
-        i = σ(x·Ui + h·Wi + bi [+ pi∘c])      the input gate: how much of the candidate to write
-        f = σ(x·Uf + h·Wf + bf [+ pf∘c])      the forget gate: how much of the old cell to keep
-        g = tanh(x·Ug + h·Wg + bg)            the candidate
-        c' = f∘c + i∘g                        the memory cell
-        o = σ(x·Uo + h·Wo + bo [+ po∘c'])     the output gate: how much of the cell to output
-        h' = o∘tanh(c') [·projection]         the hidden state and output
+        i = σ(x·Ui + h·Wi + bi [+ pi∘c])      input gate: what to write
+        f = σ(x·Uf + h·Wf + bf [+ pf∘c])      forget gate: what to keep
+        g = tanh(x·Ug + h·Wg + bg)            candidate
+        c' = f∘c + i∘g                        memory cell
+        o = σ(x·Uo + h·Wo + bo [+ po∘c'])     output gate: what to output
+        h' = o∘tanh(c') [·projection]         hidden state and output
 
     The terms in brackets are optional. The tanh of g and h' is `activation`.
 
@@ -152,7 +152,7 @@ def lstm(
         >>> params.kernel.shape, params.recurrent_kernel.shape, params.peephole.shape
         ((28, 256), (64, 256), (3, 64))
         >>> state = cell.initial_state(params, batch_shape=(8,))
-        >>> state, output = cell.step(params, state, jnp.ones((8, 28)))  # one time step
+        >>> state, output = cell.step(params, state, jnp.ones((8, 28)))
         >>> output.shape, state.cell.shape
         ((8, 64), (8, 64))
     """
@@ -276,12 +276,15 @@ def odyssey(
     "V" is the vanilla LSTM of the paper, `lstm(hidden_size, peephole=True)`. Each of the other
     variants changes one part of it:
 
-        NIG   no input gate, i = 1               NIAF  no input activation, g = x·Ug + h·Wg + bg
-        NFG   no forget gate, f = 1              NOAF  no output activation, h' = o∘c'
-        NOG   no output gate, o = 1              NP    no peepholes
+        NIG   no input gate, i = 1
+        NFG   no forget gate, f = 1
+        NOG   no output gate, o = 1
+        NIAF  no input activation, g = x·Ug + h·Wg + bg
+        NOAF  no output activation, h' = o∘c'
         CIFG  coupled input and forget gate, i = 1 - f (the paper: f = 1 - i)
-        FGR   full gate recurrence: i, f and o also receive the i, f and o of the previous step,
-              multiplied by gate_kernel [3H, 3H]
+        NP    no peepholes
+        FGR   full gate recurrence: the pre-activations of i, f and o also contain
+              [i, f, o]·gate_kernel, with the gates of the previous step
 
     Args:
         hidden_size: H, the number of memory cells.

@@ -6,28 +6,28 @@ library gives them, and returns the parameters of `jaxrnn.rnn`, `jaxrnn.lstm` or
 `to_…` function takes a cell and its parameters and does the reverse. The libraries store weights
 differently:
 
-    TF1         one kernel [I+H, ·] for both products; gates i, j, f, o, the forget bias added at
-                run time; the GRU resets before its product, gates r, u
-    PyTorch     output-first kernels, two biases; gates i, f, g, o and r, z, n
-    Keras 3     gates i, f, c, o and z, r, h; the GRU of either kind
-    Linen, NNX  one dense layer per gate, or one for all gates
+- TF1: one kernel `[I+H, G·H]` for both products, gates i, j, f, o, and a forget bias that is added
+  at run time. The GRU resets before its product and has the gates r, u.
+- PyTorch: output-first kernels, two biases, gates i, f, g, o and r, z, n.
+- Keras 3: gates i, f, c, o and z, r, h. The GRU resets before or after its product.
+- Linen and NNX: one dense layer per gate, or one for all gates.
 
 The weights do not determine the whole computation of a cell. A `to_…` function raises ValueError
 for an option that the library's cell does not have (marked –). The other options must be passed to
 the library's cell:
 
-    option of the cell        TF1                 PyTorch            Keras 3       Linen, NNX
-    rnn(activation=…)         activation=         nonlinearity=,     activation=   activation_fn=
-                                                  "tanh" or "relu"
-    lstm(activation=…)        activation=         –                  activation=   activation_fn=
-    lstm(peephole=True)       use_peepholes=True  –                  –             –
-    lstm(projection_size=P)   num_proj=P          proj_size=P < H    –             –
-    lstm(cell_clip=…)         cell_clip=          –                  –             –
-    gru(reset_after=True)     –                   the only one       reset_after=  the only one
-    gru(reset_after=False)    the only one        –                  reset_after=  –
+| jaxrnn | TF1 | PyTorch | Keras 3 | Linen, NNX |
+|---|---|---|---|---|
+| `rnn(activation=…)` | `activation` | `nonlinearity` | `activation` | `activation_fn` |
+| `lstm(activation=…)` | `activation` | – | `activation` | `activation_fn` |
+| `lstm(peephole=True)` | `use_peepholes=True` | – | – | – |
+| `lstm(projection_size=P)` | `num_proj=P` | `proj_size=P`, P < H | – | – |
+| `lstm(cell_clip=…)` | `cell_clip` | – | – | – |
+| `gru(reset_after=True)` | – | always | `reset_after=True` | always |
+| `gru(reset_after=False)` | always | – | `reset_after=False` | – |
 
-The variants "V" and "NP" of `jaxrnn.odyssey` are LSTMs with and without peepholes. The other cells
-of jaxrnn do not exist in these libraries.
+PyTorch's `nonlinearity` is "tanh" or "relu". The variants "V" and "NP" of `jaxrnn.odyssey` are
+LSTMs with and without peepholes. The other cells of jaxrnn do not exist in these libraries.
 
 All returned arrays are copies. The `to_…` functions return contiguous, writable NumPy arrays, as
 `safetensors.numpy.save_file` requires. The `from_…` functions accept everything that NumPy converts

@@ -60,7 +60,7 @@ def from_torch(kind: Kind, state_dict: Arrays) -> tuple[tuple[Params, ...], ...]
         ...     "bias_ih_l0": np.ones(16, np.float32),
         ...     "bias_hh_l0": np.ones(16, np.float32),
         ... }
-        >>> ((params,),) = convert.from_torch("lstm", state_dict)  # one layer, one direction
+        >>> ((params,),) = convert.from_torch("lstm", state_dict)
         >>> params.kernel.shape, params.recurrent_kernel.shape
         ((3, 16), (4, 16))
     """
