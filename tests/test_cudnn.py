@@ -118,15 +118,15 @@ def test_an_empty_row_gives_back_its_state():
 @pytest.mark.parametrize(
     ("cell", "dtype", "resets", "reason"),
     [
-        (jaxrnn.gru(H), jnp.float32, False, "its cell is not jaxrnn.lstm without options"),
-        (jaxrnn.rnn(H), jnp.float32, False, "its cell is not"),
-        (jaxrnn.lstm(H, peephole=True), jnp.float32, False, "its cell is not"),
-        (jaxrnn.lstm(H, projection_size=2), jnp.float32, False, "its cell is not"),
-        (jaxrnn.lstm(H, cell_clip=1.0), jnp.float32, False, "its cell is not"),
-        (jaxrnn.lstm(H, activation=jax.nn.relu), jnp.float32, False, "its cell is not"),
-        (CELL, jnp.bfloat16, False, "its inputs are bfloat16, not float32"),
-        (CELL, jnp.float64, False, "its inputs are float64, not float32"),
-        (CELL, jnp.float32, True, "it has resets"),
+        (jaxrnn.gru(H), jnp.float32, False, "cell must be jaxrnn.lstm with default options"),
+        (jaxrnn.rnn(H), jnp.float32, False, "cell must be jaxrnn.lstm"),
+        (jaxrnn.lstm(H, peephole=True), jnp.float32, False, "cell must be jaxrnn.lstm"),
+        (jaxrnn.lstm(H, projection_size=2), jnp.float32, False, "cell must be jaxrnn.lstm"),
+        (jaxrnn.lstm(H, cell_clip=1.0), jnp.float32, False, "cell must be jaxrnn.lstm"),
+        (jaxrnn.lstm(H, activation=jax.nn.relu), jnp.float32, False, "cell must be jaxrnn.lstm"),
+        (CELL, jnp.bfloat16, False, "params must be float32, got bfloat16"),
+        (CELL, jnp.float64, False, "params must be float32, got float64"),
+        (CELL, jnp.float32, True, "resets must be None"),
     ],
 )
 def test_says_what_it_cannot_compute(cell, dtype, resets, reason):
@@ -143,7 +143,7 @@ def test_says_what_it_cannot_compute(cell, dtype, resets, reason):
 @pytest.mark.skipif(cudnn._has_gpu(), reason="there is a GPU")
 def test_says_that_there_is_no_gpu():
     params, inputs, _ = problem((2,))
-    with pytest.raises(ValueError, match="there is no NVIDIA GPU here"):
+    with pytest.raises(ValueError, match="there is no NVIDIA GPU"):
         jaxrnn.unroll(CELL, params, inputs, implementation="cudnn")
 
 

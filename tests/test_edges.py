@@ -404,7 +404,7 @@ def test_a_gated_cell_may_count_in_integers():
     close(gradient(cell)(params), gradient(plain)(params))
     _, state = jaxrnn.unroll(cell, params, inputs, **options)
     np.testing.assert_array_equal(state.count[:, 0], [3, 2])
-    with pytest.raises(ValueError, match="'fused' cannot compute this: it needs a state of floats"):
+    with pytest.raises(ValueError, match="'fused' cannot compute this: the state must be"):
         jaxrnn.unroll(cell, params, inputs, implementation="fused")
 
 
