@@ -1,4 +1,4 @@
-"""The scripts of docs/ run as they stand, and learn."""
+"""The scripts in docs/ run unchanged and learn their tasks."""
 
 import runpy
 from pathlib import Path
