@@ -32,7 +32,7 @@ def describe(tree: Any) -> str:
 
 
 class _Plain(str):
-    """A string that prints without quotes."""
+    """A string whose repr has no quotes."""
 
     __slots__ = ()
     __repr__ = str.__str__
@@ -219,7 +219,7 @@ def fresh_shapes(init: Any, input_size: int) -> Any:
     """Returns the shapes and dtypes of the parameters that `init` returns for `input_size`."""
     try:
         known = _FRESH.setdefault(init, {})
-    except TypeError:  # neither hashable nor weakly referable
+    except TypeError:  # neither hashable nor weakly referenceable
         known = {}
     if input_size not in known:
         known[input_size] = jax.eval_shape(lambda key: init(key, input_size), jax.random.key(0))
@@ -342,6 +342,7 @@ def _check_gated(gate, params, state, x):
 
 @functools.lru_cache(maxsize=256)
 def _check_cell(cell, structure, leaves):
+    """Implements `check_cell` with hashable arguments."""
     params, state, x = jax.tree.unflatten(structure, leaves)
     if cell.gate is not None:
         if not hasattr(state, "_fields"):

@@ -40,6 +40,8 @@ AnyCell = TypeVar("AnyCell", bound="Cell")
 
 
 class _Functions(NamedTuple):
+    """The fields of `Cell`."""
+
     init: Callable[..., Any]
     initial_state: Callable[..., Any]
     step: Callable[[Any, Any, Array], tuple[Any, Array]]
@@ -171,6 +173,7 @@ class Gate(NamedTuple):
 
 @functools.cache
 def _named(names: tuple[str, ...]):
+    """Returns the named tuple type with one field per gate."""
     return collections.namedtuple("Gates", names)
 
 
@@ -198,6 +201,7 @@ class Origin:
 
 
 def _computation(cell: Cell) -> tuple:
+    """Returns the fields of a cell that determine its outputs."""
     return cell.initial_state, cell.step, cell.gate, cell.recurrence
 
 
@@ -279,6 +283,7 @@ def gated(
 
 
 def _names(argument: str, names: str | Sequence[str]) -> tuple[str, ...]:
+    """Converts the names of gates to a tuple and checks that they are distinct field names."""
     try:
         found = tuple(names.replace(",", " ").split() if isinstance(names, str) else names)
         _named(found)

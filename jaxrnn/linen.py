@@ -342,6 +342,7 @@ class Stack(nn.Module):
         return (tuple(carry), hidden) if return_carry else hidden
 
     def _layer(self, name: str, reverse: bool) -> RNN:
+        """Returns one layer and direction of the stack."""
         return RNN(
             self.cell,
             reverse=reverse,

@@ -135,6 +135,7 @@ def regularize(
 
 
 def _zoneout_mask(key, zoneout, state, time):
+    """Draws the zoneout mask, or returns its expected value without a key."""
     if zoneout is None:
         return None
     leaves, structure = jax.tree.flatten(state)

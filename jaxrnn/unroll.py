@@ -186,6 +186,8 @@ def unroll(
 
 
 def _run(cell, plan, truncate, dtype, unroll, params, start, reset_state, steps):
+    """Runs the backend and memory option that `plan` lists for the platform of lowering."""
+
     def run(backend, memory, params, start, reset_state, steps):
         run = BACKENDS[backend].run
 

@@ -50,6 +50,7 @@ def _has_gpu() -> bool:
 
 
 def _is_plain_lstm(cell: Cell) -> bool:
+    """Whether the cell is `jaxrnn.lstm` with default options."""
     origin = cell.origin
     if origin is None or origin.constructor is not lstm or not origin.describes(cell):
         return False

@@ -54,12 +54,14 @@ def run(
 
 @partial(jax.custom_vjp, nondiff_argnums=(0, 1, 2))
 def _fused(cell, unroll, dtype, params, start, reset_state, steps):
+    """Runs the forward loop; its gradient is `_fused_backward`."""
     arguments = params, start, reset_state, steps
     outputs, state, _, _ = _forward(cell, unroll, dtype, *arguments, with_pullbacks=False)
     return outputs, state
 
 
 def _forward(cell, unroll, dtype, params, start, reset_state, steps, *, with_pullbacks):
+    """Runs the forward loop and returns outputs, last state, pullbacks and operands of products."""
     weights = elementwise(params)
     products = _Products(cell, params, dtype, gradient=with_pullbacks)
 
@@ -89,6 +91,7 @@ def _fused_forward(cell, unroll, dtype, *arguments):
 
 
 def _fused_backward(cell, unroll, dtype, residuals, cotangents):
+    """Runs the backward loop, then computes the gradients of the kernels over all steps."""
     params, start, reset_state, steps, pullbacks, saved = residuals
     d_outputs, d_state = cotangents
     products = _Products(cell, params, dtype, gradient=True)
@@ -156,6 +159,7 @@ class _Products:
             self.matrix = jnp.concatenate(kernels)
 
     def drive(self, x):
+        """Computes the drive x·U + b."""
         return affine(x, self.params.kernel, self.params.bias)
 
     def ahead(self, inputs):
@@ -221,6 +225,7 @@ def _transposed_product(dtype, result_dtype, left, right):
 
 
 def _add_hidden(state: State, hidden: Array) -> State:
+    """Adds to the first leaf of a state."""
     return state._replace(**{state._fields[0]: state[0] + hidden})
 
 

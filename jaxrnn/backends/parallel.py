@@ -102,6 +102,7 @@ def states_of(
 
 
 def _solve(a, b, resets):
+    """Computes all states from a zero initial state, in the way that suits the platform."""
     if not isinstance(a.shape[0], int):  # associative_scan needs a fixed number of steps
         return _in_turn(a, b, resets)
     # On the few cores of a CPU, each of the log₂ T rounds takes as long as a pass over all states.

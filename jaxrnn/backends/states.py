@@ -176,6 +176,7 @@ def _sequence(kernels, step, dtype, unroll, params, start, reset_state, steps):
 
 
 def _forward(kernels, step, dtype, unroll, params, start, reset_state, steps, *, save):
+    """Runs the forward loop and returns the outputs, the last state and the states to save."""
     cast = with_kernels_in(dtype, params)
     given = ForwardInputs(
         cast.recurrent_kernel,
@@ -195,6 +196,7 @@ def _sequence_forward(kernels, step, dtype, unroll, *arguments):
 
 
 def _sequence_backward(kernels, step, dtype, unroll, residuals, cotangents):
+    """Runs the backward loop, then computes the gradients of the kernels over all steps."""
     params, start, reset_state, steps, states = residuals
     d_outputs, d_state = jax.tree.map(jnp.asarray, cotangents)
     cast, gate = with_kernels_in(dtype, params), step.gate

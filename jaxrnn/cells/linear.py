@@ -93,6 +93,7 @@ def min_lstm(
 
 
 def _minimal(hidden_size, gates, coefficients, kernel_init):
+    """Makes a cell from the coefficients of a recurrence whose state is its output."""
     hidden_size = size("hidden_size", hidden_size)
 
     def init(key, input_size, dtype=jnp.float32):
@@ -225,10 +226,12 @@ def _pack(state):
 
 
 def _complex(real, imaginary):
+    """Combines real and imaginary parts to complex64, or complex128 for float64."""
     # The smallest complex dtype is complex64, which consists of two float32 numbers.
     dtype = _precise(real.dtype)
     return lax.complex(real.astype(dtype), imaginary.astype(dtype))
 
 
 def _precise(dtype):
+    """Returns float64 for float64, otherwise float32."""
     return jnp.float64 if dtype == jnp.float64 else jnp.float32

@@ -219,8 +219,8 @@ def _gate(activation, output_activation, *, cell_clip=None, coupled=False):
         coupled: Whether i = 1 - f.
 
     Returns:
-        A gate over `LSTMState`. A gate that the variant does not have is 1, or 1 - f for i if
-        coupled.
+        A gate over `LSTMState`. A gate that the variant does not have is 1. With `coupled`, the
+        missing i is 1 - f.
     """
 
     @pointwise
