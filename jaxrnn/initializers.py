@@ -42,7 +42,7 @@ def kernels(
         gates: G, the number of gates.
         dtype: The dtype of the kernels.
         kernel_init: The initializer of the kernel. It is applied to each gate separately, because
-            orthogonal and identity initializers are defined for a single matrix. If None,
+            orthogonal and identity initializers are defined for a single matrix. Defaults to
             glorot-uniform over all gates together, with the same fan-in and fan-out as in TF1 and
             Keras.
         recurrent_kernel_init: The initializer of the recurrent kernel; see `kernel_init`.

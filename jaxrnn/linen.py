@@ -147,14 +147,15 @@ class RNN(nn.Module, Generic[S]):
         Args:
             inputs: `[*B, T, I]`, or `[T, *B, I]` with `time_major`. Integers are cast to
                 `param_dtype`.
-            initial_carry: The state before the first step, leaves `[*B, ...]`. If None, the learned
-                initial state if there is one, otherwise the initial state of the cell.
+            initial_carry: The state before the first step, leaves `[*B, ...]`. Defaults to
+                the learned initial state if there is one, otherwise to the initial state of the
+                cell.
             init_key: Ignored; the initial carry is deterministic.
-            seq_lengths: The lengths of the examples, integers `[*B]` in 0..T. If None, T.
+            seq_lengths: The lengths of the examples, integers `[*B]` in 0..T. Defaults to T.
             resets: Booleans `[*B, T]`, or `[T, *B]` with `time_major`. Where True, the carry is
                 replaced by `reset_state` before the step.
-            reset_state: The state after a reset, leaves `[*B, ...]`. If None, the learned initial
-                state if there is one, otherwise the initial state of the cell.
+            reset_state: The state after a reset, leaves `[*B, ...]`. Defaults to the learned
+                initial state if there is one, otherwise to the initial state of the cell.
             return_carry: Overrides the attribute `return_carry` unless None.
             time_major: Overrides the attribute `time_major` unless None.
             reverse: Overrides the attribute `reverse` unless None.
@@ -291,15 +292,15 @@ class Stack(nn.Module):
 
         Args:
             inputs: The sequences `[*B, T, I]`.
-            seq_lengths: The lengths of the examples, integers `[*B]` in 0..T. If None, T.
+            seq_lengths: The lengths of the examples, integers `[*B]` in 0..T. Defaults to T.
             initial_carry: The states before the first step, one per layer. For a bidirectional
                 layer, a pair of states (forward, backward). A sequence can be read in chunks by
-                passing the carry that the previous call returned. If None, as in `RNN`.
+                passing the carry that the previous call returned. Defaults to that of `RNN`.
             return_carry: Whether to return `(carry, outputs)` instead of the outputs.
             resets: Booleans `[*B, T]`. Where True, the carry is replaced by `reset_state` before
                 the step.
-            reset_state: The states after a reset, in the structure of `initial_carry`. If None, as
-                in `RNN`.
+            reset_state: The states after a reset, in the structure of `initial_carry`. Defaults to
+                that of `RNN`.
 
         Returns:
             The outputs of the last layer `[*B, T, P]`, zero past the length of an example. With
@@ -390,9 +391,9 @@ class Classifier(nn.Module):
         stack: The recurrent layers.
         num_classes: C, the number of classes.
         every_step: Whether to compute logits after every step rather than only after the last.
-        dtype: The dtype of the operands of the readout's matrix product. If None, that of the
-            stack.
-        param_dtype: The dtype of the readout's parameters. If None, that of the stack.
+        dtype: The dtype of the operands of the readout's matrix product. Defaults to that of
+            the stack.
+        param_dtype: The dtype of the readout's parameters. Defaults to that of the stack.
 
     Examples:
         >>> import jax
@@ -447,7 +448,7 @@ class Classifier(nn.Module):
 
         Args:
             inputs: The sequences `[*B, T, I]`.
-            seq_lengths: The lengths of the examples, integers `[*B]` in 0..T. If None, T.
+            seq_lengths: The lengths of the examples, integers `[*B]` in 0..T. Defaults to T.
             initial_carry: As in `Stack`.
             return_carry: Whether to return `(carry, logits)` instead of the logits.
             resets: As in `Stack`.
@@ -491,7 +492,7 @@ def last_output(
 
     Args:
         outputs: The outputs of `Stack`, `[*B, T, P]`.
-        seq_lengths: The lengths of the examples, integers `[*B]` in 0..T. If None, T.
+        seq_lengths: The lengths of the examples, integers `[*B]` in 0..T. Defaults to T.
         bidirectional: Whether the second half of the features belongs to the backward direction.
 
     Returns:

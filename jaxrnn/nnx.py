@@ -178,19 +178,20 @@ class RNN(nnx.Module, Generic[S]):
         Args:
             inputs: `[*B, T, I]`, or `[T, *B, I]` with `time_major`. Integers are cast to
                 `param_dtype`.
-            initial_carry: The state before the first step, leaves `[*B, ...]`. If None, the learned
-                initial state if there is one, otherwise the initial state of the cell.
-            seq_lengths: The lengths of the examples, integers `[*B]` in 0..T. If None, T.
+            initial_carry: The state before the first step, leaves `[*B, ...]`. Defaults to
+                the learned initial state if there is one, otherwise to the initial state of the
+                cell.
+            seq_lengths: The lengths of the examples, integers `[*B]` in 0..T. Defaults to T.
             resets: Booleans `[*B, T]`, or `[T, *B]` with `time_major`. Where True, the carry is
                 replaced by `reset_state` before the step.
-            reset_state: The state after a reset, leaves `[*B, ...]`. If None, the learned initial
-                state if there is one, otherwise the initial state of the cell.
+            reset_state: The state after a reset, leaves `[*B, ...]`. Defaults to the learned
+                initial state if there is one, otherwise to the initial state of the cell.
             return_carry: Overrides the attribute `return_carry` unless None.
             time_major: Overrides the attribute `time_major` unless None.
             reverse: Overrides the attribute `reverse` unless None.
             keep_order: Overrides the attribute `keep_order` unless None.
             rngs: Random streams, of which "dropout" replaces the layer's own stream for the
-                regularizer in this call. If None, the layer's own stream.
+                regularizer in this call.
 
         Returns:
             The outputs `[*B, T, P]`, or `[T, *B, P]` with `time_major`. With `return_carry`,

@@ -29,8 +29,8 @@ class Regularizer(NamedTuple):
             as (hidden, cell) for an LSTM. Without a key the state is the mean of the old and the
             new value, weighted by this probability. If the outputs are the state
             (`Cell.outputs_state`), they are the state after zoneout.
-        recurrent_dropout: The dropout rate of the hidden state as operand of the recurrent product.
-            The remaining units are divided by one minus the rate. For gated cells only.
+        recurrent_dropout: The dropout rate of the hidden state where it enters the recurrent
+            product. The remaining units are divided by one minus the rate. For gated cells only.
         tied: Whether all steps of a sequence share one recurrent-dropout mask, as in variational
             dropout (Gal & Ghahramani, 2016), rather than drawing a new mask at each step. Required
             with `recurrent_dropout`.

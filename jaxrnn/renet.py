@@ -136,7 +136,7 @@ class ReNet(nn.Module):
         Args:
             inputs: Images with one feature per pixel, `[*B, T, I]` with height T and width I.
             seq_lengths: Integers `[*B]` in 0..T. Rows of an image past its length are read as
-                zeros. If None, T.
+                zeros. Defaults to T.
 
         Returns:
             The logits `[*B, C]`.

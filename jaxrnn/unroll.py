@@ -75,7 +75,7 @@ def unroll(
         params: The parameters of the cell, as returned by `cell.init`, or as nested dicts, as in
             the `params` of a Flax module.
         inputs: Floating-point `[*B, T, I]`, or `[T, *B, I]` with `time_major`.
-        initial_state: The state before the first step, leaves `[*B, ...]`. If None,
+        initial_state: The state before the first step, leaves `[*B, ...]`. Defaults to
             `cell.initial_state(params, B)`.
         lengths: The lengths of the examples, integers `[*B]` in 0..T. Past its length, an example
             outputs zeros and keeps its state. An example of length 0 returns its initial state. If
@@ -83,23 +83,23 @@ def unroll(
             are clipped to 0..T.
         resets: Booleans `[*B, T]`, or `[T, *B]` with `time_major`. Where True, the state is
             replaced by `reset_state` before the step. If None, there are no resets.
-        reset_state: The state after a reset, leaves `[*B, ...]`. If None,
+        reset_state: The state after a reset, leaves `[*B, ...]`. Defaults to
             `cell.initial_state(params, B)`, even if `initial_state` is given.
         reverse: Whether to read each example from its end, at its own length, to its start.
             Outputs are in the order of the inputs.
         time_major: Whether time is the first axis of inputs, resets and outputs.
         dtype: The dtype of the operands of the matrix products, such as bfloat16. Accumulation,
-            gates, state, outputs and gradients keep the dtype of the parameters. If None, the dtype
-            of the parameters. A cell with its own `step` obeys `dtype` if it computes its matrix
-            products with `jaxrnn.product`.
+            gates, state, outputs and gradients keep the dtype of the parameters, which is also the
+            default. A cell with its own `step` obeys `dtype` if it computes its matrix products
+            with `jaxrnn.product`.
         implementation: The backend: "scan", "fused", "states", "pallas", "parallel", "cudnn" or
             None, as described above.
         memory: How the backward pass obtains the intermediate values of the forward pass. "save"
             keeps them for every step. "recompute" keeps the state before every 14th step and
             recomputes the steps in between. "offload" is "recompute" with these states in host
-            memory, as with TF1's `swap_memory`. If None, "recompute" for long sequences with many
-            intermediate values and "save" otherwise. The exceptions are "parallel" on a CPU, which
-            recomputes from 112 steps, and "states" and "pallas", which recompute if the
+            memory, as with TF1's `swap_memory`. If None, long sequences with many intermediate
+            values use "recompute" and others "save". The exceptions are "parallel", which
+            recomputes on a CPU from 112 steps, and "states" and "pallas", which recompute if the
             intermediate values exceed 2 GiB.
         unroll: The number of steps per iteration of the loop, as in `jax.lax.scan`.
         truncate: The number of steps of truncated backpropagation through time (Williams & Peng,

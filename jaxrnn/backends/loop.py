@@ -48,7 +48,7 @@ def forward(
 def backward(
     given: BackwardInputs, *, step: Step, resets: bool, unroll: int = 1
 ) -> tuple[list[Array], list[Array], list[Array], list[Array]]:
-    """Runs the gradient of all steps, from the last to the first.
+    """Computes the gradients of all steps, from the last to the first.
 
     Args:
         given: The inputs.

@@ -72,9 +72,9 @@ def gru(
         reset_after: Whether the reset gate is applied after the recurrent product.
         chrono: If given, the bias of z is initialized for time scales of up to this many steps
             (Tallec & Ollivier, 2018). If None, it is initialized to zero.
-        kernel_init: Initializer of the kernel; see `jaxrnn.initializers.kernels`. If None,
+        kernel_init: Initializer of the kernel; see `jaxrnn.initializers.kernels`. Defaults to
             glorot-uniform.
-        recurrent_kernel_init: Initializer of the recurrent kernel. If None, glorot-uniform.
+        recurrent_kernel_init: Initializer of the recurrent kernel. Defaults to glorot-uniform.
 
     Returns:
         A cell with `GRUParams` and `GRUState`.
@@ -140,9 +140,9 @@ def mgu(
 
     Args:
         hidden_size: H, the number of units.
-        kernel_init: Initializer of the kernel; see `jaxrnn.initializers.kernels`. If None,
+        kernel_init: Initializer of the kernel; see `jaxrnn.initializers.kernels`. Defaults to
             glorot-uniform.
-        recurrent_kernel_init: Initializer of the recurrent kernel. If None, glorot-uniform.
+        recurrent_kernel_init: Initializer of the recurrent kernel. Defaults to glorot-uniform.
 
     Returns:
         A cell with `RNNParams` (gates f, n) and `RNNState`.

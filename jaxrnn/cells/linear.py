@@ -44,7 +44,7 @@ def min_gru(
 
     Args:
         hidden_size: H, the number of units.
-        kernel_init: Initializer of the kernel; see `jaxrnn.initializers.kernels`. If None,
+        kernel_init: Initializer of the kernel; see `jaxrnn.initializers.kernels`. Defaults to
             glorot-uniform.
 
     Returns:
@@ -73,7 +73,7 @@ def min_lstm(
 
     Args:
         hidden_size: H, the number of units.
-        kernel_init: Initializer of the kernel; see `jaxrnn.initializers.kernels`. If None,
+        kernel_init: Initializer of the kernel; see `jaxrnn.initializers.kernels`. Defaults to
             glorot-uniform.
 
     Returns:

@@ -117,7 +117,7 @@ def lstm(
         o = σ(x·Uo + h·Wo + bo [+ po∘c'])     output gate: what to output
         h' = o∘tanh(c') [·projection]         hidden state and output
 
-    The terms in brackets are optional. The tanh of g and h' is `activation`.
+    The terms in brackets are optional. `activation` replaces tanh in g and h'.
 
     Args:
         hidden_size: H, the number of memory cells.
@@ -132,9 +132,9 @@ def lstm(
         chrono: If given, the forget bias is initialized for time scales of up to this many steps,
             instead of to `forget_bias`, and the input bias to its negative (Tallec & Ollivier,
             2018).
-        kernel_init: Initializer of the kernel; see `jaxrnn.initializers.kernels`. If None,
+        kernel_init: Initializer of the kernel; see `jaxrnn.initializers.kernels`. Defaults to
             glorot-uniform.
-        recurrent_kernel_init: Initializer of the recurrent kernel. If None, glorot-uniform.
+        recurrent_kernel_init: Initializer of the recurrent kernel. Defaults to glorot-uniform.
 
     Returns:
         A cell with `LSTMParams` and `LSTMState`.
@@ -291,9 +291,9 @@ def odyssey(
         variant: The name of the variant: "V", "NIG", "NFG", "NOG", "NIAF", "NOAF", "CIFG", "NP" or
             "FGR".
         forget_bias: The initial bias of the forget gate; ignored by "NFG".
-        kernel_init: Initializer of the kernel; see `jaxrnn.initializers.kernels`. If None,
+        kernel_init: Initializer of the kernel; see `jaxrnn.initializers.kernels`. Defaults to
             glorot-uniform.
-        recurrent_kernel_init: Initializer of the recurrent kernel. If None, glorot-uniform.
+        recurrent_kernel_init: Initializer of the recurrent kernel. Defaults to glorot-uniform.
 
     Returns:
         A cell with `LSTMParams` and `LSTMState`, or `FullGateState` for "FGR".
@@ -381,9 +381,9 @@ def janet(
         forget_bias: The initial bias of the forget gate.
         chrono: If given, the forget bias is initialized for time scales of up to this many steps,
             instead of to `forget_bias`, as in the paper.
-        kernel_init: Initializer of the kernel; see `jaxrnn.initializers.kernels`. If None,
+        kernel_init: Initializer of the kernel; see `jaxrnn.initializers.kernels`. Defaults to
             glorot-uniform.
-        recurrent_kernel_init: Initializer of the recurrent kernel. If None, glorot-uniform.
+        recurrent_kernel_init: Initializer of the recurrent kernel. Defaults to glorot-uniform.
 
     Returns:
         A cell with `RNNParams` (gates f, g) and `RNNState`.
@@ -450,9 +450,9 @@ def layer_norm_lstm(
         epsilon: Added to the variance. If inputs and state are zero, the variance is zero, and
             each such step multiplies the gradient by up to 1/√epsilon. With 1e-5 the gradient
             overflows on the blank rows of MNIST images.
-        kernel_init: Initializer of the kernel; see `jaxrnn.initializers.kernels`. If None,
+        kernel_init: Initializer of the kernel; see `jaxrnn.initializers.kernels`. Defaults to
             glorot-uniform.
-        recurrent_kernel_init: Initializer of the recurrent kernel. If None, glorot-uniform.
+        recurrent_kernel_init: Initializer of the recurrent kernel. Defaults to glorot-uniform.
 
     Returns:
         A cell with `LayerNormLSTMParams` and `LSTMState`.

@@ -81,9 +81,9 @@ def rnn(
     Args:
         hidden_size: H, the number of units.
         activation: The elementwise nonlinearity, such as `jnp.tanh` or `jax.nn.relu`.
-        kernel_init: Initializer of the kernel; see `jaxrnn.initializers.kernels`. If None,
+        kernel_init: Initializer of the kernel; see `jaxrnn.initializers.kernels`. Defaults to
             glorot-uniform.
-        recurrent_kernel_init: Initializer of the recurrent kernel. If None, glorot-uniform.
+        recurrent_kernel_init: Initializer of the recurrent kernel. Defaults to glorot-uniform.
 
     Returns:
         A cell with `RNNParams` and `RNNState`.
@@ -125,7 +125,7 @@ def indrnn(
     Args:
         hidden_size: H, the number of units.
         activation: The elementwise nonlinearity.
-        kernel_init: Initializer of the kernel; see `jaxrnn.initializers.kernels`. If None,
+        kernel_init: Initializer of the kernel; see `jaxrnn.initializers.kernels`. Defaults to
             glorot-uniform.
 
     Returns:

@@ -121,7 +121,7 @@ def to_nnx(
 
 
 def _bias_layer(kind: Kind, pair: tuple[str, str]) -> str:
-    """Returns the layer of a pair that has the bias: that of the hidden state in an LSTM only."""
+    """Returns the layer of a pair that has a bias: the second in an LSTM, otherwise the first."""
     return pair[1 if kind == "lstm" else 0]
 
 

@@ -50,7 +50,8 @@ def from_torch(kind: Kind, state_dict: Arrays) -> tuple[tuple[Params, ...], ...]
             message names the array.
 
     Examples:
-        The arrays may be those of `torch.nn.LSTM(3, 4).state_dict()`, by `tensor.numpy()`:
+        With PyTorch, the arrays are those of `torch.nn.LSTM(3, 4).state_dict()`, each converted by
+        `tensor.numpy()`. Here they are made by NumPy:
 
         >>> import numpy as np
         >>> from jaxrnn import convert

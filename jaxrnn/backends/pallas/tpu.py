@@ -85,7 +85,7 @@ def forward(
 def backward(
     given: BackwardInputs, *, step: Step, resets: bool, unroll: int = 1, interpret: bool = False
 ) -> tuple[list[Array], list[Array], list[Array], list[Array]]:
-    """Runs the gradient of all steps; see `jaxrnn.backends.loop.backward`."""
+    """Computes the gradients of all steps; see `jaxrnn.backends.loop.backward`."""
     time = len(given.d_outputs)
 
     def kernel(given, outputs, scratch):
