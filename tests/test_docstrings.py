@@ -20,8 +20,13 @@ PUBLIC = [
     jaxrnn.linen.last_output,
     jaxrnn.initializers.kernels,
 ]
-FINDER = doctest.DocTestFinder(recurse=False, exclude_empty=True)
-EXAMPLES = [test for each in PUBLIC for test in FINDER.find(each, each.__name__, module=False)]
+FINDER = doctest.DocTestFinder(recurse=False)
+EXAMPLES = [
+    test
+    for each in PUBLIC
+    for test in FINDER.find(each, f"{each.__module__}.{each.__name__}", module=False)
+    if test.examples
+]
 
 
 @pytest.mark.parametrize("example", EXAMPLES, ids=lambda test: test.name)
@@ -33,6 +38,7 @@ def test_an_example_runs(example):
 
 
 def test_the_main_entry_points_have_examples():
-    names = {test.name for test in EXAMPLES if test.examples}
-    assert names >= {"Cell", "Classifier", "RNN", "ReNet", "Regularizer", "Stack"}
-    assert names >= {"from_torch", "gated", "linear", "lstm", "unroll"}
+    names = {test.name.removeprefix("jaxrnn.") for test in EXAMPLES}
+    assert names >= {"cell.Cell", "cell.gated", "cell.linear", "cells.lstm.lstm", "unroll.unroll"}
+    assert names >= {"linen.RNN", "linen.Stack", "linen.Classifier", "nnx.RNN", "renet.ReNet"}
+    assert names >= {"convert.torch.from_torch", "regularize.Regularizer"}
