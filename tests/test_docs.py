@@ -1,4 +1,4 @@
-"""The scripts in docs/ run unchanged and learn their tasks."""
+"""The scripts of docs/ run as they stand, and learn."""
 
 import runpy
 from pathlib import Path
