@@ -1,4 +1,4 @@
-"""Statistics against hand-made numbers."""
+"""Statistics of runs, against SciPy and values computed by hand."""
 
 import numpy as np
 import pytest
@@ -36,7 +36,7 @@ def test_means_deviations_and_paired_differences():
     assert (a.setting, a.n, a.pairs, a.difference) == ("a", 3, 3, 0)
     assert a.test == pytest.approx(0.92)
     assert a.deviation == pytest.approx(0.02)
-    differences = [0.02, -0.01, 0.01]  # by seed, not by place
+    differences = [0.02, -0.01, 0.01]  # paired by seed, not by position
     expected = stats.ttest_1samp(differences, 0).confidence_interval(0.95)
     assert b.difference == pytest.approx(np.mean(differences))
     assert b.difference + b.interval == pytest.approx(expected.high)
@@ -47,12 +47,12 @@ def test_means_deviations_and_paired_differences():
 
 
 def cells(summaries):
-    """The cells of each line of the table, without its head."""
+    """Returns the cells of each line of the table, without its head."""
     lines = compare.markdown(summaries).splitlines()[2:]
     return [[cell.strip() for cell in line.strip("|").split("|")] for line in lines]
 
 
-def test_the_table_says_it_all_and_chooses_on_validation():
+def test_the_table_has_all_statistics_and_chooses_on_validation():
     assert cells(compare.summarise(RECORDS, ["a", "b", "c", "not run"])) == [
         ["a", "92.00 ± 2.00", "3", "–", "50.00", "1,000", "2.0"],
         ["**b**", "92.67 ± 2.08", "3", "+0.67 ± 3.79", "70.00", "1,000", "2.0"],
@@ -116,14 +116,14 @@ def test_a_setting_that_only_diverged_has_no_accuracy():
     assert cells([only]) == [["x", "–", "0 (1 diverged)", "–", "–", "1,000", "2.0"]]
 
 
-def test_a_difference_has_as_many_digits_as_tell_whether_it_was_seen():
+def test_a_difference_has_enough_digits_to_show_whether_it_was_seen():
     records = [record("a", seed, 0.9) for seed in range(3)]
     tests = (0.0002, 0.0004, 0.00055)
     records += [record("b", seed, 0.9 + test) for seed, test in enumerate(tests)]
     assert cells(compare.summarise(records))[1][3] == "+0.038 ± 0.044"
 
 
-def test_a_setting_of_which_a_run_diverged_is_not_chosen():
+def test_a_setting_with_a_diverged_run_is_not_chosen():
     lucky = record("c", 1, 0.99, validation=0.9)
     _, b, c = cells(compare.summarise([*RECORDS[:7], lucky]))
     assert b[0] == "**b**"
@@ -136,7 +136,7 @@ def test_a_setting_of_which_a_run_diverged_is_not_chosen():
 
 
 def test_other_seeds_of_a_setting_fall_within_their_interval():
-    """Of normal seeds, 95 of 100 means of two others, within what Monte Carlo can tell."""
+    """If accuracies are normal, 95 of 100 means of two other seeds, within Monte Carlo error."""
     rng = np.random.default_rng(0)
 
     def summary(seeds):
@@ -158,7 +158,7 @@ def test_other_seeds_of_a_setting_fall_within_their_interval():
         ((0.89, 0.91, 0.93), ("Not seen", "Not seen", "Not contradicted", "Not contradicted")),
     ],
 )
-def test_a_claim_is_held_against_the_paired_interval(tests, outcomes):
+def test_a_claim_is_compared_with_the_paired_interval(tests, outcomes):
     records = [record("a", seed, 0.90 + seed / 100) for seed in range(3)]
     records += [record("b", seed, test) for seed, test in enumerate(tests)]
     phrases = {
