@@ -435,7 +435,10 @@ def test_equal_cells_are_as_large_as_units_in_fours_allow():
         ({"study": "odyssey", "settings": ("nfg", "no such")}, "odyssey has no setting 'no such'"),
         ({"vary": ("cell=gru",), "set": ("forget_bias=1",)}, "does not take --forget-bias"),
         ({"vary": ("cell=mlp",), "set": ("num_layers=2",)}, "does not take --num-layers"),
-        ({"vary": ("cell=lru",), "set": ("zoneout=0.1",)}, "regularizer.zoneout needs a cell"),
+        (
+            {"vary": ("cell=lru",), "set": ("zoneout=0.1",)},
+            "regularizer.zoneout must be None for a cell",
+        ),
     ],
 )
 def test_what_cannot_be_is_refused(options, words, tmp_path):
