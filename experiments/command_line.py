@@ -97,7 +97,8 @@ def read(cls: type, arguments: Sequence[str]) -> tuple[dict[str, Any], bool]:
         name = rest[0].partition("=")[0]
         if not name.startswith("-"):
             raise OptionError(f"unexpected argument {name!r}; see --help")
-        near = did_you_mean(name, [flag(field.name) for field in fields])
+        names = [flag(field.name) for field in fields if not field.option.hidden]
+        near = did_you_mean(name, [*names, "--help"])
         raise OptionError(f"there is no option {name}{near or '; see --help'}")
     texts, given = vars(parsed), {}
     for field in fields:
@@ -278,34 +279,49 @@ def _choices(kind: Any) -> tuple[str, ...]:
 
 def _add(group: Any, field: Field, default: Any) -> None:
     """Adds an option to a group of a parser."""
-    is_tuple = typing.get_origin(field.hint) is tuple
-    item = typing.get_args(field.hint)[0] if is_tuple else field.hint
-    kind = next(each for each in _alternatives(item) if each is not types.NoneType)
-    choices, text = _choices(kind), field.help
-    if len(choices) > MOST_CHOICES:
-        metavar, text = "NAME", f"{text} Choose from {listed(choices)}."
-    else:
-        metavar = METAVARS.get(kind) or f"{{{','.join(choices)}}}"
+    name = field.name if field.option.positional else flag(field.name)
+    action = group.add_argument(name, **_syntax(field))
+    # Set afterwards, since some versions of argparse add the default of a flag themselves.
+    action.help = argparse.SUPPRESS if field.option.hidden else _help(field, default)
+
+
+def _syntax(field: Field) -> dict[str, Any]:
+    """The arguments of `add_argument` for the values of an option."""
+    if field.hint is bool:
+        return {"action": argparse.BooleanOptionalAction}
+    item = _item(field.hint)
+    metavar = "NAME" if _is_long(item) else METAVARS.get(item) or f"{{{','.join(_choices(item))}}}"
     if field.option.positional:
         metavar = field.name.upper()
     syntax: dict[str, Any] = {"metavar": field.option.metavar or metavar}
-    if field.hint is bool:
-        syntax = {"action": argparse.BooleanOptionalAction}
-    elif field.option.repeated:
-        syntax["action"] = "append"
-    elif is_tuple:
-        syntax["nargs"] = "*"
-    elif field.option.positional:
-        syntax["nargs"] = "?"
-    name = field.name if field.option.positional else flag(field.name)
-    action = group.add_argument(name, **syntax)
-    unset = default is False or default in (None, (), "", dataclasses.MISSING)
-    shown = " ".join(map(str, default)) if is_tuple and not unset else default
-    # Set afterwards, since some versions of argparse add the default of a flag themselves.
-    if field.option.hidden:
-        action.help = argparse.SUPPRESS
-        return
-    action.help = f"{text}{'' if unset else f' (default: {shown})'}".replace("%", "%%")
+    if field.option.repeated:
+        return syntax | {"action": "append"}
+    if typing.get_origin(field.hint) is tuple:
+        return syntax | {"nargs": "*"}
+    return syntax | ({"nargs": "?"} if field.option.positional else {})
+
+
+def _help(field: Field, default: Any) -> str:
+    """The help text of an option, with a long list of choices and the default."""
+    item, text = _item(field.hint), field.help
+    if _is_long(item):
+        text += f" Choose from {listed(_choices(item))}."
+    if isinstance(default, tuple):
+        default = " ".join(map(str, default))
+    if default is not False and default not in (None, "", dataclasses.MISSING):
+        text += f" (default: {default})"
+    return text.replace("%", "%%")
+
+
+def _item(hint: Any) -> Any:
+    """The first type of a union, or of the items of a tuple, that is not None."""
+    if typing.get_origin(hint) is tuple:
+        hint = typing.get_args(hint)[0]
+    return next(kind for kind in _alternatives(hint) if kind is not types.NoneType)
+
+
+def _is_long(kind: Any) -> bool:
+    return len(_choices(kind)) > MOST_CHOICES
 
 
 def _with_dashes(word: str) -> str:

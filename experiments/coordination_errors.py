@@ -1,7 +1,7 @@
-"""Turns what JAX's coordination service writes when it ends a process into one line.
+"""Replaces the messages of JAX's coordination service by one line that says which process is lost.
 
-hosts.py starts it as a process and gives it its stderr: the service ends a process from C++, where
-no Python code is called any more. It imports nothing but the standard library, to start at once.
+The service ends a process from C++, without a return to Python. hosts.py therefore pipes stderr
+through this script, which imports the standard library alone and so starts at once.
 """
 
 from __future__ import annotations
@@ -11,16 +11,16 @@ import sys
 from collections.abc import Iterable
 from typing import TextIO
 
-# The service's first line: it has heard of, or found, what ends the process.
-SPEAKS = re.compile(r"[EF]\d{4} .*(coordination_service|the JAX distributed service)")
+# The first line that the service writes before it ends the process.
+FIRST_LINE = re.compile(r"[EF]\d{4} .*(coordination_service|the JAX distributed service)")
 RESUME = "the same command, for all processes, resumes"
 
 
 def main(lines: Iterable[str], out: TextIO) -> None:
-    """Passes lines on until the service speaks; explains what it says when it has said all."""
+    """Copies lines until the first of the service, and explains those that follow at their end."""
     ending: list[str] = []
     for line in lines:
-        if ending or SPEAKS.match(line):
+        if ending or FIRST_LINE.match(line):
             ending.append(line)
         else:
             out.write(line)
@@ -30,7 +30,7 @@ def main(lines: Iterable[str], out: TextIO) -> None:
 
 
 def explain(words: str) -> str:
-    """One line that says which process is gone, or the words if they are of something else."""
+    """Returns a line that says which process is lost, or the words if they say something else."""
     dead = re.search(r"stopped sending heartbeats\):\s*([\d,\s]+)", words)
     if dead:
         numbers = sorted(re.findall(r"\d+", dead[1]), key=int)

@@ -1,6 +1,6 @@
 """Networks that generate an image row by row: one to many, and many to many.
 
-Shapes: B batch (any number of axes), T time steps read, S time steps generated, I input features,
+Shapes: B batch (any number of axes), T input time steps, S generated time steps, I input features,
 F output features, K features of a code, Z dimensions of a style.
 """
 

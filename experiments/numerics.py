@@ -1,7 +1,8 @@
-"""Compares every backend on this device with "scan" in float64 on the host's CPU.
+"""Measures the error of every backend on this device against "scan" in float64 on the host's CPU.
 
-Outputs, final states and the gradients of parameters, inputs, initial state and reset state, each
-as the largest difference of an array relative to the largest entry of that array.
+The error of an array is the largest difference relative to the largest entry of the array. Compared
+are the outputs, the final states, and the gradients of the parameters, the inputs, the initial
+state and the reset state.
 
 Shapes: B batch, T time, I input features, H hidden units.
 """
@@ -22,8 +23,8 @@ import jaxrnn
 from jaxrnn.backends import BACKENDS, pallas
 from jaxrnn.backends.pallas import tpu
 
-# By name: whether there are lengths and resets, and options of `jaxrnn.unroll`.
-DRESSES: dict[str, tuple[bool, bool, dict[str, Any]]] = {
+# By name: whether there are lengths, whether there are resets, and options of `jaxrnn.unroll`.
+VARIANTS: dict[str, tuple[bool, bool, dict[str, Any]]] = {
     "plain": (False, False, {}),
     "lengths": (True, False, {}),
     "lengths and resets": (True, True, {}),
@@ -39,23 +40,23 @@ INTERPRETED = "pallas, interpreted"
 
 
 class Case(NamedTuple):
-    """One comparison, of all backends.
+    """A comparison of all backends.
 
     Attributes:
-        name: The cell's, of `cells`.
-        dress: One of `DRESSES`.
-        precision: Of float32 products, as `jax_default_matmul_precision`; None is the device's own.
+        name: The name of the cell in `cells`.
+        variant: One of `VARIANTS`.
+        precision: The `jax_default_matmul_precision`. None is the default of the device.
         shape: B, T, I and H.
     """
 
     name: str
-    dress: str = MASKED
+    variant: str = MASKED
     precision: str | None = "highest"
     shape: tuple[int, int, int, int] = (6, 9, 5, 20)
 
 
 def cells(hidden_size: int) -> dict[str, jaxrnn.Cell]:
-    """Every cell that the experiments name, and the options that they do not name."""
+    """Returns every cell of --cell, and cells with options that --cell does not name."""
     every = {name: constructor(hidden_size) for name, constructor in CELLS.items()}
     return every | {
         "lstm-clip": jaxrnn.lstm(hidden_size, cell_clip=0.3),
@@ -67,7 +68,7 @@ def cells(hidden_size: int) -> dict[str, jaxrnn.Cell]:
 
 
 def cases(small: bool) -> list[Case]:
-    """What is compared, the most valuable first."""
+    """Returns the comparisons, the most valuable first."""
     if small:
         shape = 3, 4, 2, 3
         found = [Case(name, shape=shape) for name in ("lstm", "lru")]
@@ -77,19 +78,19 @@ def cases(small: bool) -> list[Case]:
     return [
         *(Case(name, shape=real) for name in most),
         *(Case(name) for name in cells(1)),
-        *(Case(name, dress, None) for dress in DRESSES for name in most),
+        *(Case(name, variant, None) for variant in VARIANTS for name in most),
         *(Case(name, MASKED, None, shape) for shape in (real, wide) for name in most),
         *(Case(name, "bfloat16", None, real) for name in most),
         *(Case("lstm", "plain", precision, real) for precision in ("highest", None)),
         *(Case(name, "two seeds", None, real) for name in most),
-        *(Case("lru", dress, None, (20, 784, 8, 64)) for dress in (MASKED, "recomputed")),
+        *(Case("lru", variant, None, (20, 784, 8, 64)) for variant in (MASKED, "recomputed")),
     ]
 
 
 def compare(measurements: Measurements, small: bool) -> None:
-    """Adds a record for each case and backend; compiles, and compares, in threads.
+    """Adds a record for each case and backend. Cases are compiled and compared in threads.
 
-    On a CPU the kernels of a TPU are compared too, interpreted.
+    On a CPU the kernels for TPUs are compared too, interpreted.
     """
     if jax.default_backend() == "cpu":
         BACKENDS[INTERPRETED] = pallas.interpreted(tpu)
@@ -99,7 +100,7 @@ def compare(measurements: Measurements, small: bool) -> None:
 
 
 def compare_case(measurements: Measurements, case: Case) -> None:
-    """Adds a record of each backend."""
+    """Adds a record for each backend."""
     about = case._asdict() | {"precision": case.precision or "default"}
     want: list[Any] = []
 
@@ -127,7 +128,7 @@ def compare_case(measurements: Measurements, case: Case) -> None:
 
 
 def draw(case: Case) -> tuple[Any, ...]:
-    """Parameters, inputs, initial state and reset state, in float64; none is zero."""
+    """Returns parameters, inputs, initial state and reset state, in float64 and nonzero."""
     batch, time, features, hidden = case.shape
     rng, cell = np.random.default_rng(0), cells(hidden)[case.name]
 
@@ -141,7 +142,7 @@ def draw(case: Case) -> tuple[Any, ...]:
         state = cell.initial_state(seeds[0], (batch,))
     seeds = [jax.tree.map(lambda leaf: drawn(leaf, 0.1), params) for params in seeds]
     params = jax.tree.map(lambda *leaves: np.stack(leaves), *seeds)
-    if case.dress != "two seeds":
+    if case.variant != "two seeds":
         params = seeds[0]
     start, again = (jax.tree.map(lambda leaf: drawn(leaf, 0.5), state) for _ in range(2))
     return params, rng.normal(size=(batch, time, features)), start, again
@@ -150,8 +151,8 @@ def draw(case: Case) -> tuple[Any, ...]:
 def compute(
     case: Case, arguments: tuple[Any, ...], implementation: str, device: jax.Device, dtype: Any
 ) -> Iterable[Any]:
-    """Outputs, final state and gradients of the arguments, as NumPy arrays."""
-    with_lengths, with_resets, options = DRESSES[case.dress]
+    """Returns outputs, final state and gradients of the arguments, as NumPy arrays."""
+    with_lengths, with_resets, options = VARIANTS[case.variant]
     batch, time, _, hidden = case.shape
     rng, cell = np.random.default_rng(1), cells(hidden)[case.name]
     lengths = np.resize([time, 0, time // 2, 1, time - 1], batch) if with_lengths else None
@@ -173,7 +174,7 @@ def compute(
         )
 
     def loss(arguments):
-        several = case.dress == "two seeds"
+        several = case.variant == "two seeds"
         run = jax.vmap(one, (0, None, None, None)) if several else one
         found = run(*arguments)
         return sum(jnp.sin(leaf).real.sum() for leaf in jax.tree.leaves(found)), found
@@ -188,10 +189,10 @@ def compute(
 
 
 def largest_difference(got: Any, want: Any) -> float:
-    """Of any array, relative to its largest entry.
+    """Returns the largest difference of any array, relative to its largest entry.
 
     Raises:
-        ArithmeticError: If an entry is not finite, naming its array.
+        ArithmeticError: If an entry is not finite. The message names the array.
     """
     largest = 0.0
     for (path, one), exact in zip(
@@ -205,13 +206,13 @@ def largest_difference(got: Any, want: Any) -> float:
 
 
 def summary(records: list[dict[str, Any]]) -> str:
-    """The largest differences of each backend at each precision, and what failed."""
+    """Returns a table of the largest errors of each backend at each precision, and the failures."""
     head = ("implementation", "precision", "cases", "outputs", "states", "gradients")
     lines = [head, ["---"] * len(head)]
     groups: dict[tuple[str, str], list[dict[str, Any]]] = {}
     for each in records:
         if "outputs" in each:
-            precision = "bfloat16" if each["dress"] == "bfloat16" else each["precision"]
+            precision = "bfloat16" if each["variant"] == "bfloat16" else each["precision"]
             groups.setdefault((each["implementation"], precision), []).append(each)
     for key, found in sorted(groups.items()):
         largest = (max(each[what] for each in found) for what in FIGURES)

@@ -253,6 +253,8 @@ class Config:
         if not 0 < self.learning_rate < float("inf"):
             raise OptionError("--learning-rate must be positive and finite")
         check_cell("--cell", self.cell)
+        if self.coordinator is not None:
+            check_address(self.coordinator)
         for word in self.cell_options:
             name = word.partition("=")[0]
             if self.cell in CELLS and name in OPTIONS - {"forget_bias", "chrono"}:
@@ -278,6 +280,13 @@ class Config:
 
 
 OPTIONS = {field.name for field in fields(Config)}
+
+
+def check_address(address: str) -> None:
+    """Raises OptionError if the address of --coordinator is not HOST:PORT."""
+    host, _, port = address.rpartition(":")
+    if not host or not port.isdecimal() or int(port) > 65535:
+        raise OptionError(f"--coordinator must be HOST:PORT, got {address}")
 
 
 def check_cell(option: str, name: str) -> None:

@@ -12,6 +12,7 @@ from typing import Any, cast
 import jax
 import numpy as np
 import options
+from cells import one_line
 from devices import divide_cpu
 from errors import OptionError, unknown
 from experiment import check_model, digest, load_dataset
@@ -137,14 +138,17 @@ def main(config: Config) -> int:
     config.check()
     divide_cpu(cores())
     if config.hosts > 1:
-        jax.distributed.initialize(config.coordinator, config.hosts, config.host)
+        try:
+            jax.distributed.initialize(config.coordinator, config.hosts, config.host)
+        except (ValueError, RuntimeError) as error:
+            raise OptionError(f"--coordinator: {one_line(error)}") from None
     study, settings = resolve(config)
     dataset = load_dataset(config.dataset, config.data_dir)
     announce(dataset)
     kept = Records(config.out / config.study, config.host)
     data_sha256 = digest(dataset)
     seeds = range(config.first_seed, config.first_seed + config.seeds)
-    every, done, others = plan(settings, seeds, data_sha256), kept.read(), kept.beside()
+    every, done, others = plan(settings, seeds, data_sha256), kept.read(), kept.of_other_studies()
     asked = [job for job in every if is_asked(job.setting, config)]
     missing = [job for job in asked if job.identity not in done]
     jobs = [job for job in missing if job.identity not in others]

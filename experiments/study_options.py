@@ -84,6 +84,8 @@ class Config:
             raise OptionError("--first-seed must not be negative")
         if not 0 <= self.host < self.hosts:
             raise OptionError(f"--host must be at least 0 and less than --hosts, got {self.host}")
+        if self.coordinator:
+            options.check_address(self.coordinator)
         if not self.vary and self.study not in STUDIES:
             problem = f"there is no study {self.study!r}, and no --vary to define it"
             raise unknown(problem, self.study, STUDIES)

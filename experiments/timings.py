@@ -1,7 +1,7 @@
-"""Times steps and evaluations of jaxrnn's backends and of their peers, side by side.
+"""Times train steps and evaluations of jaxrnn's backends and of other libraries.
 
 The programs of a task are compiled together, in threads, and then timed in turn, round after round.
-A time is a median over the rounds. Every program makes several steps, as in training.
+A time is the median over the rounds. Every program runs several steps, as in training.
 
 Shapes: B batch, T time, I input features, H hidden units.
 """
@@ -39,14 +39,14 @@ OURS: dict[str, dict[str, Any]] = {
     "scan": {"implementation": "scan"},
     "scan, unroll 4": {"implementation": "scan", "unroll": 4},
 }
-CUDNN = "cudnn"  # the backend, but NVIDIA's work
-# A function from a task to (apply, params), or to what runs it; and what must be installed.
+CUDNN = "cudnn"  # a backend of jaxrnn, but NVIDIA's program
+# Functions from a task to (apply, params), by the module that must be installed.
 MODELS = {"flax": peers.flax_linen, "equinox": peers.equinox}
 TORCH = "torch", f"torch{GRAPH}"
 
 
 def tasks(small: bool) -> list[Task]:
-    """What is timed, the most valuable first, so that the end can be cut off."""
+    """Returns the tasks, the most valuable first, since time may run out."""
 
     def task(cell="lstm", batch=100, hidden=128, time=28, **more):
         sizes: dict[str, Any] = {"time": time, "features": 28 if time == 28 else 1, "repeats": 1}
@@ -92,7 +92,7 @@ def tasks(small: bool) -> list[Task]:
 
 
 def compare(measurements: Measurements, small: bool) -> None:
-    """Adds the device's rates, and a record of each task and way."""
+    """Adds a record of the device's rates, and one for each task and implementation."""
     rates: dict[str, Any] = {}
     measurements.add(
         {"what": "rates"}
@@ -111,14 +111,14 @@ def compare(measurements: Measurements, small: bool) -> None:
         if time.perf_counter() > measurements.deadline:
             measurements.add(about | {"skipped": "no time was left"})
             continue
-        if "GB_per_s" in rates:  # the floor: what the step needs if nothing but its work took time
+        if "GB_per_s" in rates:  # the floor, the time of the products or the memory traffic alone
             about["products_ms"] = task.flops / rates[f"TFLOPs_{about['products']}"] / 1e9
             about["bytes_ms"] = task.least_bytes / rates["GB_per_s"] / 1e6
         time_task(measurements, task, about, ways(task, number == 0, small), compile_threads(small))
 
 
 def measure_rates(small: bool) -> dict[str, float]:
-    """Operations a second of a large product, and bytes a second that a copy reads and writes."""
+    """Measures the operations per second of a large product, and the bytes per second of a copy."""
     n, size = (128, 2**12) if small else (8192, 2**28)
     found = {}
     for dtype in ("float32", "bfloat16"):
@@ -130,7 +130,7 @@ def measure_rates(small: bool) -> dict[str, float]:
 
 
 def milliseconds(function: Callable, argument: Any) -> float:
-    """The median of several calls, each after the one before."""
+    """Returns the median time of several calls."""
     program = jax.jit(function)
     jax.block_until_ready(program(argument))
     times = []
@@ -143,7 +143,7 @@ def milliseconds(function: Callable, argument: Any) -> float:
 
 
 def ways(task: Task, graphs: bool, small: bool) -> list[str]:
-    """The implementations that can do a task; CUDA graphs are XLA's, of its loops."""
+    """Returns the implementations of a task, those with ", CUDA graph" as XLA's command buffers."""
     platform = jax.default_backend()
     names = [name for name, options in OURS.items() if not (small and "unroll" in options)]
     if graphs and platform == "gpu":
@@ -155,7 +155,7 @@ def ways(task: Task, graphs: bool, small: bool) -> list[str]:
 
 
 def build(task: Task, way: str) -> Callable[[], None]:
-    """Traces and compiles a program; returns what runs `task.repeats` units of it."""
+    """Traces and compiles a program; returns a function that runs `task.repeats` units of it."""
     if way in TORCH:
         return peers.torch(task, graph=way == TORCH[1])
     name = way.removesuffix(GRAPH)
@@ -167,7 +167,7 @@ def build(task: Task, way: str) -> Callable[[], None]:
 
 
 def absent(way: str) -> str | None:
-    """Why a way is not there at all, or None."""
+    """Returns why an implementation is missing, or None."""
     backend = OURS.get(way.removesuffix(GRAPH), {}).get("implementation")
     if backend is not None and backend not in BACKENDS:
         return "there is no backend of this name"
@@ -180,13 +180,13 @@ def absent(way: str) -> str | None:
 def time_task(
     measurements: Measurements, task: Task, about: dict[str, Any], names: list[str], workers: int
 ) -> None:
-    """Adds a record of each way; its time is measurements after every round."""
+    """Adds a record for each implementation, and writes its time after every round."""
     building: dict[str, Callable[[], Callable[[], None]]] = {}
     with ThreadPoolExecutor(workers) as pool:
         for way in names:
             if reason := absent(way):
                 measurements.add(about | {"way": way, "absent": reason})
-            elif way in TORCH:  # while it records a graph, no other thread may use the device
+            elif way in TORCH:  # no other thread may use the device while torch records a graph
                 building[way] = partial(build, task, way)
             else:
                 building[way] = pool.submit(build, task, way).result
@@ -227,14 +227,14 @@ def repeat(run: Callable[[], None], times: int) -> None:
 
 
 def seconds(run: Callable[[], Any]) -> float:
-    """How long a call takes."""
+    """Returns the seconds that a call takes."""
     started = time.perf_counter()
     run()
     return time.perf_counter() - started
 
 
 def summary(records: list[dict[str, Any]]) -> str:
-    """A table of the times; in brackets flax's over each, and at the end ours over theirs."""
+    """Returns a table of the times, with their ratios to those of flax, cuDNN and torch."""
     by_task: dict[tuple[Any, ...], dict[str, float]] = {}
     for each in records:
         if "ms" in each:

@@ -428,13 +428,17 @@ def test_equal_cells_are_as_large_as_units_in_fours_allow():
         ({"vary": ("hidden_size",)}, "--vary must be option=value,value, got 'hidden_size'"),
         ({"vary": ("cell=gru",), "set": ("steps",)}, "--set must be option=value, got 'steps'"),
         ({"study": "sise"}, r"there is no study 'sise', .*; did you mean size\? Choose from "),
+        ({"vary": ("cell=gru",), "coordinator": "here"}, "--coordinator must be HOST:PORT, got he"),
         ({"vary": ("cell=gru",), "host": 2}, "--host must be at least 0 and less than --hosts"),
         ({"study": "odyssey", "settings": ("nfq",)}, r"no setting 'nfq'; did you mean nfg"),
         ({"vary": ("seed=1,2",)}, "seed is not an option of a study"),
         ({"study": "odyssey", "settings": ("nfg", "no such")}, "odyssey has no setting 'no such'"),
         ({"vary": ("cell=gru",), "set": ("forget_bias=1",)}, "does not take --forget-bias"),
         ({"vary": ("cell=mlp",), "set": ("num_layers=2",)}, "does not take --num-layers"),
-        ({"vary": ("cell=lru",), "set": ("zoneout=0.1",)}, "regularizer.zoneout needs a cell"),
+        (
+            {"vary": ("cell=lru",), "set": ("zoneout=0.1",)},
+            "regularizer.zoneout must be None for a cell",
+        ),
     ],
 )
 def test_what_cannot_be_is_refused(options, words, tmp_path):
