@@ -168,8 +168,8 @@ def sequences(
         delay: Number of time steps of zeros after the image.
 
     Returns:
-        Sequences, uint8 `[N, T, I]`: `[N, 28 + delay, 28]` for "rows", "columns" and "shuffled",
-        `[N, 784 + delay, 1]` for "pixels" and "permuted".
+        The sequences, uint8 `[N, T, I]`. They are `[N, 28 + delay, 28]` for "rows", "columns" and
+        "shuffled", and `[N, 784 + delay, 1]` for "pixels" and "permuted".
 
     Raises:
         ValueError: If `order` is unknown, or `images` does not have three axes.
