@@ -1,4 +1,4 @@
-"""Programs for NVIDIA H100s, compiled by the CUDA plugin, which needs no GPU. Nothing is run.
+"""Programs for NVIDIA GPUs, compiled by the CUDA plugin, which needs no GPU. Nothing is run.
 
 `-rP` prints the registers of every kernel.
 """
@@ -7,11 +7,13 @@ import importlib.util
 import re
 from typing import NamedTuple
 
+import jax
 import jax.numpy as jnp
 import programs
 import pytest
 from all_cells import CELLS
 from jax.experimental import topologies
+from jax.experimental.pallas import mosaic_gpu
 from programs import UNITS
 
 import jaxrnn
@@ -25,22 +27,40 @@ pytestmark = [
     ),
     pytest.mark.usefixtures("standard_promotion"),
 ]
-# Public data of the device.
-H100 = """
-gpu_device_info {
+# Public data of the devices.
+TARGET = """
+gpu_device_info {{
   threads_per_block_limit: 1024 threads_per_warp: 32 shared_memory_per_block: 49152
-  shared_memory_per_core: 233472 threads_per_core_limit: 2048 core_count: 132 fpus_per_core: 128
   block_dim_limit_x: 2147483647 block_dim_limit_y: 65535 block_dim_limit_z: 65535
-  memory_bandwidth: 3352320000000 l2_cache_size: 52428800 clock_rate_ghz: 1.98
-  device_memory_size: 84929347584 shared_memory_per_block_optin: 232448
-  cuda_compute_capability { major: 9 } registers_per_core_limit: 65536
-  registers_per_block_limit: 65536
-}
-runtime_version { major: 12 minor: 8 }
+  registers_per_core_limit: 65536 registers_per_block_limit: 65536
+  {}
+}}
+runtime_version {{ major: 12 minor: 8 }}
 platform_name: "CUDA"
-dnn_version_info { major: 9 minor: 7 }
-device_description_str: "NVIDIA H100 80GB HBM3"
+dnn_version_info {{ major: 9 minor: 7 }}
+device_description_str: "NVIDIA {}"
 """
+H100 = TARGET.format(
+    """shared_memory_per_core: 233472 shared_memory_per_block_optin: 232448
+  core_count: 132 fpus_per_core: 128 threads_per_core_limit: 2048 clock_rate_ghz: 1.98
+  memory_bandwidth: 3352320000000 l2_cache_size: 52428800 device_memory_size: 84929347584
+  cuda_compute_capability { major: 9 }""",
+    "H100 80GB HBM3",
+)
+A100 = TARGET.format(
+    """shared_memory_per_core: 167936 shared_memory_per_block_optin: 166912
+  core_count: 108 fpus_per_core: 64 threads_per_core_limit: 2048 clock_rate_ghz: 1.41
+  memory_bandwidth: 2039000000000 l2_cache_size: 41943040 device_memory_size: 84986691584
+  cuda_compute_capability { major: 8 }""",
+    "A100-SXM4-80GB",
+)
+L40S = TARGET.format(
+    """shared_memory_per_core: 102400 shared_memory_per_block_optin: 101376
+  core_count: 142 fpus_per_core: 128 threads_per_core_limit: 1536 clock_rate_ghz: 2.52
+  memory_bandwidth: 864000000000 l2_cache_size: 100663296 device_memory_size: 47810936832
+  cuda_compute_capability { major: 8 minor: 9 }""",
+    "L40S",
+)
 GATED = sorted(name for name, cell in CELLS.items() if cell.gate is not None)
 # Their kernels are those of other cells, or the same for both dtypes.
 SAME = {"odyssey-NP", "odyssey-V", "indrnn"}
@@ -86,9 +106,9 @@ def kernels(tmp_path, monkeypatch):
     return read
 
 
-def mesh(count, runs=1):
+def mesh(count, runs=1, target=H100):
     found = topologies.get_topology_desc(
-        platform="cuda", topology_name="", target_config=H100, topology=f"1x1x{count}"
+        platform="cuda", topology_name="", target_config=target, topology=f"1x1x{count}"
     )
     return programs.mesh(found.devices, runs)
 
@@ -125,6 +145,33 @@ def test_kernels_with_every_mask(name, dtype, kernels):
 @pytest.mark.parametrize("name", sorted(CELLS))
 def test_the_default_has_no_kernels(name):
     assert counts(programs.one_step(mesh(1), CELLS[name], None))[0] == 0
+
+
+@pytest.mark.parametrize("implementation", [None, "pallas"])
+@pytest.mark.parametrize("target", [A100, L40S], ids=["A100", "L40S"])
+def test_another_card_has_the_loop(target, implementation):
+    """Unless it is the default device, for no other tells Mosaic GPU its compute capability."""
+    devices = mesh(1, target=target)
+    step = programs.one_step(devices, CELLS["lstm"], implementation)
+    assert counts(step) == (0, 2)
+
+
+@pytest.mark.skipif(not hasattr(mosaic_gpu, "mma"), reason="before JAX 0.11 Pallas has no `mma`")
+@pytest.mark.parametrize("dtype", [None, jnp.bfloat16])
+@pytest.mark.parametrize(
+    ("target", "name"),
+    [(A100, "lstm"), (A100, "gru"), (L40S, "lstm")],
+    ids=["A100-lstm", "A100-gru", "L40S-lstm"],
+)
+def test_another_card_has_kernels_as_the_default_device(target, name, dtype, kernels):
+    devices = mesh(1, target=target)
+    jax.clear_caches()  # what is lowered for one card would be taken for the other
+    with jax.default_device(devices.devices.flat[0]):
+        step = programs.one_step(devices, CELLS[name], "pallas", dtype=dtype)
+    assert counts(step) == (2, 0)
+    found = kernels()
+    assert len(found) == 2
+    assert max(max(each[1:]) for each in found) <= 8
 
 
 def test_every_primitive_of_a_gate_compiles():

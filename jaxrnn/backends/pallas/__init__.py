@@ -2,9 +2,9 @@
 
 A loop of XLA launches several kernels a step; where a step is short, that is all the time it takes.
 Here time is a loop inside of a Pallas kernel, which keeps the state and the recurrent kernel on the
-chip: `tpu` for TPUs, `gpu` for NVIDIA's Hopper GPUs. On other platforms, and on a GPU where the
-recurrent kernel does not fit into shared memory, or float32 products are to be exact, the loop of
-XLA runs instead.
+chip: `tpu` for TPUs, `gpu` for NVIDIA's Hopper GPUs and, from JAX 0.11, for Ampere, Ada and
+Blackwell. On other platforms, and on a GPU where the recurrent kernel is too large, or float32
+products are to be exact, the loop of XLA runs instead.
 """
 
 from __future__ import annotations
@@ -59,7 +59,8 @@ def _on_platform(direction: str, given: Any, **options: Any) -> Any:
     def runs(module):
         return partial(getattr(module, direction), **options)
 
-    cuda = runs(gpu if gpu.fits(given, options["step"]) else loop)
+    card = gpu.card_for(given, options["step"])
+    cuda = partial(runs(gpu), card=card) if card else runs(loop)
 
     @jax.custom_jvp
     def call(given):
@@ -74,13 +75,18 @@ KERNELS = Kernels(partial(_on_platform, "forward"), partial(_on_platform, "backw
 run = partial(states.run, kernels=KERNELS, tile=(EXAMPLES, UNITS))
 
 
-def interpreted(module: ModuleType) -> SimpleNamespace:
-    """A backend whose kernels, those of `tpu` or `gpu`, are interpreted on any platform.
+def interpreted(module: ModuleType, **options: Any) -> SimpleNamespace:
+    """A backend whose kernels are interpreted on any platform.
 
     It is slow, and for a GPU's kernels XLA needs more threads than a block has warpgroups (the
     environment variable NPROC) and JAX 0.11. Put it among `jaxrnn.backends.BACKENDS` to use it.
+
+    Args:
+        module: `tpu` or `gpu`.
+        **options: Further arguments of its kernels.
     """
     kernels = Kernels(
-        partial(module.forward, interpret=True), partial(module.backward, interpret=True)
+        partial(module.forward, interpret=True, **options),
+        partial(module.backward, interpret=True, **options),
     )
     return SimpleNamespace(supports=supports, run=partial(run, kernels=kernels))
