@@ -201,6 +201,7 @@ def test_high_and_low_halves_give_a_float32_product():
         (128, "8.0", "highest", None),
         (256, "8.0", None, None),
         (128, "7.5", None, None),
+        (128, "12.0", None, None),
         (128, "gfx90a", None, None),
     ],
 )

@@ -3,7 +3,7 @@
 A loop of XLA launches several kernels a step; where a step is short, that is all the time it takes.
 Here time is a loop inside of a Pallas kernel, which keeps the state and the recurrent kernel on the
 chip: `tpu` for TPUs, `gpu` for NVIDIA's Hopper GPUs and, from JAX 0.11, for Ampere, Ada and
-Blackwell. On other platforms, and on a GPU where the recurrent kernel is too large, or float32
+B200. On other platforms, and on a GPU where the recurrent kernel is too large, or float32
 products are to be exact, the loop of XLA runs instead.
 """
 

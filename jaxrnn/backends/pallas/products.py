@@ -2,7 +2,7 @@
 
 On Hopper a product is a `wgmma` of two operands in shared memory. The 64 rows of its result are
 units, so arrays are turned, units before examples: a block may then have few examples, and many
-blocks share the work. On Ampere, Ada and Blackwell a product is an `mma` of two operands in
+blocks share the work. On Ampere, Ada and B200 a product is an `mma` of two operands in
 registers. The 16 rows of its result are examples, as in the arrays of XLA.
 
 A float32 product is three products of bfloat16 operands, of high and low halves without that of
@@ -68,8 +68,8 @@ def card_of(capability: str) -> Card | None:
     major = capability.split(".")[0]
     if major == "9":
         return HOPPER
-    # Turing has no bfloat16, AMD's names are no numbers, and Pallas before JAX 0.11 has no `mma`.
-    if not major.isdigit() or int(major) < 8 or not hasattr(plgpu, "mma"):
+    # Turing has no bfloat16, for 12 Mosaic GPU of JAX 0.12 fails, and Pallas has `mma` from 0.11.
+    if major not in ("8", "10") or not hasattr(plgpu, "mma"):
         return None
     return Card(wgmma=False, kibibytes=KIBIBYTES.get(capability, 99))
 
