@@ -72,18 +72,17 @@ def unroll(
             also for forward mode. "fused", "states" and "pallas" are the deferred gradient, for
             cells made by `jaxrnn.gated`: "fused" is shaped for the caches of a CPU and runs as
             "scan" under `jax.disable_jit`; "states" saves the states alone, for accelerators;
-            "pallas" does so in one kernel forward and one backward, in float32, on TPUs and
-            NVIDIA GPUs (Hopper; from JAX 0.11 also Ampere, Ada and B200), and is "states" on other
-            platforms and where a GPU has no room for the recurrent kernel. These two need an
-            elementwise gate that closes over no array, uses no shape, and takes a parameter `[N,
-            H]` apart by index or in turn; a program with "pallas" is exported for one platform at a
-            time. "parallel" computes all steps at once, for linear recurrences; on a CPU all
-            products at once and the states in turn. "cudnn" is NVIDIA's LSTM, for `jaxrnn.lstm`
-            without options, in float32, without resets or regularizer, where there is a GPU; a
-            program lowered there for another platform runs "fused". JAX has no rule for it under
-            `vmap`. None is "parallel" for linear recurrences and "scan" for cells with a step of
-            their own; for gated cells it is "fused" ("scan" for the GRU on a CPU), on an attached
-            GPU "states" and on an attached TPU "pallas"; see
+            "pallas" does so in one kernel forward and one backward, in float32, on TPUs and NVIDIA
+            GPUs (Ampere to B200), and is "states" on other platforms and where a GPU has no room for
+            the recurrent kernel. These two need an elementwise gate that closes over no array, uses
+            no shape, and takes a parameter `[N, H]` apart by index or in turn; a program with
+            "pallas" is exported for one platform at a time. "parallel" computes all steps at once,
+            for linear recurrences; on a CPU all products at once and the states in turn. "cudnn" is
+            NVIDIA's LSTM, for `jaxrnn.lstm` without options, in float32, without resets or
+            regularizer, where there is a GPU; a program lowered there for another platform runs
+            "fused". JAX has no rule for it under `vmap`. None is "parallel" for linear recurrences
+            and "scan" for cells with a step of their own; for gated cells it is "fused" ("scan" for
+            the GRU on a CPU), on an attached GPU "states" and on an attached TPU "pallas"; see
             `jaxrnn.backends.choose`.
         memory: What the gradient is computed from. "save" keeps the residuals of every step;
             "recompute" keeps the state before every 14th step and runs the steps between forward
