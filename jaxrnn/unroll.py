@@ -73,7 +73,7 @@ def unroll(
             cells made by `jaxrnn.gated`: "fused" is shaped for the caches of a CPU and runs as
             "scan" under `jax.disable_jit`; "states" saves the states alone, for accelerators;
             "pallas" does so in one kernel forward and one backward, in float32, on TPUs and NVIDIA
-            GPUs (Ampere to B200), and is "states" on other platforms and where a GPU has no room for
+            GPUs (Ampere to B200) and is "states" on other platforms and where a GPU has no room for
             the recurrent kernel. These two need an elementwise gate that closes over no array, uses
             no shape, and takes a parameter `[N, H]` apart by index or in turn; a program with
             "pallas" is exported for one platform at a time. "parallel" computes all steps at once,
