@@ -1,11 +1,12 @@
-"""The kernels of a sequence for an NVIDIA GPU, Ampere or later, by Pallas' Mosaic GPU.
+"""The forward and backward kernels for NVIDIA GPUs, written in Pallas Mosaic GPU.
 
-A thread block runs all steps of 16 examples; each of its warpgroups has 64 units. The recurrent
-kernel stays in shared memory and the state in registers; through shared memory the warpgroups
-exchange what they multiply. For Hopper arrays are turned, units before examples; see
-`jaxrnn.backends.pallas.products`.
+They support Hopper and, from JAX 0.11, Ampere, Ada and the B200. A thread block runs all steps of
+16 examples, and each of its warpgroups computes 64 units. The recurrent kernel stays in shared
+memory and the state in registers. The warpgroups exchange the operands of the products through
+shared memory. On Hopper, arrays are transposed, with units before examples. See
+`jaxrnn.backends.pallas.products` for the products and the reason for this layout.
 
-Shapes: N examples, T time, H hidden units, G gates.
+Shapes: N examples, T time, H hidden units, G gates, W warpgroups.
 """
 
 from __future__ import annotations
@@ -26,9 +27,9 @@ from jax.extend.core import Literal
 from jaxtyping import Array
 
 from jaxrnn.backends.elementwise import (
-    CALLS,
+    CALL_PRIMITIVES,
     EXAMPLES,
-    SAME,
+    IDENTITY_PRIMITIVES,
     BackwardInputs,
     ForwardInputs,
     Masks,
@@ -45,9 +46,9 @@ from jaxrnn.backends.pallas.products import (
     store,
 )
 
-# The axes of a kernel. In `jax.shard_map`, an axis of the devices' mesh would hide one of its name.
+# Axes of a kernel. In `jax.shard_map`, a mesh axis of the same name would shadow them.
 RUN, BLOCK = "jaxrnn_run", "jaxrnn_block"
-# Those of `jax_default_matmul_precision` that three products of bfloat16 operands satisfy.
+# Values of `jax_default_matmul_precision` that three products of bfloat16 operands satisfy.
 PRECISIONS = {
     *(None, "default", "fastest", "high"),
     *("bfloat16", "bfloat16_3x", "BF16_BF16_F32", "BF16_BF16_F32_X3"),
@@ -56,7 +57,11 @@ PRECISIONS = {
 
 
 def card_for(given: ForwardInputs | BackwardInputs, step: Step) -> Card | None:
-    """The card, if it has room for the products and they are precise enough, or None."""
+    """Returns the GPU to compile for, or None if the XLA loop must run.
+
+    The XLA loop runs if no kernel can be compiled for the GPU, if the products do not fit into a
+    block, or if they are less precise than `jax_default_matmul_precision`.
+    """
     card = _compiled_for()
     if card is None or given.kernel is None:
         return card
@@ -70,9 +75,10 @@ def card_for(given: ForwardInputs | BackwardInputs, step: Step) -> Card | None:
 
 
 def _compiled_for() -> Card | None:
-    """The card for which Mosaic GPU compiles, or None if that is another than the program's.
+    """Returns the GPU that Mosaic GPU compiles for, or None if the program is for another one.
 
-    Mosaic GPU asks the default device, and takes any other that is not attached for a Hopper.
+    Mosaic GPU compiles for the default device. It compiles for Hopper instead if the default device
+    is not a GPU, or if the program is for a described GPU of another kind.
     """
     default, described = get_default_device(), jax.sharding.get_abstract_mesh().abstract_device
     kind = described.device_kind if described and described.platform == "gpu" else None
@@ -100,7 +106,7 @@ def forward(
     gates, time, tile = len(step.gate.names), len(given.drive), card.at(UNITS, EXAMPLES)
     step = step._replace(simplify=simple)
     operand = None
-    if given.kernel is not None:  # each unit of each gate, by what it multiplies
+    if given.kernel is not None:  # [G, H, H]: gate, output unit, input unit
         operand = given.kernel.reshape(len(given.kernel), gates, -1).transpose(1, 2, 0)
     inputs = {
         "weights": [_for_examples(card, leaf) for leaf in given.weights],
@@ -117,7 +123,7 @@ def forward(
         sequences, last = outputs
 
         def one(t, state):
-            # Used after the product, which hides how long the loads take.
+            # Loaded before the product but used after it, to hide the latency of the loads.
             drives = [load(inputs["drive"].at[t, gate, *place]) for gate in range(gates)]
             reset = [load(leaf.at[place]) for leaf in inputs["reset"]]
             now = step.now(
@@ -128,7 +134,7 @@ def forward(
             if products is not None:
                 products.share([hidden])
                 product = products.multiply(apart=True)
-            # From the cache in every step, since registers are scarce.
+            # Loaded from the cache in every step, because registers are scarce.
             weights = [load(leaf.at[everyone]) for leaf in inputs["weights"]]
             after = step.after(weights, drives, product, before, now)
             for out, value in zip(sequences, after, strict=False):
@@ -153,12 +159,12 @@ def backward(
     card: Card = HOPPER,
     interpret: bool = False,
 ) -> tuple[list[Array], list[Array], list[Array], list[Array]]:
-    """Runs all steps backwards; see `jaxrnn.backends.loop.backward`."""
+    """Computes the gradients of all steps; see `jaxrnn.backends.loop.backward`."""
     gates, time, tile = len(step.gate.names), len(given.d_outputs), card.at(UNITS, EXAMPLES)
     counts = [gates, len(step.gate.separate)][: len(given.arguments)]
     step = step._replace(simplify=simple)
     operand = None
-    if given.kernel is not None:  # what each unit was multiplied by, by gate
+    if given.kernel is not None:  # [G, H, H]: gate, input unit, output unit
         operand = given.kernel.reshape(gates, -1, given.kernel.shape[-1]).transpose(0, 2, 1)
     inputs = {
         "weights": [_for_examples(card, leaf) for leaf in given.weights],
@@ -181,7 +187,7 @@ def backward(
         d_weights, d_arguments, d_start, d_reset = outputs
 
         def moment(t):
-            """What a step reads."""
+            """Loads the inputs of a step."""
             arguments = [
                 [load(z.at[t, gate, *place]) for gate in range(count)]
                 for z, count in zip(inputs["arguments"], counts, strict=True)
@@ -202,7 +208,8 @@ def backward(
                     store(out.at[t, gate, *place], value)
             if products is not None:
                 products.share(step.of_products(now_arguments))
-            # What this step read is no longer needed, and the product hides how long loads take.
+            # The inputs of this step are no longer needed, and the product hides the latency of
+            # loading the next ones.
             ahead = moment(lax.max(t - 1, 0))
             d_hidden = None
             if products is not None:
@@ -233,12 +240,13 @@ def _call(body, card, operand, factors, inputs, outputs, interpret):
     """Calls a kernel on every block of examples.
 
     Args:
-        body: `(inputs, outputs, products, columns, rows)`: trees of references to all examples, the
-            products of the card or None, and the units and examples of this warpgroup.
-        card: The card.
-        operand: `[G, H, H]`, by which `products` multiplies, or None.
-        factors: How many tiles it multiplies at once.
-        inputs: Arrays, the last two axes of which are those of the card.
+        body: A function of `(inputs, outputs, products, columns, rows)`: trees of references to the
+            arrays of all examples, the products of `card` or None, and the slices of the units and
+            examples of this warpgroup.
+        card: The GPU.
+        operand: The matrices `[G, H, H]` of `products`, or None.
+        factors: The number of tiles that `products` multiplies at a time.
+        inputs: Arrays whose last two axes are ordered as in `card.at`.
         outputs: The shapes of the outputs.
         interpret: Whether to interpret the kernel, on any platform.
     """
@@ -251,7 +259,7 @@ def _call(body, card, operand, factors, inputs, outputs, interpret):
     shapes, output_structure = jax.tree.flatten(outputs)
 
     def kernel(*references):
-        # Of one of the runs, which differ in parameters, such as those of several seeds.
+        # Runs have different parameters, such as those of several seeds.
         run = lax.axis_index(RUN)
         inputs, halves = structure.unflatten(references[: len(operands)])
         inputs = jax.tree.map(lambda each: each.at[run], inputs)
@@ -271,7 +279,7 @@ def _call(body, card, operand, factors, inputs, outputs, interpret):
     def call(*operands):
         """Runs the kernel on arrays with a leading axis of runs."""
         runs, manual_axis_type = len(operands[0]), jax.typeof(operands[0]).manual_axis_type
-        # Copies into shared memory take no more axes than this.
+        # Copies into shared memory support only this many axes.
         inputs, halves = structure.unflatten(operands)
         halves = [half.reshape(-1, *half.shape[2:]) for half in halves]
         mesh = plgpu.Mesh(
@@ -296,7 +304,7 @@ def _call(body, card, operand, factors, inputs, outputs, interpret):
 
     @call.def_vmap
     def _(size, batched, *operands):
-        """`vmap` makes more runs."""
+        """Turns the axis of a `vmap` into more runs."""
         operands = [
             each if is_batched else jnp.broadcast_to(each, (size, *each.shape))
             for each, is_batched in zip(operands, batched, strict=True)
@@ -314,7 +322,7 @@ def _interpreted() -> Any:
 
 
 def _masks(card: Card, masks: Masks, t, columns, rows) -> Masks:
-    """The tiles of a step."""
+    """Loads the mask tiles of a step."""
     place = card.at(columns, rows)
     flags = None if masks.flags is None else load(masks.flags.at[(t, *card.at(slice(None), rows))])
     dropout = None if masks.dropout is None else load(masks.dropout.at[(t, *place)])
@@ -322,22 +330,24 @@ def _masks(card: Card, masks: Masks, t, columns, rows) -> Masks:
 
 
 def _turned(card: Card, arrays) -> list[Array]:
+    """Applies `card.turned` to each array."""
     return [card.turned(each) for each in arrays]
 
 
 def _by_gate(card: Card, x, gates):
-    """`[T, N, G·H]` as `[T, G, N, H]`, turned."""
+    """Splits an array `[T, N, G·H]` into gates, `[T, G, N, H]`, and applies `card.turned`."""
     return card.turned(jnp.moveaxis(x.reshape(*x.shape[:-1], gates, -1), -2, -3))
 
 
 def _by_example(card: Card, x):
-    """What `_by_gate` made, as it was."""
+    """Inverts `_by_gate`."""
     x = jnp.moveaxis(card.turned(x), -3, -2)
     return x.reshape(*x.shape[:-2], -1)
 
 
 def _turned_masks(card: Card, masks: Masks) -> Masks:
-    # A flag for every unit of a warpgroup, because a load gives tiles.
+    """Applies `card.turned` to the masks."""
+    # The flags are repeated for every unit of a warpgroup, because a load returns whole tiles.
     flags, dropout = masks.flags, masks.dropout
     if flags is not None:
         flags = card.turned(jnp.broadcast_to(flags, (*flags.shape[:2], UNITS)))
@@ -346,17 +356,17 @@ def _turned_masks(card: Card, masks: Masks) -> Masks:
 
 
 def _for_examples(card: Card, leaf):
-    """A parameter `[H]` for every example of a tile."""
+    """Broadcasts a parameter `[H]` to the examples of a tile."""
     return card.turned(jnp.broadcast_to(leaf, (EXAMPLES, len(leaf))))
 
 
 def _like(leaf, *leading):
-    """The shape of an output like `leaf`, with more axes before its own."""
+    """Returns the shape of an output like `leaf`, with additional leading axes."""
     return jax.ShapeDtypeStruct((*leading, *leaf.shape), leaf.dtype)
 
 
 def simple(function: Callable) -> Callable:
-    """The same function of tiles, without the calls and sums that Mosaic GPU does not know."""
+    """Rewrites a function of tiles without the primitives that Mosaic GPU does not support."""
 
     def run(*arguments):
         flat, structure = jax.tree.flatten(arguments)
@@ -370,6 +380,7 @@ def simple(function: Callable) -> Callable:
 
 
 def _evaluate(jaxpr, consts, arguments):
+    """Evaluates a jaxpr, replacing the primitives that Mosaic GPU does not support."""
     values = dict(zip([*jaxpr.constvars, *jaxpr.invars], [*consts, *arguments], strict=True))
 
     def read(variable):
@@ -378,14 +389,14 @@ def _evaluate(jaxpr, consts, arguments):
     for equation in jaxpr.eqns:
         given, name = [read(variable) for variable in equation.invars], equation.primitive.name
         shape = equation.outvars[0].aval.shape
-        if name in CALLS:
+        if name in CALL_PRIMITIVES:
             inner = equation.params.get("jaxpr", equation.params.get("call_jaxpr"))
             made = _evaluate(inner.jaxpr, inner.consts, given)
         elif name == "add_any":
             made = [given[0] + given[1]]
-        elif name in SAME and jnp.shape(given[0]) == shape:
+        elif name in IDENTITY_PRIMITIVES and jnp.shape(given[0]) == shape:
             made = given
-        elif name == "integer_pow" and equation.params["y"] < -1:  # autodiff makes it of a quotient
+        elif name == "integer_pow" and equation.params["y"] < -1:  # the derivative of a quotient
             made = [1 / given[0] ** -equation.params["y"]]
         elif name == "broadcast_in_dim" and jnp.ndim(given[0]) == 0:
             made = [jnp.full(shape, given[0], equation.outvars[0].aval.dtype)]
