@@ -1,17 +1,21 @@
-"""Programs for NVIDIA H100s, compiled by the CUDA plugin, which needs no GPU. Nothing is run.
+"""Programs for NVIDIA GPUs, compiled by the CUDA plugin without a GPU. No program is run.
 
-`-rP` prints the registers of every kernel.
+`-rP` prints the number of registers of every kernel.
 """
 
 import importlib.util
 import re
+from concurrent.futures import ProcessPoolExecutor
+from multiprocessing import get_context
 from typing import NamedTuple
 
+import jax
 import jax.numpy as jnp
 import programs
 import pytest
 from all_cells import CELLS
 from jax.experimental import topologies
+from jax.experimental.pallas import mosaic_gpu
 from programs import UNITS
 
 import jaxrnn
@@ -25,36 +29,59 @@ pytestmark = [
     ),
     pytest.mark.usefixtures("standard_promotion"),
 ]
-# Public data of the device.
-H100 = """
-gpu_device_info {
+# Public specifications of the devices.
+TARGET = """
+gpu_device_info {{
   threads_per_block_limit: 1024 threads_per_warp: 32 shared_memory_per_block: 49152
-  shared_memory_per_core: 233472 threads_per_core_limit: 2048 core_count: 132 fpus_per_core: 128
   block_dim_limit_x: 2147483647 block_dim_limit_y: 65535 block_dim_limit_z: 65535
-  memory_bandwidth: 3352320000000 l2_cache_size: 52428800 clock_rate_ghz: 1.98
-  device_memory_size: 84929347584 shared_memory_per_block_optin: 232448
-  cuda_compute_capability { major: 9 } registers_per_core_limit: 65536
-  registers_per_block_limit: 65536
-}
-runtime_version { major: 12 minor: 8 }
+  registers_per_core_limit: 65536 registers_per_block_limit: 65536
+  {}
+}}
+runtime_version {{ major: 12 minor: 8 }}
 platform_name: "CUDA"
-dnn_version_info { major: 9 minor: 7 }
-device_description_str: "NVIDIA H100 80GB HBM3"
+dnn_version_info {{ major: 9 minor: 7 }}
+device_description_str: "NVIDIA {}"
 """
+H100 = TARGET.format(
+    """shared_memory_per_core: 233472 shared_memory_per_block_optin: 232448
+  core_count: 132 fpus_per_core: 128 threads_per_core_limit: 2048 clock_rate_ghz: 1.98
+  memory_bandwidth: 3352320000000 l2_cache_size: 52428800 device_memory_size: 84929347584
+  cuda_compute_capability { major: 9 }""",
+    "H100 80GB HBM3",
+)
+A100 = TARGET.format(
+    """shared_memory_per_core: 167936 shared_memory_per_block_optin: 166912
+  core_count: 108 fpus_per_core: 64 threads_per_core_limit: 2048 clock_rate_ghz: 1.41
+  memory_bandwidth: 2039000000000 l2_cache_size: 41943040 device_memory_size: 84986691584
+  cuda_compute_capability { major: 8 }""",
+    "A100-SXM4-80GB",
+)
+L40S = TARGET.format(
+    """shared_memory_per_core: 102400 shared_memory_per_block_optin: 101376
+  core_count: 142 fpus_per_core: 128 threads_per_core_limit: 1536 clock_rate_ghz: 2.52
+  memory_bandwidth: 864000000000 l2_cache_size: 100663296 device_memory_size: 47810936832
+  cuda_compute_capability { major: 8 minor: 9 }""",
+    "L40S",
+)
+SETTINGS = {  # environment variables of a process that compiles like these tests
+    "JAX_PLATFORMS": "cpu",
+    "JAX_DISABLE_MOST_OPTIMIZATIONS": "0",
+    "JAX_ENABLE_COMPILATION_CACHE": "0",
+}
 GATED = sorted(name for name, cell in CELLS.items() if cell.gate is not None)
-# Their kernels are those of other cells, or the same for both dtypes.
+# Their kernels equal those of another cell, or are the same for both dtypes.
 SAME = {"odyssey-NP", "odyssey-V", "indrnn"}
 LSTM, IN_KERNELS = (
     programs.classifier(jaxrnn.lstm(UNITS), implementation) for implementation in (None, "pallas")
 )
 NOISY = programs.noisy_classifier("pallas")
-# Bytes of the 1,020 that a thread's registers hold.
+# The registers of a thread hold 1,020 bytes.
 MOST_SPILLED = {"lstm": 64, "lstm-peephole": 96}
 
 
 @pytest.fixture(autouse=True)
 def attached(monkeypatch):
-    """The default is that of a machine with a GPU."""
+    """Makes the default implementation that of a machine with a GPU."""
     monkeypatch.setattr(backends, "_attached", lambda platform: int(platform == "cuda"))
 
 
@@ -67,7 +94,7 @@ class Kernel(NamedTuple):
 
 @pytest.fixture
 def kernels(tmp_path, monkeypatch):
-    """What ptxas says of the kernels that this test is the first of its process to compile."""
+    """Returns the output of ptxas for the kernels that this test compiles first in its process."""
     monkeypatch.setenv("MOSAIC_GPU_DUMP_TO", str(tmp_path))
     monkeypatch.setenv("MOSAIC_GPU_DUMP_PTX", "1")
 
@@ -86,15 +113,22 @@ def kernels(tmp_path, monkeypatch):
     return read
 
 
-def mesh(count, runs=1):
+def mesh(count, runs=1, target=H100):
     found = topologies.get_topology_desc(
-        platform="cuda", topology_name="", target_config=H100, topology=f"1x1x{count}"
+        platform="cuda", topology_name="", target_config=target, topology=f"1x1x{count}"
     )
     return programs.mesh(found.devices, runs)
 
 
+def _counts_on_default_device(target, dtype):
+    """Compiles a training step with a GPU as the default device, and counts as `counts` does."""
+    devices = mesh(1, target=target)
+    with jax.default_device(devices.devices.flat[0]):
+        return counts(programs.one_step(devices, CELLS["lstm"], "pallas", dtype=dtype))
+
+
 def counts(compiled):
-    """How many kernels of ours a program has, and how many loops."""
+    """Counts the Pallas kernels and the loops of a program."""
     text = compiled.as_text()
     return len(re.findall(r"custom-call\(.*mosaic_gpu", text)), text.count(" while(")
 
@@ -102,7 +136,7 @@ def counts(compiled):
 @pytest.mark.parametrize("dtype", [None, jnp.bfloat16])
 @pytest.mark.parametrize("name", GATED)
 def test_a_gated_cell_is_one_kernel_forward_and_one_backward(name, dtype, kernels):
-    """Without spills, at the 128 units to which the kernels round up."""
+    """The kernels do not spill registers at 128 units, the multiple to which they round up."""
     step = programs.one_step(mesh(1), CELLS[name], "pallas", dtype=dtype)
     assert counts(step) == (2, 0)
     found = kernels()
@@ -113,7 +147,7 @@ def test_a_gated_cell_is_one_kernel_forward_and_one_backward(name, dtype, kernel
 @pytest.mark.parametrize("dtype", [None, jnp.bfloat16])
 @pytest.mark.parametrize("name", ["lstm", "lstm-peephole", "gru", "rnn"])
 def test_kernels_with_every_mask(name, dtype, kernels):
-    """Of float32 products the forward kernels of four gates have too few registers for it."""
+    """With float32 products, the forward kernels of four gates have too few registers."""
     options = {"dtype": dtype, "regularizer": programs.REGULARIZER}
     assert counts(programs.one_step(mesh(1), CELLS[name], "pallas", **options)) == (2, 0)
     forward, backward = kernels()
@@ -125,6 +159,29 @@ def test_kernels_with_every_mask(name, dtype, kernels):
 @pytest.mark.parametrize("name", sorted(CELLS))
 def test_the_default_has_no_kernels(name):
     assert counts(programs.one_step(mesh(1), CELLS[name], None))[0] == 0
+
+
+@pytest.mark.parametrize("implementation", [None, "pallas"])
+@pytest.mark.parametrize("target", [A100, L40S], ids=["A100", "L40S"])
+def test_another_card_has_the_loop(target, implementation):
+    """Mosaic GPU does not compile for a GPU that is neither a Hopper nor the default device."""
+    devices = mesh(1, target=target)
+    step = programs.one_step(devices, CELLS["lstm"], implementation)
+    assert counts(step) == (0, 2)
+
+
+@pytest.mark.skipif(not hasattr(mosaic_gpu, "mma"), reason="Pallas has `mma` from JAX 0.11")
+@pytest.mark.parametrize("dtype", [None, jnp.bfloat16])
+@pytest.mark.parametrize("target", [A100, L40S], ids=["A100", "L40S"])
+def test_another_card_has_kernels_as_the_default_device(target, dtype, kernels, monkeypatch):
+    """Needs a new process, because Mosaic GPU assembles all kernels of a process for one GPU."""
+    for name, value in SETTINGS.items():
+        monkeypatch.setenv(name, value)
+    with ProcessPoolExecutor(1, mp_context=get_context("spawn")) as process:
+        assert process.submit(_counts_on_default_device, target, dtype).result() == (2, 0)
+    found = kernels()
+    assert len(found) == 2
+    assert max(max(each[1:]) for each in found) <= 8
 
 
 def test_every_primitive_of_a_gate_compiles():
@@ -153,7 +210,7 @@ def test_memory_of_training_steps():
 
 @pytest.mark.parametrize("program", [programs.evaluation, programs.prediction])
 def test_evaluation(program):
-    """Of 1,250 images for each GPU: in a loop over batches of 500, and of the rest."""
+    """Evaluates 1,250 images per GPU, in a loop over batches of 500 and a remainder."""
     assert counts(program(mesh(8), IN_KERNELS)) == (2, 1)
 
 

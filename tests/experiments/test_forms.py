@@ -2,6 +2,7 @@
 
 import json
 
+import five_forms
 import forms
 import numpy as np
 import pytest
@@ -22,7 +23,7 @@ def run(tmp_path, monkeypatch):
         drawn = {}
         for name in ("mistakes", "confusion", "accuracies", "beliefs", "drawings"):
             monkeypatch.setattr(
-                forms.report, name, lambda *words, name=name: drawn.update({name: words})
+                five_forms.report, name, lambda *words, name=name: drawn.update({name: words})
             )
         small = {"hidden_size": 16, "learning_rate": 2e-2, "steps": 200, "batch_size": 20}
         config = forms.Config(form, dataset="digits", out=tmp_path, **{**small, **options})
@@ -70,7 +71,7 @@ def test_in_step(run):
 
 
 def test_one_to_many(run):
-    result, drawn = run("one-to-many", hidden_size=24, steps=500, judge_steps=200)
+    result, drawn = run("one-to-many", hidden_size=24, steps=500, judge_steps=200, devices=1)
     images, path, names, _ = drawn["drawings"]
     assert images.shape == (10, 12, 28, 28)
     assert names == [str(label) for label in range(10)]
@@ -82,7 +83,7 @@ def test_one_to_many(run):
 
 
 def test_many_to_many(run):
-    result, drawn = run("many-to-many", hidden_size=24, steps=700, judge_steps=300)
+    result, drawn = run("many-to-many", hidden_size=24, steps=700, judge_steps=300, devices=1)
     (digits, read, completed), path, names, _ = drawn["drawings"]
     np.testing.assert_array_equal(digits, TEST.images[SHOWN])
     np.testing.assert_array_equal(read[:, :14], digits[:, :14])

@@ -1,22 +1,19 @@
-"""The kernels of a sequence for an NVIDIA GPU, Hopper or later, by Pallas' Mosaic GPU.
+"""The forward and backward kernels for NVIDIA GPUs, written in Pallas Mosaic GPU.
 
-A thread block runs all steps of 16 examples; each of its warpgroups has 64 units. Arrays are
-turned, units before examples: the 64 of a `wgmma` are then units, so that a block may have few
-examples and many blocks share the work. The recurrent kernel stays in shared memory and the state
-in registers; through shared memory the warpgroups exchange what they multiply.
-
-A float32 product is three products of bfloat16 operands, of high and low halves without that of
-both low ones, which is more precise than TF32. Where the low halves of the kernel have no room,
-they come from the L2 cache in every step.
+They support Hopper and, from JAX 0.11, Ampere, Ada and the B200. A thread block runs all steps of
+16 examples, and each of its warpgroups computes 64 units. The recurrent kernel stays in shared
+memory and the state in registers. The warpgroups exchange the operands of the products through
+shared memory. On Hopper, arrays are transposed, with units before examples. See
+`jaxrnn.backends.pallas.products` for the products and the reason for this layout.
 
 Shapes: N examples, T time, H hidden units, G gates, W warpgroups.
 """
 
 from __future__ import annotations
 
-from collections.abc import Callable, Sequence
-from functools import partial
-from typing import Any, NamedTuple
+import re
+from collections.abc import Callable
+from typing import Any
 
 import jax
 import jax.numpy as jnp
@@ -25,122 +22,157 @@ from jax import lax
 from jax.core import Tracer
 from jax.experimental import pallas as pl
 from jax.experimental.pallas import mosaic_gpu as plgpu
+from jax.extend.backend import get_default_device
 from jax.extend.core import Literal
 from jaxtyping import Array
 
 from jaxrnn.backends.elementwise import (
-    CALLS,
+    CALL_PRIMITIVES,
     EXAMPLES,
-    SAME,
+    IDENTITY_PRIMITIVES,
     BackwardInputs,
     ForwardInputs,
     Masks,
     Step,
 )
+from jaxrnn.backends.pallas.products import (
+    HOPPER,
+    UNITS,
+    WARPGROUP,
+    Card,
+    card_of,
+    load,
+    parts,
+    store,
+)
 
-UNITS = 64  # of a warpgroup
-TILE = UNITS, EXAMPLES
-SHARED_BYTES = 232_448 - 2048  # of a block, less what the compiler takes
-# The axes of a kernel. In `jax.shard_map`, an axis of the devices' mesh would hide one of its name.
-RUN, BLOCK, WARPGROUP = "jaxrnn_run", "jaxrnn_block", "jaxrnn_warpgroup"
-# Those of `jax_default_matmul_precision` that three products of bfloat16 operands satisfy.
+# Axes of a kernel. In `jax.shard_map`, a mesh axis of the same name would shadow them.
+RUN, BLOCK = "jaxrnn_run", "jaxrnn_block"
+# Values of `jax_default_matmul_precision` that three products of bfloat16 operands satisfy.
 PRECISIONS = {
     *(None, "default", "fastest", "high"),
     *("bfloat16", "bfloat16_3x", "BF16_BF16_F32", "BF16_BF16_F32_X3"),
     *("tensorfloat32", "TF32_TF32_F32"),
 }
-MOST_WARPGROUPS = 8  # of a block, of the 1,024 threads that it may have
 
 
-def fits(given: ForwardInputs | BackwardInputs, step: Step) -> bool:
-    """Whether the card has `wgmma`, a block the room, and the products are precise enough."""
-    if not _is_hopper():
-        return False
-    if given.kernel is None:
-        return True
+def card_for(given: ForwardInputs | BackwardInputs, step: Step) -> Card | None:
+    """Returns the GPU to compile for, or None if the XLA loop must run.
+
+    The XLA loop runs if no kernel can be compiled for the GPU, if the products do not fit into a
+    block, or if they are less precise than `jax_default_matmul_precision`.
+    """
+    card = _compiled_for()
+    if card is None or given.kernel is None:
+        return card
     units = min(given.kernel.shape)
     asked = jax.config.jax_default_matmul_precision  # pyright: ignore[reportAttributeAccessIssue]
     bfloat16 = given.kernel.dtype == jnp.bfloat16
     gates = len(step.gate.names)
     factors = gates if isinstance(given, BackwardInputs) else 1
-    room = _Room(gates, units, 1 if bfloat16 else 2, factors)
-    return room.enough and (bfloat16 or asked in PRECISIONS)
+    room = card.room(gates, units, 1 if bfloat16 else 2, factors)
+    return card if room.enough and (bfloat16 or asked in PRECISIONS) else None
 
 
-def _is_hopper() -> bool:
-    """Whether the attached GPUs have `wgmma`; True if none is attached, where nothing is known."""
+def _compiled_for() -> Card | None:
+    """Returns the GPU that Mosaic GPU compiles for, or None if the program is for another one.
+
+    Mosaic GPU compiles for the default device. It compiles for Hopper instead if the default device
+    is not a GPU, or if the program is for a described GPU of another kind.
+    """
+    default, described = get_default_device(), jax.sharding.get_abstract_mesh().abstract_device
+    kind = described.device_kind if described and described.platform == "gpu" else None
+    if kind not in (None, default.device_kind):
+        return HOPPER if re.search(r"H\d", kind) else None
     try:
         devices = jax.devices("cuda")
     except RuntimeError:
-        return True
-    return all(str(device.compute_capability).startswith("9.") for device in devices)
+        devices = []
+    cards = {card_of(device.compute_capability) for device in devices}
+    cards.add(card_of(default.compute_capability) if default.platform == "gpu" else HOPPER)
+    return cards.pop() if len(cards) == 1 else None
 
 
 def forward(
-    given: ForwardInputs, *, step: Step, save: bool, unroll: int = 1, interpret: bool = False
+    given: ForwardInputs,
+    *,
+    step: Step,
+    save: bool,
+    unroll: int = 1,
+    card: Card = HOPPER,
+    interpret: bool = False,
 ) -> tuple[list[Array], list[Array]]:
     """Runs all steps; see `jaxrnn.backends.loop.forward`."""
-    gates, time = len(step.gate.names), len(given.drive)
+    gates, time, tile = len(step.gate.names), len(given.drive), card.at(UNITS, EXAMPLES)
     step = step._replace(simplify=simple)
     operand = None
-    if given.kernel is not None:  # each unit of each gate, by what it multiplies
+    if given.kernel is not None:  # [G, H, H]: gate, output unit, input unit
         operand = given.kernel.reshape(len(given.kernel), gates, -1).transpose(1, 2, 0)
     inputs = {
-        "weights": [_for_examples(leaf) for leaf in given.weights],
-        "drive": _turned(given.drive, gates),
-        "start": _turned(given.start),
-        "reset": _turned(given.reset),
-        "masks": _turned_masks(given.masks),
+        "weights": [_for_examples(card, leaf) for leaf in given.weights],
+        "drive": _by_gate(card, given.drive, gates),
+        "start": _turned(card, given.start),
+        "reset": _turned(card, given.reset),
+        "masks": _turned_masks(card, given.masks),
     }
     last = [_like(leaf) for leaf in inputs["start"]]
     sequences = [_like(leaf, time) for leaf in inputs["start"][: None if save else 1]]
 
     def body(inputs, outputs, products, columns, rows):
+        place, everyone = card.at(columns, rows), card.at(columns, slice(None))
         sequences, last = outputs
 
         def one(t, state):
-            # Used after the product, which hides how long the loads take.
-            drives = [_load(inputs["drive"].at[t, gate, columns, rows]) for gate in range(gates)]
-            reset = [_load(leaf.at[columns, rows]) for leaf in inputs["reset"]]
-            now = step.now(_masks(inputs["masks"], t, columns, rows), TILE, resets=bool(reset))
+            # Loaded before the product but used after it, to hide the latency of the loads.
+            drives = [load(inputs["drive"].at[t, gate, *place]) for gate in range(gates)]
+            reset = [load(leaf.at[place]) for leaf in inputs["reset"]]
+            now = step.now(
+                _masks(card, inputs["masks"], t, columns, rows), tile, resets=bool(reset)
+            )
             before, hidden = step.before(state, reset, now)
             product = None
             if products is not None:
                 products.share([hidden])
                 product = products.multiply(apart=True)
-            # From the cache in every step, since registers are scarce.
-            weights = [_load(leaf.at[columns, :]) for leaf in inputs["weights"]]
+            # Loaded from the cache in every step, because registers are scarce.
+            weights = [load(leaf.at[everyone]) for leaf in inputs["weights"]]
             after = step.after(weights, drives, product, before, now)
             for out, value in zip(sequences, after, strict=False):
-                _store(out.at[t, columns, rows], value)
+                store(out.at[(t, *place)], value)
             return after
 
-        state = [_load(leaf.at[columns, rows]) for leaf in inputs["start"]]
+        state = [load(leaf.at[place]) for leaf in inputs["start"]]
         state = lax.fori_loop(0, time, one, state)
         for out, value in zip(last, state, strict=True):
-            _store(out.at[columns, rows], value)
+            store(out.at[place], value)
 
-    sequences, last = _call(body, operand, 1, inputs, (sequences, last), interpret)
-    return [jnp.swapaxes(leaf, 1, 2) for leaf in sequences], [leaf.T for leaf in last]
+    sequences, last = _call(body, card, operand, 1, inputs, (sequences, last), interpret)
+    return _turned(card, sequences), _turned(card, last)
 
 
 def backward(
-    given: BackwardInputs, *, step: Step, resets: bool, unroll: int = 1, interpret: bool = False
+    given: BackwardInputs,
+    *,
+    step: Step,
+    resets: bool,
+    unroll: int = 1,
+    card: Card = HOPPER,
+    interpret: bool = False,
 ) -> tuple[list[Array], list[Array], list[Array], list[Array]]:
-    """Runs all steps backwards; see `jaxrnn.backends.loop.backward`."""
-    gates, time = len(step.gate.names), len(given.d_outputs)
+    """Computes the gradients of all steps; see `jaxrnn.backends.loop.backward`."""
+    gates, time, tile = len(step.gate.names), len(given.d_outputs), card.at(UNITS, EXAMPLES)
     counts = [gates, len(step.gate.separate)][: len(given.arguments)]
     step = step._replace(simplify=simple)
     operand = None
-    if given.kernel is not None:  # what each unit was multiplied by, by gate
+    if given.kernel is not None:  # [G, H, H]: gate, input unit, output unit
         operand = given.kernel.reshape(gates, -1, given.kernel.shape[-1]).transpose(0, 2, 1)
     inputs = {
-        "weights": [_for_examples(leaf) for leaf in given.weights],
-        "arguments": [_turned(z, count) for z, count in zip(given.arguments, counts, strict=True)],
-        "before": _turned(given.before),
-        "d_outputs": jnp.swapaxes(given.d_outputs, 1, 2),
-        "d_state": _turned(given.d_state),
-        "masks": _turned_masks(given.masks),
+        "weights": [_for_examples(card, leaf) for leaf in given.weights],
+        "arguments": [_by_gate(card, z, n) for z, n in zip(given.arguments, counts, strict=True)],
+        "before": _turned(card, given.before),
+        "d_outputs": card.turned(given.d_outputs),
+        "d_state": _turned(card, given.d_state),
+        "masks": _turned_masks(card, given.masks),
     }
     one_each = [_like(leaf) for leaf in inputs["d_state"]]
     outputs = (
@@ -151,31 +183,33 @@ def backward(
     )
 
     def body(inputs, outputs, products, columns, rows):
+        place, everyone = card.at(columns, rows), card.at(columns, slice(None))
         d_weights, d_arguments, d_start, d_reset = outputs
 
         def moment(t):
-            """What a step reads."""
+            """Loads the inputs of a step."""
             arguments = [
-                [_load(z.at[t, gate, columns, rows]) for gate in range(count)]
+                [load(z.at[t, gate, *place]) for gate in range(count)]
                 for z, count in zip(inputs["arguments"], counts, strict=True)
             ]
-            before = [_load(leaf.at[t, columns, rows]) for leaf in inputs["before"]]
-            return arguments, before, _load(inputs["d_outputs"].at[t, columns, rows])
+            before = [load(leaf.at[(t, *place)]) for leaf in inputs["before"]]
+            return arguments, before, load(inputs["d_outputs"].at[(t, *place)])
 
         def one(done, carry):
             (d_hidden, *others), sums, (arguments, before, d_output) = carry
             t = time - 1 - done
-            weights = [_load(leaf.at[columns, :]) for leaf in inputs["weights"]]
-            now = step.now(_masks(inputs["masks"], t, columns, rows), TILE, resets=resets)
+            weights = [load(leaf.at[everyone]) for leaf in inputs["weights"]]
+            now = step.now(_masks(card, inputs["masks"], t, columns, rows), tile, resets=resets)
             now_weights, now_arguments, d_before = step.gradient(
                 weights, arguments, before, [d_hidden + d_output, *others], now
             )
             for out, values in zip(d_arguments, now_arguments, strict=True):
                 for gate, value in enumerate(values):
-                    _store(out.at[t, gate, columns, rows], value)
+                    store(out.at[t, gate, *place], value)
             if products is not None:
                 products.share(step.of_products(now_arguments))
-            # What this step read is no longer needed, and the product hides how long loads take.
+            # The inputs of this step are no longer needed, and the product hides the latency of
+            # loading the next ones.
             ahead = moment(lax.max(t - 1, 0))
             d_hidden = None
             if products is not None:
@@ -184,46 +218,48 @@ def backward(
             sums = [a + b for a, b in zip(sums, [*now_weights, *now_reset], strict=True)]
             return d_before, sums, ahead
 
-        d_state = [_load(leaf.at[columns, rows]) for leaf in inputs["d_state"]]
-        sums = [jnp.zeros(TILE, jnp.float32)] * (len(d_weights) + len(d_reset))
+        d_state = [load(leaf.at[place]) for leaf in inputs["d_state"]]
+        sums = [jnp.zeros(tile, jnp.float32)] * (len(d_weights) + len(d_reset))
         carry = d_state, sums, moment(time - 1)
         d_state, sums, _ = lax.fori_loop(0, time, one, carry)
         for out, value in zip([*d_start, *d_weights, *d_reset], [*d_state, *sums], strict=True):
-            _store(out.at[columns, rows], value)
+            store(out.at[place], value)
 
     d_weights, d_arguments, d_start, d_reset = _call(
-        body, operand, gates, inputs, outputs, interpret
+        body, card, operand, gates, inputs, outputs, interpret
     )
     return (
-        [leaf.sum(1) for leaf in d_weights],
-        [_turned_back(leaf) for leaf in d_arguments],
-        [leaf.T for leaf in d_start],
-        [leaf.T for leaf in d_reset],
+        [card.turned(leaf).sum(0) for leaf in d_weights],
+        [_by_example(card, leaf) for leaf in d_arguments],
+        _turned(card, d_start),
+        _turned(card, d_reset),
     )
 
 
-def _call(body, operand, factors, inputs, outputs, interpret):
+def _call(body, card, operand, factors, inputs, outputs, interpret):
     """Calls a kernel on every block of examples.
 
     Args:
-        body: `(inputs, outputs, products, columns, rows)`: trees of references to all examples, the
-            function of `_Products` or None, and the units and examples of this warpgroup.
-        operand: `[G, H, H]`, by which `products` multiplies, or None.
-        factors: How many tiles it multiplies at once.
-        inputs: Arrays, the last two axes of which are units and examples.
+        body: A function of `(inputs, outputs, products, columns, rows)`: trees of references to the
+            arrays of all examples, the products of `card` or None, and the slices of the units and
+            examples of this warpgroup.
+        card: The GPU.
+        operand: The matrices `[G, H, H]` of `products`, or None.
+        factors: The number of tiles that `products` multiplies at a time.
+        inputs: Arrays whose last two axes are ordered as in `card.at`.
         outputs: The shapes of the outputs.
         interpret: Whether to interpret the kernel, on any platform.
     """
-    units, examples = jax.tree.leaves(outputs)[0].shape[-2:]
+    units, examples = card.at(*jax.tree.leaves(outputs)[0].shape[-2:])
     room, halves = None, []
     if operand is not None:
-        halves = _parts(operand)
-        room = _Room(len(operand), units, len(halves), factors)
+        halves = parts(operand)
+        room = card.room(len(operand), units, len(halves), factors)
     operands, structure = jax.tree.flatten((inputs, halves))
     shapes, output_structure = jax.tree.flatten(outputs)
 
     def kernel(*references):
-        # Of one of the runs, which differ in parameters, such as those of several seeds.
+        # Runs have different parameters, such as those of several seeds.
         run = lax.axis_index(RUN)
         inputs, halves = structure.unflatten(references[: len(operands)])
         inputs = jax.tree.map(lambda each: each.at[run], inputs)
@@ -233,7 +269,7 @@ def _call(body, operand, factors, inputs, outputs, interpret):
         rows = pl.ds(lax.axis_index(BLOCK) * EXAMPLES, EXAMPLES)
 
         def scoped(**scratch):
-            products = _Products(room, run, halves, scratch) if room else None
+            products = room and room.products(run, halves, scratch, interpret=interpret)
             body(inputs, outputs, products, columns, rows)
 
         scratch = room.scratch() if room else {}
@@ -243,7 +279,7 @@ def _call(body, operand, factors, inputs, outputs, interpret):
     def call(*operands):
         """Runs the kernel on arrays with a leading axis of runs."""
         runs, manual_axis_type = len(operands[0]), jax.typeof(operands[0]).manual_axis_type
-        # Copies into shared memory take no more axes than this.
+        # Copies into shared memory support only this many axes.
         inputs, halves = structure.unflatten(operands)
         halves = [half.reshape(-1, *half.shape[2:]) for half in halves]
         mesh = plgpu.Mesh(
@@ -268,7 +304,7 @@ def _call(body, operand, factors, inputs, outputs, interpret):
 
     @call.def_vmap
     def _(size, batched, *operands):
-        """`vmap` makes more runs."""
+        """Turns the axis of a `vmap` into more runs."""
         operands = [
             each if is_batched else jnp.broadcast_to(each, (size, *each.shape))
             for each, is_batched in zip(operands, batched, strict=True)
@@ -281,241 +317,56 @@ def _call(body, operand, factors, inputs, outputs, interpret):
     return output_structure.unflatten([each[0] for each in results])
 
 
-class _Room(NamedTuple):
-    """What a product needs of shared memory.
-
-    Attributes:
-        gates: G.
-        units: H, rounded up to whole warpgroups.
-        halves: 2 for operands in float32, 1 in bfloat16.
-        factors: How many tiles of examples are multiplied at once, 1 or G.
-    """
-
-    gates: int
-    units: int
-    halves: int
-    factors: int
-
-    @property
-    def warpgroups(self) -> int:
-        return self.units // UNITS
-
-    def bytes(self, streamed: bool) -> int:
-        """The bytes, if the low half of the kernel is streamed or not."""
-        matrix = 2 * self.units**2
-        kept = self.gates * (self.halves - streamed) * matrix
-        return kept + 2 * streamed * matrix + 2 * self.halves * self.factors * self.units * EXAMPLES
-
-    @property
-    def streamed(self) -> bool:
-        """Whether the low half of the kernel is read in every step."""
-        return self.halves == 2 and self.bytes(streamed=False) > SHARED_BYTES
-
-    @property
-    def enough(self) -> bool:
-        """Whether a block has it."""
-        fits = self.bytes(self.streamed) <= SHARED_BYTES
-        return fits and self.warpgroups <= MOST_WARPGROUPS
-
-    def scratch(self) -> dict[str, Any]:
-        """What to allocate for `_Products`."""
-        kernel = plgpu.SMEM((self.warpgroups * self.gates, UNITS, self.units), jnp.bfloat16)
-        factor = plgpu.SMEM((self.factors * self.warpgroups, *TILE), jnp.bfloat16)
-        scratch = {
-            "kernels": [kernel] * (self.halves - self.streamed),
-            "exchanged": [factor] * self.halves,
-            "loaded": plgpu.Barrier(num_arrivals=self.halves - self.streamed),
-            "ready": plgpu.Barrier(num_arrivals=self.warpgroups),
-        }
-        if self.streamed:
-            slots = 2 * self.warpgroups
-            scratch["slots"] = plgpu.SMEM((slots, UNITS, self.units), jnp.bfloat16)
-            scratch["filled"] = plgpu.Barrier(num_barriers=slots)
-        return scratch
-
-
-class _Products:
-    """Products with the recurrent kernel, in which all warpgroups of a block take part.
-
-    Args:
-        room: The shapes.
-        run: Which of the runs this is.
-        halves: The halves of the kernels of all runs in global memory, `[runs·W·G, 64, H]`.
-        scratch: What `_Room.scratch` names.
-    """
-
-    def __init__(self, room: _Room, run: Any, halves: Sequence[Any], scratch: dict[str, Any]):
-        self.room, self.halves, self.scratch = room, halves, scratch
-        self.me = lax.axis_index(WARPGROUP)
-        count = room.warpgroups * room.gates
-        self.first = run * count
-
-        @pl.when(self.me == 0)
-        def _():
-            for half, kernel in zip(halves, scratch["kernels"], strict=False):
-                mine = half.at[pl.ds(self.first, count)]
-                plgpu.copy_gmem_to_smem(mine, kernel, scratch["loaded"])
-
-        plgpu.barrier_wait(scratch["loaded"])
-
-    def share(self, factors: Sequence[Array]) -> None:
-        """Lets all warpgroups have this one's tiles of what is multiplied.
-
-        Args:
-            factors: One tile for all gates, or one for each.
-        """
-        room = self.room
-        for index, factor in enumerate(factors):
-            halves = _halves(factor, room.halves)
-            for shared, half in zip(self.scratch["exchanged"], halves, strict=True):
-                shared[index * room.warpgroups + self.me] = half
-        plgpu.commit_smem()
-        if room.streamed:
-            for gate in range(min(2, room.gates)):
-                self._fetch(gate)
-        self._meet()
-
-    def multiply(self, *, apart: bool) -> list[Array]:
-        """The products for the units of this warpgroup, one for each gate or their sum."""
-        room, kernels = self.room, self.scratch["kernels"]
-        pairs = [(0, 0), (0, 1), (1, 0)] if room.halves == 2 else [(0, 0)]
-
-        def add(gate, total, index):
-            for half, other in pairs:
-                if half < len(kernels):
-                    kernel = kernels[half].at[self.me * room.gates + gate]
-                    self._add(total, kernel, self.scratch["exchanged"][other], index)
-
-        def body(*totals):
-            for step in [add, self._add_streamed] if room.streamed else [add]:
-                if apart:
-                    for gate in range(room.gates):
-                        step(gate, totals[gate], 0)
-                else:  # Unrolled, it would take more registers than there are.
-                    _repeat(room.gates, partial(step, total=totals[0]))
-            plgpu.wgmma_wait(0)
-            return [total[...] for total in totals]
-
-        count = room.gates if apart else 1
-        result = pl.run_scoped(body, *[plgpu.WGMMAAccumulatorRef(TILE, jnp.float32)] * count)
-        self._meet()  # before anyone shares the next tiles
-        return result
-
-    def _meet(self):
-        plgpu.barrier_arrive(self.scratch["ready"])
-        plgpu.barrier_wait(self.scratch["ready"])
-
-    def _add(self, total, kernel, factors, index):
-        """Adds the product of a gate's part of the kernel, for the units of this warpgroup."""
-        for each in range(self.room.warpgroups):
-            columns = pl.ds(each * UNITS, UNITS)
-            factor = factors.at[index * self.room.warpgroups + each]
-            plgpu.wgmma(total, kernel.at[:, columns], factor)
-
-    def _fetch(self, gate):
-        slot = 2 * self.me + lax.rem(gate, 2)
-        source = self.halves[1].at[self.first + self.me * self.room.gates + gate]
-        filled = self.scratch["filled"].at[slot]
-        plgpu.copy_gmem_to_smem(source, self.scratch["slots"].at[slot], filled)
-
-    def _add_streamed(self, gate, total, index):
-        """Adds the product of the low half of a gate's part, and fetches what comes next."""
-        slot = 2 * self.me + lax.rem(gate, 2)
-        plgpu.barrier_wait(self.scratch["filled"].at[slot])
-        self._add(total, self.scratch["slots"].at[slot], self.scratch["exchanged"][0], index)
-        plgpu.wgmma_wait(0)
-
-        @pl.when(gate + 2 < self.room.gates)
-        def _():
-            self._fetch(gate + 2)
-
-
-def _parts(operand: Array) -> list[Array]:
-    """The halves of an operand `[G, H, H]`, by warpgroup, `[W·G, 64, H]`."""
-    gates, units, _ = operand.shape
-    parts = operand.reshape(gates, -1, UNITS, units).transpose(1, 0, 2, 3)
-    parts = parts.reshape(-1, UNITS, units)
-    if operand.dtype == jnp.bfloat16:
-        return [parts]
-    # XLA would take a conversion to bfloat16 and back for the identity.
-    high = lax.reduce_precision(parts, exponent_bits=8, mantissa_bits=7)
-    return [high.astype(jnp.bfloat16), (parts - high).astype(jnp.bfloat16)]
-
-
-def _halves(x: Array, count: int) -> list[Array]:
-    """A float32 tile in bfloat16, or as the sum of two tiles in bfloat16."""
-    high = x.astype(jnp.bfloat16)
-    return [high] if count == 1 else [high, (x - high.astype(x.dtype)).astype(jnp.bfloat16)]
-
-
 def _interpreted() -> Any:
     return plgpu.InterpretGPUParams()  # pyright: ignore[reportAttributeAccessIssue]
 
 
-def _repeat(count: int, function: Callable) -> None:
-    lax.fori_loop(0, count, lambda index, _: function(index, index=index), None)
+def _masks(card: Card, masks: Masks, t, columns, rows) -> Masks:
+    """Loads the mask tiles of a step."""
+    place = card.at(columns, rows)
+    flags = None if masks.flags is None else load(masks.flags.at[(t, *card.at(slice(None), rows))])
+    dropout = None if masks.dropout is None else load(masks.dropout.at[(t, *place)])
+    return Masks(flags, dropout, [load(leaf.at[(t, *place)]) for leaf in masks.zoneout])
 
 
-def _load(reference):
-    # A float32 tile has no faster load. Before JAX 0.11 the index is an argument of its own.
-    index = [()] if jax.__version_info__ < (0, 11) else []
-    tile = plgpu.load(reference, *index, optimized=False)
-    # Under `jax.shard_map` what is loaded has a type that varies over the mesh, and what is
-    # computed from it has not; no loop and no pullback takes both. The compiler drops this.
-    return tile * jnp.ones((), tile.dtype)
+def _turned(card: Card, arrays) -> list[Array]:
+    """Applies `card.turned` to each array."""
+    return [card.turned(each) for each in arrays]
 
 
-def _store(reference, value):
-    # A tile's rows are half of a cache line. Before JAX 0.12 no store minded.
-    if hasattr(plgpu, "store"):
-        plgpu.store(  # pyright: ignore[reportAttributeAccessIssue]
-            reference, value, optimized=False
-        )
-    else:
-        reference[...] = value
+def _by_gate(card: Card, x, gates):
+    """Splits an array `[T, N, G·H]` into gates, `[T, G, N, H]`, and applies `card.turned`."""
+    return card.turned(jnp.moveaxis(x.reshape(*x.shape[:-1], gates, -1), -2, -3))
 
 
-def _masks(masks: Masks, t, columns, rows) -> Masks:
-    """The tiles of a step."""
-    flags = None if masks.flags is None else _load(masks.flags.at[t, :, rows])
-    dropout = None if masks.dropout is None else _load(masks.dropout.at[t, columns, rows])
-    return Masks(flags, dropout, [_load(leaf.at[t, columns, rows]) for leaf in masks.zoneout])
+def _by_example(card: Card, x):
+    """Inverts `_by_gate`."""
+    x = jnp.moveaxis(card.turned(x), -3, -2)
+    return x.reshape(*x.shape[:-2], -1)
 
 
-def _turned(x, gates=None) -> Any:
-    """Arrays `[…, N, H]` as `[…, H, N]`, or one `[…, N, G·H]` as `[…, G, H, N]`."""
-    if gates is None:
-        return jax.tree.map(lambda leaf: jnp.swapaxes(leaf, -1, -2), list(x))
-    return jnp.moveaxis(x.reshape(*x.shape[:-1], gates, -1), -3, -1)
-
-
-def _turned_back(x):
-    """`[T, G, H, N]` as `[T, N, G·H]`."""
-    x = jnp.moveaxis(x, -1, 1)
-    return x.reshape(*x.shape[:2], -1)
-
-
-def _turned_masks(masks: Masks) -> Masks:
-    # A flag for every unit of a warpgroup, because a load gives tiles.
+def _turned_masks(card: Card, masks: Masks) -> Masks:
+    """Applies `card.turned` to the masks."""
+    # The flags are repeated for every unit of a warpgroup, because a load returns whole tiles.
     flags, dropout = masks.flags, masks.dropout
     if flags is not None:
-        flags = jnp.broadcast_to(flags.swapaxes(1, 2), (len(flags), UNITS, flags.shape[1]))
-    dropout = None if dropout is None else jnp.swapaxes(dropout, 1, 2)
-    return Masks(flags, dropout, _turned(masks.zoneout))
+        flags = card.turned(jnp.broadcast_to(flags, (*flags.shape[:2], UNITS)))
+    dropout = None if dropout is None else card.turned(dropout)
+    return Masks(flags, dropout, _turned(card, masks.zoneout))
 
 
-def _for_examples(leaf):
-    """A parameter `[H]` for every example of a tile."""
-    return jnp.broadcast_to(leaf[:, None], (len(leaf), EXAMPLES))
+def _for_examples(card: Card, leaf):
+    """Broadcasts a parameter `[H]` to the examples of a tile."""
+    return card.turned(jnp.broadcast_to(leaf, (EXAMPLES, len(leaf))))
 
 
 def _like(leaf, *leading):
-    """The shape of an output like `leaf`, with more axes before its own."""
+    """Returns the shape of an output like `leaf`, with additional leading axes."""
     return jax.ShapeDtypeStruct((*leading, *leaf.shape), leaf.dtype)
 
 
 def simple(function: Callable) -> Callable:
-    """The same function of tiles, without the calls and sums that Mosaic GPU does not know."""
+    """Rewrites a function of tiles without the primitives that Mosaic GPU does not support."""
 
     def run(*arguments):
         flat, structure = jax.tree.flatten(arguments)
@@ -529,6 +380,7 @@ def simple(function: Callable) -> Callable:
 
 
 def _evaluate(jaxpr, consts, arguments):
+    """Evaluates a jaxpr, replacing the primitives that Mosaic GPU does not support."""
     values = dict(zip([*jaxpr.constvars, *jaxpr.invars], [*consts, *arguments], strict=True))
 
     def read(variable):
@@ -537,14 +389,14 @@ def _evaluate(jaxpr, consts, arguments):
     for equation in jaxpr.eqns:
         given, name = [read(variable) for variable in equation.invars], equation.primitive.name
         shape = equation.outvars[0].aval.shape
-        if name in CALLS:
+        if name in CALL_PRIMITIVES:
             inner = equation.params.get("jaxpr", equation.params.get("call_jaxpr"))
             made = _evaluate(inner.jaxpr, inner.consts, given)
         elif name == "add_any":
             made = [given[0] + given[1]]
-        elif name in SAME and jnp.shape(given[0]) == shape:
+        elif name in IDENTITY_PRIMITIVES and jnp.shape(given[0]) == shape:
             made = given
-        elif name == "integer_pow" and equation.params["y"] < -1:  # autodiff makes it of a quotient
+        elif name == "integer_pow" and equation.params["y"] < -1:  # the derivative of a quotient
             made = [1 / given[0] ** -equation.params["y"]]
         elif name == "broadcast_in_dim" and jnp.ndim(given[0]) == 0:
             made = [jnp.full(shape, given[0], equation.outvars[0].aval.dtype)]
