@@ -37,8 +37,8 @@ if not os.environ.get("JAXRNN_DATA_DIR"):  # treat an empty value as unset
 # tenth of the time.
 gc.set_threshold(100_000, 50, 50)
 
-# The import hook decorates every function, also those that every trace defines anew, at a millisecond
-# each. A function without annotations has nothing to check.
+# The import hook decorates every function, also those that each trace defines anew, which takes a
+# millisecond each. A function without annotations has nothing to check.
 jaxtyped = jaxtyping.jaxtyped
 jaxtyping.jaxtyped = lambda *, typechecker: (
     lambda one: (
