@@ -166,17 +166,22 @@ def curved(run):
     ],
 )
 def test_every_gradient_is_that_of_the_scan(name, input_size):
-    cell = CELLS[name]
-    # A remainder after the blocks makes a program half as long again, so only one cell of each kind
-    # has one.
-    time = T if name in OF_A_KIND else 2 * BLOCK
-    given = problem(cell, input_size=input_size, time=time, lengths=True, resets=True)
+    cell, of_a_kind = CELLS[name], name in (*OF_A_KIND, "user-gated")
+    # Neither masks nor blocks know the cell, and each makes a program half as long again. So does a
+    # remainder after the blocks.
+    given = problem(
+        cell,
+        input_size=input_size,
+        time=2 * BLOCK if name == "user-gated" else T,
+        lengths=of_a_kind,
+        resets=of_a_kind,
+    )
     reverse = input_size == WIDE
     scan = run(cell, implementation="scan", memory="save", reverse=reverse)
     others = []
     if cell.gate is not None or cell.recurrence is not None:  # the default of all others is "scan"
         others.append(run(cell, implementation=fast(cell), reverse=reverse))
-    if name in (*OF_A_KIND, "user-gated", *ALIKE) and not reverse:  # blocks know no cell
+    if not others or (of_a_kind and not reverse):
         others.append(run(cell, implementation=fast(cell), memory="recompute"))
     if cell.gate is not None:
         others.append(run(cell, implementation="states", reverse=reverse))

@@ -132,7 +132,7 @@ def test_more_tiles_of_units_and_examples():
     assert_close(own, scan, 3e-5)
 
 
-@pytest.mark.parametrize("kernels", KERNELS)
+@pytest.mark.parametrize("kernels", ["tpu", "gpu"])  # the card changes only the products
 def test_vmap_over_parameters_makes_runs(kernels):
     if not INTERPRETED[kernels]:
         pytest.skip(f"JAX {jax.__version__} does not interpret these kernels, 0.11 does")
