@@ -11,6 +11,7 @@ Shapes: B batch (any number of axes), T time, I input features, P output feature
 
 from __future__ import annotations
 
+from collections.abc import Callable
 from typing import Any, Generic, Literal, TypedDict, Unpack, overload
 
 import flax.linen as nn
@@ -19,10 +20,21 @@ import jax.numpy as jnp
 import numpy as np
 from jax.nn.initializers import glorot_uniform
 from jax.typing import DTypeLike
-from jaxtyping import Array, Float, Num
+from jaxtyping import Array, Bool, Float, Int, Num
 
 from jaxrnn.arguments import as_dict as as_dict
-from jaxrnn.arguments import as_named, check_lengths, check_params, describe, rate
+from jaxrnn.arguments import (
+    as_named,
+    check_layer_arguments,
+    check_layer_inputs,
+    check_lengths,
+    check_params,
+    check_resets,
+    describe,
+    flag,
+    rate,
+    require_cell,
+)
 from jaxrnn.backends.steps import zeros_where
 from jaxrnn.cell import Cell, S, State, broadcast
 from jaxrnn.regularize import Regularizer, dropout_mask
@@ -171,16 +183,17 @@ class RNN(nn.Module, Generic[S]):
             ValueError: As for `jaxrnn.unroll`.
         """
         del init_key
-        time_major = self.time_major if time_major is None else time_major
+        require_cell(self.cell)
+        time_major = flag("time_major", self.time_major if time_major is None else time_major)
         reverse = self.reverse if reverse is None else reverse
         keep_order = self.keep_order if keep_order is None else keep_order
         return_carry = self.return_carry if return_carry is None else return_carry
-        inputs = jnp.asarray(inputs)
-        if jnp.issubdtype(inputs.dtype, jnp.integer):
-            inputs = inputs.astype(self.param_dtype)
-        # Nested dicts rather than named tuples, because Flax's tools for parameters expect dicts.
-        params = self.param(
-            "cell", lambda key: as_dict(self.cell.init(key, inputs.shape[-1], self.param_dtype))
+        inputs = check_layer_inputs(inputs, time_major, self.param_dtype)
+        params = self._param(
+            "cell", lambda key: self.cell.init(key, inputs.shape[-1], self.param_dtype)
+        )
+        initial_carry, seq_lengths = check_layer_arguments(
+            self.cell, params, inputs, time_major, initial_carry, seq_lengths
         )
         if self.learn_initial_state:
             batch = inputs.shape[1:-1] if time_major else inputs.shape[:-2]
@@ -209,11 +222,22 @@ class RNN(nn.Module, Generic[S]):
             outputs = reverse_time(outputs, seq_lengths, time_major=time_major)
         return (carry, outputs) if return_carry else outputs
 
+    def _param(self, name: str, init: Callable[[Array], Any]) -> Any:
+        """Returns a tree of parameters, which `init` creates as a named tuple.
+
+        It is stored as nested dicts, because Flax's tools for parameters expect dicts. A caller may
+        provide a named tuple instead.
+        """
+        given = self.get_variable("params", name)
+        if hasattr(given, "_fields"):
+            return self.param(name, init)
+        return self.param(name, lambda key: as_dict(init(key)))
+
     def _learned_state(self, params: Any, input_size: int) -> State:
         """Returns the initial state of one example, which is a parameter."""
         named = check_params(self.cell.init, params, input_size)
         state = self.cell.initial_state(named)
-        return as_named(state, self.param("initial_state", lambda _: as_dict(state)))
+        return as_named(state, self._param("initial_state", lambda _: state))
 
 
 class Stack(nn.Module):
@@ -312,9 +336,12 @@ class Stack(nn.Module):
             ValueError: As for `jaxrnn.unroll`, or if `dropout` is not in [0, 1), or a carry is not
                 one state per layer and direction.
         """
+        require_cell(self.cell)
         check_rate("dropout", self.dropout)
-        inputs = jnp.asarray(inputs)
+        inputs = check_layer_inputs(inputs, False, self.param_dtype)
         seq_lengths = check_lengths(seq_lengths, inputs.shape[:-2], inputs.shape[-2], "seq_lengths")
+        resets = check_resets(resets, inputs.shape[:-1])
+        ends = None if resets is None else before_resets(resets, seq_lengths)
         starts = self._by_layer("initial_carry", initial_carry)
         reset_states = self._by_layer("reset_state", reset_state)
         # Residual connections add the inputs to the outputs, which must stay zero past the length.
@@ -332,7 +359,7 @@ class Stack(nn.Module):
                     below,
                     seq_lengths=seq_lengths,
                     initial_carry=start,
-                    resets=resets,
+                    resets=ends if suffix else resets,
                     reset_state=reset,
                     return_carry=True,
                 )
@@ -539,9 +566,25 @@ def mask_inputs(
     seq_lengths = check_lengths(seq_lengths, inputs.shape[:-2], inputs.shape[-2], "seq_lengths")
     if seq_lengths is None:
         return inputs
-    time = jnp.arange(inputs.shape[-2], dtype=seq_lengths.dtype)
-    past_end = jnp.expand_dims(time, range(seq_lengths.ndim)) >= seq_lengths[..., None]
-    return zeros_where(past_end, inputs)
+    return zeros_where(~within(seq_lengths, inputs.shape[-2]), inputs)
+
+
+def within(seq_lengths: Int[Array, "*B"], time: Any) -> Bool[Array, "*B T"]:
+    """Returns True at the steps before the length of each example."""
+    steps = jnp.arange(time, dtype=seq_lengths.dtype)
+    return jnp.expand_dims(steps, range(seq_lengths.ndim)) < seq_lengths[..., None]
+
+
+def before_resets(
+    resets: Bool[Array, "*B T"], seq_lengths: Int[Array, "*B"] | None
+) -> Bool[Array, "*B T"]:
+    """Marks the step before each reset, which is the first step of an episode read in reverse.
+
+    A reset past the length of an example belongs to its padding and is ignored.
+    """
+    if seq_lengths is not None:
+        resets = resets & within(seq_lengths, resets.shape[-1])
+    return jnp.concatenate([resets[..., 1:], jnp.zeros_like(resets[..., :1])], axis=-1)
 
 
 def dropout_key(module: nn.Module) -> Array | None:

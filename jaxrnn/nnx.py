@@ -14,6 +14,12 @@ from flax import nnx
 from jax.typing import DTypeLike
 from jaxtyping import Array, Float, Num
 
+from jaxrnn.arguments import (
+    check_layer_arguments,
+    check_layer_inputs,
+    flag,
+    require_cell,
+)
 from jaxrnn.cell import Cell, S, State, broadcast
 from jaxrnn.regularize import Regularizer
 from jaxrnn.unroll import reverse_time, unroll
@@ -119,6 +125,7 @@ class RNN(nnx.Module, Generic[S]):
         param_dtype: DTypeLike = jnp.float32,
         deterministic: bool = False,
     ):
+        require_cell(cell)
         params = cell.init(rngs.params(), in_features, param_dtype)
         self.cell = cell
         self.weights = Tree(params)
@@ -202,13 +209,15 @@ class RNN(nnx.Module, Generic[S]):
         Raises:
             ValueError: As for `jaxrnn.unroll`.
         """
-        time_major = self.time_major if time_major is None else time_major
+        time_major = flag("time_major", self.time_major if time_major is None else time_major)
         reverse = self.reverse if reverse is None else reverse
         keep_order = self.keep_order if keep_order is None else keep_order
         return_carry = self.return_carry if return_carry is None else return_carry
-        inputs = jnp.asarray(inputs)
-        if jnp.issubdtype(inputs.dtype, jnp.integer):
-            inputs = inputs.astype(self.param_dtype)
+        inputs = check_layer_inputs(inputs, time_major, self.param_dtype)
+        params = self.weights()
+        initial_carry, seq_lengths = check_layer_arguments(
+            self.cell, params, inputs, time_major, initial_carry, seq_lengths
+        )
         if self.initial_state is not None:
             batch = inputs.shape[1:-1] if time_major else inputs.shape[:-2]
             learned = broadcast(self.initial_state(), batch)
@@ -220,7 +229,7 @@ class RNN(nnx.Module, Generic[S]):
             key = rngs.dropout() if isinstance(rngs, nnx.Rngs) else self.rngs()
         outputs, carry = unroll(
             self.cell,
-            self.weights(),
+            params,
             inputs,
             initial_state=initial_carry,
             lengths=seq_lengths,

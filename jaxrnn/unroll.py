@@ -133,8 +133,7 @@ def unroll(
         >>> outputs.shape, state.hidden.shape
         ((8, 20, 64), (8, 64))
     """
-    if not isinstance(cell, Cell):
-        raise ValueError(f"cell must be a jaxrnn.Cell, got {arguments.describe(cell)}")
+    arguments.require_cell(cell)
     if not isinstance(regularizer, Regularizer | None):
         kind = type(regularizer).__name__
         raise ValueError(f"regularizer must be a jaxrnn.Regularizer or None, got a {kind}")
