@@ -111,6 +111,18 @@ def test_rnn_goes_into_flaxs_bidirectional():
     np.testing.assert_allclose(outputs, jnp.concatenate([one, other], axis=-1), atol=1e-6)
 
 
+def test_rnn_goes_into_flaxs_vmap():
+    inputs = jax.random.normal(KEY, (2, 3, 5, 2))
+    several = nn.vmap(RNN, variable_axes={"params": 0}, split_rngs={"params": True})
+    layer = several(jaxrnn.gru(4))
+    variables = random_variables(layer, inputs)
+    outputs = layer.apply(variables, inputs)
+    for number in range(2):
+        own = jax.tree.map(lambda leaf, number=number: leaf[number], variables["params"]["cell"])
+        expected, _ = jaxrnn.unroll(jaxrnn.gru(4), own, inputs[number])
+        np.testing.assert_allclose(outputs[number], expected, atol=1e-6)
+
+
 def test_a_learned_initial_state_is_a_parameter_that_learns():
     layer = RNN(jaxrnn.lstm(4), learn_initial_state=True)
     inputs = jax.random.normal(KEY, (3, 5, 2))
