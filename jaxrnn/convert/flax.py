@@ -41,15 +41,29 @@ def from_linen(kind: Kind, params: Mapping[str, Arrays]) -> Params:
     """Converts the parameters of a cell of `flax.linen`.
 
     Args:
-        kind: The kind of cell: "rnn", "lstm" or "gru".
-        params: The arrays by dense layer and name, `{"hi": {"kernel": …, "bias": …}, …}`.
+        kind: The kind of cell: "rnn" for `SimpleCell`, "lstm" for `LSTMCell` and
+            `OptimizedLSTMCell`, "gru" for `GRUCell`.
+        params: The arrays by dense layer and name, `{"hi": {"kernel": …, "bias": …}, …}`, as in
+            the `params` of the cell.
 
     Returns:
-        The parameters of the jaxrnn cell.
+        The parameters of the jaxrnn cell: `RNNParams`, `LSTMParams` or `GRUParams`. For the
+        variables of `jaxrnn.linen.RNN`, convert them by `jaxrnn.linen.as_dict`.
 
     Raises:
         ValueError: If a name is missing or unexpected, or an array has a wrong shape or dtype. The
             message names the array.
+
+    Examples:
+        >>> import flax.linen as nn
+        >>> import jax
+        >>> import jax.numpy as jnp
+        >>> from jaxrnn import convert
+        >>> flax_layer = nn.RNN(nn.OptimizedLSTMCell(64))
+        >>> variables = flax_layer.init(jax.random.key(0), jnp.ones((8, 20, 28)))
+        >>> params = convert.from_linen("lstm", variables["params"]["cell"])
+        >>> params.kernel.shape, params.recurrent_kernel.shape
+        ((28, 256), (64, 256))
     """
     return _from_layers(kind, _flat(params), LINEN)
 
@@ -77,7 +91,8 @@ def from_nnx(kind: Kind, params: Mapping[str, Arrays]) -> Params:
     """Converts the parameters of a cell of `flax.nnx`.
 
     Args:
-        kind: The kind of cell: "rnn", "lstm" or "gru".
+        kind: The kind of cell: "rnn" for `SimpleCell`, "lstm" for `LSTMCell` and
+            `OptimizedLSTMCell`, "gru" for `GRUCell`.
         params: The arrays by dense layer and name, as returned by
             `nnx.to_pure_dict(nnx.state(cell, nnx.Param))`.
 
