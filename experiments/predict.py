@@ -35,7 +35,7 @@ FAINTEST = 0.1  # of the strongest ink; less is mostly JPEG artifacts around a s
 class Config:
     """The options."""
 
-    images: Annotated[tuple[str, ...], Parameter(metavar="IMAGE")] = ()
+    images: tuple[str, ...] = ()
     """Image files of any size that Pillow reads, with a dark digit on a light background or a light
     one on dark."""
     _: KW_ONLY
