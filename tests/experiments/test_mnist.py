@@ -140,6 +140,31 @@ def test_a_run_prints_and_writes_what_it_promises(whole):
         assert (out / f"{picture}.png").read_bytes().startswith(b"\x89PNG")
 
 
+def test_the_guide_shows_what_is_printed(tmp_path, monkeypatch, capsys):
+    guide = (SCRIPT.parents[1] / "docs" / "guides" / "experiments.md").read_text()
+    shown = next(block for block in guide.split("```") if "\ntest accuracy at" in block)
+    monkeypatch.chdir(tmp_path)
+    folder = Path("runs", "mnist")
+    (folder / "checkpoints").mkdir(parents=True)
+    names = [f"{name}.png" for name in ("curves", "confusion", "mistakes", "beliefs")]
+    for name in ("config.json", "metrics.jsonl", "result.json", *names):
+        (folder / name).touch()
+    result = {
+        "final_test_accuracy": 0.9873,
+        "selected_step": 11_700,
+        "selected_validation_accuracy": 0.99,
+        "selected_test_accuracy": 0.9871,
+        "best_test_accuracy": 0.9892,
+        "evaluations": 200,
+        "parameters": 81_674,
+        "seconds": {"compile": 1.5, "train": 132.5, "evaluate": 62.9},
+    }
+    train.conclude(result, Run(folder))
+    assert capsys.readouterr().out in shown
+    lines = re.findall(r"^step ([ \d]{5})  loss \d\.\d{4}  test accuracy 0\.\d{4}$", shown, re.M)
+    assert len(lines) == shown.count("\nstep")
+
+
 def test_nothing_is_compiled_after_the_first_evaluation(tmp_path, monkeypatch):
     compiled, evaluations = [], []
 
