@@ -225,7 +225,7 @@ def test_an_error_names_what_is_accepted(words, message, capsys):
 @pytest.mark.parametrize(
     ("script", "words", "message"),
     [
-        ("mnist", "--cell LSTM", "--cell does not take 'LSTM'; did you mean lstm"),
+        ("mnist", "--cell LSTM", "--cell does not take 'LSTM'; did you mean lstm?"),
         ("mnist", f"--out {__file__}", f"--out {__file__}: {__file__} is a file, not a folder"),
         ("mnist", f"--out {__file__}/a", f"--out {__file__}/a: {__file__} is a file, not a fold"),
         ("ablate", f"size --out {__file__}", f"--out {__file__}: {__file__} is a file, not a f"),
