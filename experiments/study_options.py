@@ -83,6 +83,7 @@ class Config:
 
     def check(self) -> None:
         """Raises OptionError if a value is out of range or the options do not go together."""
+        options.check_folder(self.out)
         for name in ("seeds", "evaluations", "hosts"):
             if getattr(self, name) < 1:
                 raise OptionError(f"--{name} must be at least 1")

@@ -184,7 +184,10 @@ def is_seed(found):
 STACK = ("num_layers", "bidirectional", "residual", "dropout", "learn_initial_state", "truncate")
 CASES = {
     "dataset": ({"dataset": "kmnist"}, lambda found: found.loaded[0] == "kmnist"),
-    "data_dir": ({"data_dir": Path("d")}, lambda found: found.loaded[1] == Path("d")),
+    "data_dir": (
+        {"dataset": "mnist", "data_dir": Path("d")},
+        lambda found: found.loaded[1] == Path("d"),
+    ),
     "validation_size": ({"validation_size": 7}, lambda found: found.loaded[2] == 7),
     "order": ({"order": "columns"}, is_order),
     "delay": ({"delay": 3}, is_delay),
@@ -200,7 +203,7 @@ CASES = {
     ),
     **{
         name: (
-            {name: value},
+            {"num_layers": 2, name: value},
             lambda found, name=name, value=value: getattr(found.model.stack, name) == value,
         )
         for name, value in zip(STACK, (2, True, True, 0.25, True, 9), strict=True)
@@ -395,7 +398,7 @@ def test_a_run_is_not_resumed_with_another_cell(own, capture, monkeypatch):
     monkeypatch.chdir(own.parent)
     capture("mnist", cell="own.py:cell")  # the same file
     own.write_text(OWN.replace("scale=1.0", "scale=2.0"))
-    with pytest.raises(OtherConfiguration, match="cell_sha256: "):
+    with pytest.raises(OtherConfiguration, match="other options \\(cell_sha256: "):
         mnist.main(found.config)
     with pytest.raises(OptionError, match=r"own\.py:cell has changed since .* was trained"):
         experiment.load_run(found.config.out)
@@ -460,6 +463,12 @@ def test_an_empty_environment_variable_counts_as_unset(tmp_path, home, no_networ
     monkeypatch.chdir(write(tmp_path / "d"))
     monkeypatch.setenv("JAXRNN_DATA_DIR", "")
     assert experiment.load_dataset("auto", None, 20).name == "digits"
+
+
+def test_too_large_a_validation_set_names_the_option(tmp_path):
+    words = "^--validation-size must be less than 40, the number of examples in the training file"
+    with pytest.raises(OptionError, match=words):
+        experiment.load_dataset("mnist", write(tmp_path), 40)
 
 
 @pytest.mark.parametrize("name", ["adamw", "nadam", "rmsprop"])
