@@ -15,15 +15,15 @@ import flax.linen as nn
 import jax
 import numpy as np
 import optax
-from cells import cell_sha256
+from cells import cell_sha256, failure
 from errors import OptionError
 from models import build_model
-from options import FREE, Config, DatasetName, cell_file
+from options import FREE, Config, DatasetName, cell_file, parse_cell_options
 
 from jaxrnn import training
 from jaxrnn.training import data
 from jaxrnn.training.checkpoint import Checkpoints
-from jaxrnn.training.run import Run, RunError
+from jaxrnn.training.run import Run, RunError, differences
 from jaxrnn.training.train import run_keys
 
 Examples = tuple[np.ndarray, np.ndarray]
@@ -130,8 +130,12 @@ def check_model(config: Config) -> nn.Module:
     model = build_model(config)
     try:
         jax.eval_shape(model.init, jax.random.key(0), blank_example(config))
-    except ValueError as error:
-        raise OptionError(str(error)) from None
+    except Exception as error:
+        if cell_file(config.cell) is not None:
+            raise failure(config.cell, parse_cell_options(config.cell_options), error) from error
+        if isinstance(error, ValueError):
+            raise OptionError(str(error)) from None
+        raise
     return model
 
 
@@ -251,8 +255,9 @@ def load_run(directory: Path, warn: Callable[[str], None] = print) -> Trained:
         config = Config(**stored, out=directory)
     except TypeError as error:
         raise RunError(f"{directory / 'config.json'} is not of this version: {error}") from None
-    if cell_sha256(config.cell) != trained_cell:
-        raise OptionError(f"{config.cell} has changed since {directory} was trained with it")
+    cell = {"cell": config.cell, "cell_sha256": cell_sha256(config.cell)}
+    if changed := differences(cell | {"cell_sha256": trained_cell}, cell):
+        raise OptionError(f"{'; '.join(changed)} since {directory} was trained with it")
     if not run.checkpoints.is_dir():
         raise RunError(f"{directory} holds no checkpoint yet")
     model = build_model(config)

@@ -319,6 +319,11 @@ def check_folder(path: Path) -> None:
 
 def check_cell(option: str, name: str) -> None:
     """Raises OptionError if no cell has this name."""
+    if name.endswith(".py"):
+        names = ", ".join(functions(Path(name)))
+        raise OptionError(
+            f"{option}: {name} names no function; write {name}:NAME{names and f' ({names})'}"
+        )
     if name not in (*CELLS, *BASELINES) and cell_file(name) is None:
         names = [*CELLS, *BASELINES, "path/to/file.py:name"]
         raise unknown(f"{option} does not take {name!r}", name, names)
@@ -328,6 +333,16 @@ def cell_file(name: str) -> tuple[Path, str] | None:
     """Returns the file and the name of a user's own cell, or None if `name` is not of that form."""
     path, colon, attribute = name.rpartition(":")
     return (Path(path), attribute) if colon and path.endswith(".py") else None
+
+
+def functions(path: Path) -> list[str]:
+    """Returns the names of the functions that a file defines, without those that start with _."""
+    try:
+        defined = ast.parse(path.read_bytes()).body
+    except (OSError, SyntaxError, ValueError):
+        return []
+    names = [each.name for each in defined if isinstance(each, ast.FunctionDef)]
+    return [name for name in names if name[0] != "_"]
 
 
 def parse_cell_options(words: Sequence[str]) -> dict[str, Any]:

@@ -201,13 +201,25 @@ def _check_same(directory: Path, before: Mapping[str, Any], now: Mapping[str, An
 
 
 def differences(before: Mapping[str, Any], now: Mapping[str, Any]) -> list[str]:
-    """Returns one line `name: before, now …` for each entry that differs."""
-    names = sorted(before.keys() | now.keys())
-    return [
-        f"{name}: {before.get(name)}, now {now.get(name)}"
-        for name in names
-        if before.get(name) != now.get(name)
-    ]
+    """Returns one line `name: before, now …` for each entry that differs.
+
+    An entry NAME_sha256 is a hash of what the entry NAME names, or a mapping from files to hashes.
+    Its lines say what has changed.
+    """
+    lines = []
+    for name in sorted(before.keys() | now.keys()):
+        old, new = before.get(name), now.get(name)
+        if old == new:
+            continue
+        subject = name.removesuffix("_sha256")
+        if subject == name:
+            lines.append(f"{name}: {old}, now {new}")
+        elif isinstance(old, Mapping) and isinstance(new, Mapping):
+            files = sorted(old.keys() | new.keys())
+            lines += [f"{file} has changed" for file in files if old.get(file) != new.get(file)]
+        else:
+            lines.append(f"{now.get(subject, subject)} has changed")
+    return lines
 
 
 def environment() -> dict[str, Any]:

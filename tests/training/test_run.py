@@ -67,6 +67,15 @@ def test_a_part_of_the_configuration_is_checked_and_nothing_is_written(tmp_path)
         Run(tmp_path).check({})
 
 
+def test_the_difference_of_a_hash_is_what_has_changed():
+    one, two = {"cell": "a.py:lstm", "cell_sha256": "1"}, {"cell": "a.py:lstm", "cell_sha256": "2"}
+    assert differences(one, two) == ["a.py:lstm has changed"]
+    assert differences({"data_sha256": "1"}, {"data_sha256": "2"}) == ["data has changed"]
+    one, two = {"a.py": "1", "b.py": "1", "c.py": "1"}, {"a.py": "1", "b.py": "2", "d.py": "1"}
+    lines = [f"{name}.py has changed" for name in "bcd"]
+    assert differences({"cell_sha256": one}, {"cell_sha256": two}) == lines
+
+
 @pytest.mark.parametrize("name", ["thesis.tex", "thesis.tmp"])
 def test_a_folder_of_something_else_is_left_alone(name, tmp_path):
     (tmp_path / name).write_text("years of work")
