@@ -17,7 +17,7 @@ import jax
 from errors import OptionError, unknown
 from imports import importing, own_modules
 from jax.nn.initializers import glorot_uniform, orthogonal
-from options import cell_file, functions
+from options import BASELINES, cell_file, functions
 
 import jaxrnn
 
@@ -77,7 +77,7 @@ def make_cell(name: str, hidden_size: int, **options: Any) -> jaxrnn.Cell:
     Raises:
         OptionError: If the cell does not exist, or does not take an option or its value.
     """
-    constructor: Callable[..., Any] = CELLS[name] if name in CELLS else _own_cell(name)
+    constructor = _constructor(name)
     options = {key: value for key, value in options.items() if value is not None}
     for key in options:
         _check_takes(name, constructor, key)
@@ -92,12 +92,32 @@ def make_cell(name: str, hidden_size: int, **options: Any) -> jaxrnn.Cell:
     return cell
 
 
+def cell_parameters(name: str) -> list[str]:
+    """Returns the names of the keyword arguments of the cell of this name.
+
+    Raises:
+        OptionError: If the file of a user's own cell fails, or does not define the cell.
+    """
+    return [] if name in BASELINES else _keywords(_constructor(name))
+
+
+def _constructor(name: str) -> Callable[..., Any]:
+    return CELLS[name] if name in CELLS else _own_cell(name)
+
+
+def _keywords(constructor: Callable[..., Any]) -> list[str]:
+    """Returns the names of the arguments after the hidden size."""
+    parameters = list(inspect.signature(constructor).parameters.values())[1:]
+    named = (inspect.Parameter.POSITIONAL_OR_KEYWORD, inspect.Parameter.KEYWORD_ONLY)
+    return [each.name for each in parameters if each.kind in named]
+
+
 def _check_takes(name: str, constructor: Callable[..., Any], option: str) -> None:
     """Raises OptionError if the constructor of a cell has no such keyword argument."""
-    parameters = list(inspect.signature(constructor).parameters.values())[1:]
+    parameters = inspect.signature(constructor).parameters.values()
     if any(each.kind is each.VAR_KEYWORD for each in parameters):
         return
-    taken = [each.name for each in parameters if each.kind is not each.POSITIONAL_ONLY]
+    taken = _keywords(constructor)
     if option in taken:
         return
     if option in FLAGS:

@@ -73,7 +73,8 @@ def section(folder: Path, name: str) -> str:
     study = STUDIES.get(kept.folder.name)
     about, claims = (study.about, study.claims) if study else (config["about"], ())
     settings = config["settings"]
-    summaries = compare.summarise(records, list(settings))
+    baseline = [config["baseline"]] if config.get("baseline") else []
+    summaries = compare.summarise(records, [*baseline, *settings])
     parts = [
         f"\n## {name}",
         about,

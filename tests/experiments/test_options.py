@@ -428,7 +428,7 @@ def test_a_study_tells_cells_of_other_contents_apart(own):
     assert "cell_sha256" not in jobs.changes(Config(cell="gru"))
     config = ablate.Config("grid", cell=f"{own}:cell", cell_options=("scale=0.5",))
     config = dataclasses.replace(config, vary=("learning_rate=1e-3,1e-2",))
-    _, settings = run_study.resolve(config)
+    settings = run_study.resolve(config).settings
     assert {setting.cell for setting in settings.values()} == {f"{own}:cell"}
     assert {setting.cell_options for setting in settings.values()} == {("scale=0.5",)}
     assert f"--cell {own}:cell --cell-options scale=0.5" in run_study.command(config)
