@@ -27,7 +27,7 @@ from study_options import Config, pairs, setting_value, shared_options
 from terminal import announce, console
 
 from jaxrnn.training import compare, data, report
-from jaxrnn.training.run import cores
+from jaxrnn.training.run import cores, differences
 
 # Seconds over which the progress bar averages the speed to estimate the remaining time.
 SPEED_SECONDS = 3600.0
@@ -135,6 +135,21 @@ def is_asked(setting: str, config: Config) -> bool:
     return not config.settings or setting in config.settings
 
 
+def changed_cells(kept: Records, settings: Mapping[str, options.Config]) -> list[str]:
+    """Returns a line for each file of a user's own cell that differs from that of the kept runs."""
+    if not kept.config_path.exists():
+        return []
+    lines = []
+    for name, setting in kept.config()["settings"].items():
+        if name in settings:
+            parts = [
+                {part: each.get(part) for part in ("cell", "cell_sha256")}
+                for each in (setting["options"], changes(settings[name]))
+            ]
+            lines += differences(*parts) if parts[0]["cell"] == parts[1]["cell"] else []
+    return list(dict.fromkeys(lines))
+
+
 def described(jobs: list[Job], data_sha256: str, config: Config) -> dict[str, dict[str, Any]]:
     """Returns options and runs of each setting, for `Records.keep_settings`."""
     found: dict[str, dict[str, Any]] = {}
@@ -239,6 +254,8 @@ def main(config: Config) -> int:
     missing = [job for job in asked if job.identity not in done]
     jobs = [job for job in missing if job.identity not in others]
     console.print(study.about)
+    for line in changed_cells(kept, settings):
+        console.print(f"note: {line}; runs with the earlier file are trained again")
     paces = measured_paces(asked, done | others)
     if jobs and config.dry_run and not paces:
         console.print(f"timing {jobs[0].setting} …")
@@ -250,7 +267,10 @@ def main(config: Config) -> int:
     )
     if config.dry_run:
         for name in dict.fromkeys(job.setting for job in asked):
-            console.print(f"  {name}: {changes(settings[name])}")
+            shown = {
+                key: each for key, each in changes(settings[name]).items() if key != "cell_sha256"
+            }
+            console.print(f"  {name}: {shown}")
         return 0
     if config.host == 0:
         about = {"study": config.study, "about": study.about, "baseline": config.baseline}

@@ -375,6 +375,21 @@ def test_the_differences_are_from_the_baseline(tmp_path):
     assert "\n".join(table_lines(tmp_path / "mine")) in page
 
 
+@pytest.mark.usefixtures("untrained")
+def test_a_changed_cell_is_trained_anew_and_the_file_is_named(tmp_path, capsys):
+    path = tmp_path / "own.py"
+    path.write_text("import jaxrnn\n\ndef cell(size):\n    return jaxrnn.rnn(size)\n")
+    config = ablation(tmp_path, vary=(f"cell=gru,{path}:cell",), seeds=1)
+    assert ablate.main(config) == 0
+    assert ablate.main(config) == 0
+    assert "has changed" not in capsys.readouterr().out
+    path.write_text(path.read_text().replace("rnn(", "lstm("))
+    assert ablate.main(config) == 0
+    shown = capsys.readouterr().out
+    assert f"note: {path}:cell has changed; runs with the earlier file are trained again\n" in shown
+    assert "1 runs are done, 1 to do" in shown
+
+
 def test_of_a_grid_of_which_nothing_goes_together_there_is_one_error(tmp_path, capsys):
     with pytest.raises(OptionError, match="--cell gru does not take --forget-bias"):
         ablate.main(ablation(tmp_path, vary=("cell=gru", "forget_bias=0,1")))
