@@ -5,7 +5,7 @@ import importlib.metadata
 import os
 import tempfile
 
-from jaxtyping import install_import_hook
+import jaxtyping
 
 # Most of the time of the tests is spent on compiling programs that run once. XLA therefore does not
 # optimise them, and a cache folder shares compiled programs between the tests and processes of this
@@ -37,8 +37,16 @@ if not os.environ.get("JAXRNN_DATA_DIR"):  # treat an empty value as unset
 # tenth of the time.
 gc.set_threshold(100_000, 50, 50)
 
+# The import hook decorates every function, also those that each trace defines anew, which takes a
+# millisecond each. A function without annotations has nothing to check.
+jaxtyped = jaxtyping.jaxtyped
+jaxtyping.jaxtyped = lambda *, typechecker: (
+    lambda one: (
+        jaxtyped(one, typechecker=typechecker) if getattr(one, "__annotations__", True) else one
+    )
+)
 # The hook must precede all imports of jaxrnn, so that its annotations are checked in all tests.
-hook = install_import_hook("jaxrnn", "beartype.beartype")
+hook = jaxtyping.install_import_hook("jaxrnn", "beartype.beartype")
 
 # These tests need other settings and large libraries; see tests/accelerators/conftest.py.
 collect_ignore = ["accelerators"]

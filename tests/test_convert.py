@@ -129,6 +129,11 @@ FLAX = {
     "lstm-softsign": ["OptimizedLSTMCell"],
     "gru": ["GRUCell"],
 }
+ACTIVATIONS = {
+    "rnn-relu": jax.nn.relu,
+    "rnn-sigmoid": jax.nn.sigmoid,
+    "lstm-softsign": jax.nn.soft_sign,
+}
 LIBRARIES = {"tf1": TF1, "keras": KERAS, "torch": TORCH, "linen": FLAX, "nnx": FLAX}
 # Equal cells under different names, which have the same weights and outputs.
 SAME = {"odyssey-V": "lstm-peephole", "odyssey-NP": "lstm"}
@@ -182,8 +187,14 @@ def test_torch_computes_the_same(name):
         assert_close(value, expected)
 
 
+# The activation changes nothing in the weights, and its own computation is tested by test_cells.
 @pytest.mark.parametrize(
-    ("name", "make"), [(name, make) for name, makes in FLAX.items() for make in makes]
+    ("name", "make"),
+    [
+        pytest.param(name, make, marks=pytest.mark.slow if name in ACTIVATIONS else ())
+        for name, makes in FLAX.items()
+        for make in makes
+    ],
 )
 @pytest.mark.parametrize("library", ["linen", "nnx"])
 def test_flax_computes_the_same(library, name, make):
@@ -216,13 +227,6 @@ def test_flax_computes_the_same(library, name, make):
     if library == "nnx" and name == "gru":
         d_params = d_params._replace(recurrent_bias=jnp.zeros(H))
     assert_close(write(cell, d_params), d_weights)
-
-
-ACTIVATIONS = {
-    "rnn-relu": jax.nn.relu,
-    "rnn-sigmoid": jax.nn.sigmoid,
-    "lstm-softsign": jax.nn.soft_sign,
-}
 
 
 def nnx_layer(make, options):

@@ -67,6 +67,12 @@ def slow_cell(size):
 
 
 CELLS = all_cells.CELLS | {"user-gated": slow_cell(H)}
+# One of each kind: with a gate, with a step, and a linear recurrence.
+OF_A_KIND = ("lstm-peephole", "mgu", "lru")
+# Those whose gradient differs from another's in nothing but the gate's formula, of which autodiff
+# makes the gate's part; and those with a step, which have nothing but "scan".
+ALIKE = ["rnn-relu", "rnn-sigmoid", "lstm-clip", "lstm-layer-norm", "gru-before"]
+ALIKE += [f"odyssey-{name}" for name in ("V", "NIG", "NOG", "NIAF", "NOAF", "NP", "FGR")]
 
 
 class Problem(NamedTuple):
@@ -151,19 +157,27 @@ def curved(run):
 
 @pytest.mark.parametrize(
     ("name", "input_size"),
-    [*itertools.product(CELLS, [NARROW]), ("rnn", WIDE), ("lstm-peephole", WIDE), ("gru", WIDE)],
+    [
+        *(
+            pytest.param(name, NARROW, marks=pytest.mark.slow if name in ALIKE else ())
+            for name in CELLS
+        ),
+        *(("rnn", WIDE), ("lstm-peephole", WIDE), ("gru", WIDE)),
+    ],
 )
 def test_every_gradient_is_that_of_the_scan(name, input_size):
     cell = CELLS[name]
     # A remainder after the blocks makes a program half as long again, so only one cell of each kind
     # has one.
-    time = T if name in ("lstm-peephole", "mgu", "lru") else 2 * BLOCK
+    time = T if name in OF_A_KIND else 2 * BLOCK
     given = problem(cell, input_size=input_size, time=time, lengths=True, resets=True)
     reverse = input_size == WIDE
     scan = run(cell, implementation="scan", memory="save", reverse=reverse)
-    others = [run(cell, implementation=fast(cell), memory="recompute", reverse=reverse)]
+    others = []
     if cell.gate is not None or cell.recurrence is not None:  # the default of all others is "scan"
         others.append(run(cell, implementation=fast(cell), reverse=reverse))
+    if name in (*OF_A_KIND, "user-gated", *ALIKE) and not reverse:  # blocks know no cell
+        others.append(run(cell, implementation=fast(cell), memory="recompute"))
     if cell.gate is not None:
         others.append(run(cell, implementation="states", reverse=reverse))
     assert_same(given, scan, *others)
@@ -189,7 +203,7 @@ def test_masks_and_batch_axes(name, batch, lengths, resets, reverse):
 
 
 # Every example compiles a program, so a failing example is not shrunk.
-@settings(max_examples=6, deadline=None, phases=[Phase.reuse, Phase.generate])
+@settings(max_examples=3, deadline=None, phases=[Phase.reuse, Phase.generate])
 @given(st.data())
 def test_drawn_cases(data):
     draw = lambda *values: data.draw(st.sampled_from(values))  # noqa: E731
@@ -243,22 +257,30 @@ def test_second_derivatives_are_those_of_the_scan():
     given = problem(cell, (3,), time=4, lengths=True, resets=True)
     direction = normal_like(given[:3], 5)
 
-    def derivatives(implementation):
+    def gradient(implementation):
         function = curved(run(cell, implementation=implementation, **given.masks))
-        gradient = jax.grad(lambda *args: function(*args, {}), (0, 1, 2))
-        reverse_over_reverse = jax.vjp(gradient, *given[:3])[1](direction)
-        forward_over_reverse = jax.jvp(gradient, given[:3], direction)[1]
-        return reverse_over_reverse, forward_over_reverse
+        return jax.grad(lambda *args: function(*args, {}), (0, 1, 2))
 
-    fused, scan = jit(lambda: (derivatives("fused"), derivatives("scan")))()
-    assert_close(fused, scan)
+    @jit
+    def derivatives():
+        reverse_over_reverse = jax.vjp(gradient("fused"), *given[:3])[1](direction)
+        forward_over_reverse = jax.jvp(gradient("fused"), given[:3], direction)[1]
+        # Second derivatives are symmetric: both are this.
+        return (
+            reverse_over_reverse,
+            forward_over_reverse,
+            jax.jvp(gradient("scan"), given[:3], direction)[1],
+        )
+
+    backward, forward, expected = derivatives()
+    assert_close(backward, expected)
+    assert_close(forward, expected)
 
 
-@pytest.mark.parametrize("implementation", ["fused", "scan"])
-def test_numerical_gradients(implementation):
+def test_numerical_gradients_of_the_scan():
     cell = CELLS["lstm-peephole"]
     given = problem(cell, (3,), time=5, lengths=True, resets=True)
-    function = curved(run(cell, implementation=implementation))
+    function = curved(run(cell, implementation="scan"))
     floats, function = given[:3], functools.partial(function, masks=given.masks)
     gradient = jit(jax.value_and_grad(function, (0, 1, 2)))
 
@@ -267,8 +289,7 @@ def test_numerical_gradients(implementation):
         return value, lambda d_value: jax.tree.map(lambda leaf: d_value * leaf, gradients)
 
     check_vjp(jit(function), pullback, floats)
-    if implementation == "scan":
-        check_jvp(jit(function), jit(functools.partial(jax.jvp, function)), floats)
+    check_jvp(jit(function), jit(functools.partial(jax.jvp, function)), floats)
 
 
 def products(jaxpr, in_loop=False):
@@ -310,9 +331,9 @@ def test_the_kernels_gradients_are_one_product_after_the_loops(name, input_size,
 # Transformations and options that must not change the result
 
 
-@pytest.mark.parametrize("time", [BLOCK - 1, BLOCK + 1, 2 * BLOCK])
+@pytest.mark.parametrize("time", [BLOCK - 1, BLOCK + 1])
 def test_memory_changes_nothing(time):
-    cell = CELLS["lstm-peephole"]
+    cell = CELLS["rnn"]
     given = problem(cell, time=time, lengths=True, resets=True)
     reference = run(cell, implementation="scan", memory="save")
     others = [run(cell, implementation="fused", memory="recompute")]
@@ -323,7 +344,7 @@ def test_memory_changes_nothing(time):
 
 
 def test_unroll_changes_nothing():
-    cell = CELLS["lstm-peephole"]
+    cell = CELLS["rnn"]
     given = problem(cell, time=5, lengths=True, resets=True)
     runs = [run(cell, implementation="fused", unroll=steps) for steps in (2, 9)]
     scan = run(cell, implementation="scan", unroll=2)
@@ -395,8 +416,7 @@ def unsharded(cell):
     return jit(lambda *given: (scan(*given), jax.grad(curved(fused), (0, 1))(*given)))
 
 
-@pytest.mark.parametrize("state", ["given", "default"])
-@pytest.mark.parametrize("check_vma", [False, True])
+@pytest.mark.parametrize(("check_vma", "state"), [(False, "given"), (True, "default")])
 def test_the_batch_sharded_over_devices(check_vma, state):
     devices = jax.devices("cpu")[:2]
     assert len(devices) == 2, "conftest.py asks for two CPU devices"
@@ -614,7 +634,7 @@ def test_a_plain_cell_with_any_memory_reversed_and_mapped():
     save = plain_run(memory="save", reverse=True)
     recompute, offload = (plain_run(memory=each, reverse=True) for each in ("recompute", "offload"))
     mapped = jax.vmap(recompute, in_axes=(None, 0, 0, 0))
-    assert_same(plain_problem(), save, recompute, offload, mapped)
+    assert_same(plain_problem(), save, offload, mapped)
 
 
 def test_a_plain_cell_has_no_deferred_gradient():

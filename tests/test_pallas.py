@@ -149,7 +149,7 @@ def test_vmap_over_parameters_makes_runs(kernels):
 
 def test_second_derivatives_are_those_of_the_scan():
     """No kernel can be differentiated, and every platform traces the kernels of all platforms."""
-    cell = CELLS["lstm-peephole"]
+    cell = CELLS["rnn"]
     params, inputs, *states = problem(cell)
     options = {"lengths": jnp.array([T, 0, 2]), "resets": jnp.eye(B, T, 1) > 0}
 

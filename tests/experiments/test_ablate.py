@@ -7,6 +7,7 @@ import socket
 import subprocess
 import sys
 import threading
+from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
 from types import SimpleNamespace
 
@@ -21,6 +22,7 @@ import results
 import results_page
 import run_study
 from errors import OptionError
+from jax.experimental import multihost_utils
 from matplotlib.figure import Figure
 from records import Records
 
@@ -433,8 +435,34 @@ def test_a_host_waits_for_what_another_has_not_kept_yet(tmp_path, monkeypatch):
     assert table_lines(tmp_path / "odyssey")[0].startswith("| **nfg**")
 
 
-def test_hosts_share_a_study(tmp_path):
-    """Two processes, each with its own part of the runs, and one conclusion."""
+def check_shared(tmp_path):
+    """Each of two hosts has run its own part of the study, and one has concluded it."""
+    shares = [(tmp_path / "mine" / name) for name in ("results.jsonl", "results-1.jsonl")]
+    runs = [[json.loads(line) for line in share.read_text().splitlines()] for share in shares]
+    assert list(map(len, runs)) == [2, 2]
+    assert len({(record["setting"], record["seed"]) for share in runs for record in share}) == 4
+    assert len(table_lines(tmp_path / "mine")) == 2
+
+
+@pytest.mark.usefixtures("untrained")
+def test_hosts_share_a_study(tmp_path, monkeypatch):
+    """The hosts are threads here, because two processes take ten seconds."""
+    joined, meeting = set(), threading.Barrier(2)
+    monkeypatch.setattr(jax.distributed, "initialize", lambda *words: joined.add(words))
+    monkeypatch.setattr(multihost_utils, "sync_global_devices", lambda _: meeting.wait(timeout=60))
+    monkeypatch.setattr(run_study, "POLL_SECONDS", 0.1)
+    config = ablation(
+        tmp_path, study="mine", vary=("learning_rate=0.1,0.2",), hosts=2, coordinator="there:1"
+    )
+    hosts = [dataclasses.replace(config, host=host) for host in range(2)]
+    with ThreadPoolExecutor(2) as pool:
+        assert list(pool.map(ablate.main, hosts)) == [0, 0]
+    assert joined == {("there:1", 2, 0), ("there:1", 2, 1)}
+    check_shared(tmp_path)
+
+
+@pytest.mark.slow
+def test_processes_share_a_study(tmp_path):
     with socket.socket() as free:
         free.bind(("localhost", 0))
         coordinator = f"localhost:{free.getsockname()[1]}"
@@ -450,11 +478,7 @@ def test_hosts_share_a_study(tmp_path):
     ]
     shown = [host.communicate(timeout=600)[0] for host in hosts]
     assert [host.returncode for host in hosts] == [0, 0], shown
-    shares = [(tmp_path / "mine" / name) for name in ("results.jsonl", "results-1.jsonl")]
-    runs = [[json.loads(line) for line in share.read_text().splitlines()] for share in shares]
-    assert list(map(len, runs)) == [2, 2]
-    assert len({(record["setting"], record["seed"]) for share in runs for record in share}) == 4
-    assert len(table_lines(tmp_path / "mine")) == 2
+    check_shared(tmp_path)
 
 
 @pytest.mark.parametrize("name", run_study.STUDIES)

@@ -80,7 +80,7 @@ def test_a_run_yields_its_progress(alone):
         assert seconds[-1] > 0
 
 
-@pytest.mark.parametrize("seeds", [(7,), (7, 3), (1, 7, 3), (7, 1, 2, 3)])
+@pytest.mark.parametrize("seeds", [(7,), (1, 7, 3)])
 def test_a_run_does_not_depend_on_those_beside_it(splits, alone, seeds):
     """Alone on a device or vectorized with others, it has the same results to rounding."""
     rates = [1e-2 if seed == 7 else 3e-3 for seed in seeds]

@@ -164,7 +164,7 @@ def test_mistakes_shows_the_most_confident_first(figures):
         assert colors[LABELS[n] + 1] == report.VERMILLION.lower()
 
 
-@pytest.mark.parametrize("errors", [1, 7, 30])
+@pytest.mark.parametrize("errors", [1, 30])
 def test_mistakes_however_many(errors, figures):
     beliefs = np.eye(10)[(LABELS + (np.arange(30) < errors)) % 10]
     report.mistakes(IMAGES, LABELS, beliefs, PATH, "title")
@@ -241,8 +241,7 @@ def test_the_heat_map_has_every_value_in_its_place(figures):
     np.testing.assert_allclose(axes.images[0].get_array().filled(np.nan), 100 * values)
 
 
-@pytest.mark.parametrize("order", ["rows", "columns", "pixels"])
-@pytest.mark.parametrize("count", [1, 7])
+@pytest.mark.parametrize(("order", "count"), [("rows", 7), ("columns", 1), ("pixels", 2)])
 def test_beliefs(order, count, figures):
     beliefs = probabilities(count, 28)
     report.beliefs(IMAGES[:count], beliefs, PATH, LABELS[:count], "a title", order)

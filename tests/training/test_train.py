@@ -57,14 +57,13 @@ def test_a_step_is_adam_on_the_mean_cross_entropy(examples):
         np.testing.assert_allclose(a, b, atol=float(2e-6 + 1e-2 * (jnp.abs(g) < 1e-6).any()))
 
 
-@pytest.mark.parametrize("slices", [2, 5])
-def test_a_batch_in_slices_has_the_same_gradient(examples, slices):
+def test_a_batch_in_slices_has_the_same_gradient(examples):
     batch, state = (examples[0][:10], examples[1][:10]), new_state()
     optimizer = optax.sgd(1.0)  # its update is the gradient
     state = state.replace(opt_state=optimizer.init(state.params))
     step = jax.jit(train_step, static_argnums=(0, 1), static_argnames="slices")
     whole, loss = step(MODEL, optimizer, state, batch)
-    parts, same = step(MODEL, optimizer, state, batch, slices=slices)
+    parts, same = step(MODEL, optimizer, state, batch, slices=5)
     np.testing.assert_allclose(same, loss, rtol=1e-5)
     for a, b in zip(*map(jax.tree.leaves, (parts.params, whole.params)), strict=True):
         np.testing.assert_allclose(a, b, atol=1e-6)
