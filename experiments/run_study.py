@@ -106,8 +106,8 @@ def explain_left_out(resolved: Resolved) -> str:
     if not left_out:
         return ""
     return (
-        f"{len(left_out)} of {len(study.settings)} settings are left out, since their options do "
-        f"not go together: {listed(left_out)}."
+        f"{len(left_out)} of {len(study.settings)} settings are left out, since their model cannot "
+        f"be built: {listed(left_out)}."
     )
 
 

@@ -347,9 +347,8 @@ def test_of_a_grid_only_what_goes_together_is_run(tmp_path, capsys, first):
     reason = "since --cell gru does not take --cell-options peephole"
     assert all(f"left out: {name}, {reason}" in shown for name in gru[:2])
     written = (tmp_path / "grid" / "table.md").read_text()
-    assert (
-        f"\n2 of 6 settings are left out, since their options do not go together: '{gru[0]}'"
-        in (written)
+    assert f"\n2 of 6 settings are left out, since their model cannot be built: '{gru[0]}'" in (
+        written
     )
     warning = f"\nThe first setting, '{gru[0]}', is left out. The differences are from '{gru[2]}'; "
     assert (warning in written) == (first == "gru")
