@@ -1,0 +1,86 @@
+"""Trained networks to and from ONNX, the format that ONNX Runtime and browsers run.
+
+`to_onnx` writes what an `RNN`, a `Stack` or a `Classifier` computes at evaluation. Layers of
+`jaxrnn.rnn`, `jaxrnn.lstm` and `jaxrnn.gru` become ONNX's own operators, one a layer. ONNX has none
+for the other cells: they become a `Scan` over the cell's `step`, if each of the operations in it
+has a counterpart in ONNX.
+
+`from_onnx` reads the LSTM, GRU and RNN operators of a model, whoever wrote it.
+"""
+
+from __future__ import annotations
+
+import os
+from collections.abc import Mapping
+from typing import Any
+
+
+def to_onnx(
+    module: Any,
+    params: Mapping[str, Any],
+    *,
+    path: str | os.PathLike[str] | None = None,
+    lengths: bool = False,
+    carry: bool = False,
+    weights: str = "float32",
+) -> Any:
+    """Writes a module of `jaxrnn.linen` as an ONNX model, with dynamic batch and time axes.
+
+    Example::
+
+        model = Classifier(Stack(jaxrnn.lstm(128)), num_classes=10)
+        to_onnx(model, variables, path="model.onnx")
+
+        session = onnxruntime.InferenceSession("model.onnx")
+        (logits,) = session.run(["logits"], {"inputs": x})
+
+    The model's input is `inputs` [batch, time, features] and its output `outputs`, or `logits` of
+    a `Classifier`. An `RNN` with `time_major` keeps its layout, [time, batch, features]. There is
+    one batch axis and at least one time step.
+
+    The model computes in float32, also where the module's `dtype` or `param_dtype` is another: it
+    then differs from the module by the rounding of that dtype. Dropout and recurrent regularization
+    are those of evaluation.
+
+    Args:
+        module: An `RNN`, `Stack` or `Classifier`; RNN's `return_carry` is ignored.
+        params: Its variables, `{"params": …}`, or its parameters alone.
+        path: Where to write the model, if anywhere.
+        lengths: Whether there is an input `lengths` [batch] of int32, the module's `seq_lengths`.
+            Lengths beyond the number of time steps count as that number, and negative ones as 0.
+        carry: Whether the state before the first step is an input and the state after the last
+            step an output. Each leaf of the state is one: the inputs are `layer_0/forward/hidden`,
+            `layer_0/forward/cell` and so on, with `backward` for a layer that reads from the end,
+            and the outputs have the same names followed by `_out`. Otherwise the states start as
+            the module's do without `initial_carry`.
+        weights: "float32", or "float16" for a file of half the size: the weights are rounded to
+            float16, and the model still computes in float32.
+
+    Returns:
+        The `onnx.ModelProto`.
+
+    Raises:
+        ImportError: If the package onnx is not installed.
+        ValueError: If the module is another, ONNX cannot express its cell, or the parameters do not
+            fit it; names what is wrong.
+    """
+    write = _import("write")
+    model = write.model_of(module, params, lengths=lengths, carry=carry, weights=weights)
+    if path is not None:
+        import onnx
+
+        onnx.save(model, os.fspath(path))
+    return model
+
+
+def _import(name: str) -> Any:
+    """A module of this package that needs onnx."""
+    try:
+        import onnx  # noqa: F401
+    except ImportError as error:
+        raise ImportError(
+            "to_onnx and from_onnx need the package onnx: pip install 'jaxrnn[onnx]'"
+        ) from error
+    import importlib
+
+    return importlib.import_module(f"{__name__}.{name}")
