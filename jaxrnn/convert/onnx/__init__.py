@@ -14,6 +14,8 @@ import os
 from collections.abc import Mapping
 from typing import Any
 
+from jaxrnn.arguments import describe, flag
+
 
 def to_onnx(
     module: Any,
@@ -65,6 +67,12 @@ def to_onnx(
             fit it; names what is wrong.
     """
     write = _import("write")
+    lengths, carry = flag("lengths", lengths), flag("carry", carry)
+    if weights not in ("float32", "float16"):
+        raise ValueError(f"weights must be 'float32' or 'float16', got {weights!r}")
+    if not isinstance(params, Mapping):
+        raise ValueError(f"params must be the variables of the module, got {describe(params)}")
+    params = params.get("params", params)
     model = write.model_of(module, params, lengths=lengths, carry=carry, weights=weights)
     if path is not None:
         import onnx

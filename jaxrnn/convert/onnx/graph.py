@@ -54,14 +54,14 @@ class Graph:
             self.root._initializers.append(numpy_helper.from_array(array, constants[key]))
         return constants[key]
 
-    def integers(self, *values: int) -> str:
+    def integers(self, *values: int | np.integer) -> str:
         """The name of a constant vector of int64, as axes and shapes are given."""
         return self.constant(values, np.int64)
 
     def weight(self, name: str, value: Any) -> str:
-        """The name of a parameter in float32, which is stored in the dtype of the weights."""
-        array = np.ascontiguousarray(value, np.float32)
-        if self._weights == "float32":
+        """The name of a parameter; one in float32 is stored in the dtype of the weights."""
+        array = np.array(value, order="C")
+        if array.dtype != np.float32 or self._weights == "float32":
             self.root._initializers.append(numpy_helper.from_array(array, name))
             return name
         if array.size and np.max(np.abs(array)) > FLOAT16_MAX:

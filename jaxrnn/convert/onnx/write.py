@@ -7,7 +7,7 @@ Shapes: B batch, T time, I input features, P output features of a direction, D d
 
 from __future__ import annotations
 
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from typing import Any
 
 import numpy as np
@@ -15,23 +15,27 @@ import onnx
 from onnx import TensorProto, helper
 
 import jaxrnn
-from jaxrnn.arguments import describe, flag
+from jaxrnn.arguments import describe
 from jaxrnn.convert.onnx.graph import IR_VERSION, OPSET, Graph
-from jaxrnn.convert.onnx.layers import Direction, Lengths, Steps, direction, masked, write_layer
+from jaxrnn.convert.onnx.layers import (
+    Direction,
+    Lengths,
+    Steps,
+    direction,
+    expanded,
+    masked,
+    reversed_each,
+)
+from jaxrnn.convert.onnx.native import operator_of, write_native
+from jaxrnn.convert.onnx.scan import write_scan
 from jaxrnn.linen import RNN, Classifier, Stack
 
 
 def model_of(module: Any, params: Any, *, lengths: bool, carry: bool, weights: str) -> Any:
-    """The model; see `to_onnx`."""
-    lengths, carry = flag("lengths", lengths), flag("carry", carry)
-    if weights not in ("float32", "float16"):
-        raise ValueError(f"weights must be 'float32' or 'float16', got {weights!r}")
+    """The model; see `to_onnx`. The parameters are those alone."""
     if not isinstance(module, RNN | Stack | Classifier):
         kind = type(module).__name__
         raise ValueError(f"module must be an RNN, Stack or Classifier of jaxrnn, got {kind}")
-    if not isinstance(params, Mapping):
-        raise ValueError(f"params must be the variables of the module, got {describe(params)}")
-    params = params.get("params", params)
     graph = Graph(weights)
     if isinstance(module, Classifier):
         params = _children(params, {"stack", "readout"}, "params")
@@ -84,16 +88,16 @@ def _write_stack(
     if lengths:
         steps = steps._replace(lengths=_lengths(graph, steps))
     residual = isinstance(module, Stack) and module.residual
-    if residual:
+    if residual or operator_of(module) is None:
         outputs = masked(graph, outputs, steps)
     for directions in layers:
-        below, outputs = outputs, write_layer(graph, module, directions, outputs, steps, carry)
+        below, outputs = outputs, _write_layer(graph, module, directions, outputs, steps, carry)
         size = sum(each.output_size for each in directions)
         if residual and size == steps.size:
             outputs = graph.op("Add", outputs, below)
         steps = steps._replace(size=size)
     if isinstance(module, RNN) and module.reverse and not module.keep_order:
-        outputs = _reversed(graph, outputs, steps)
+        outputs = reversed_each(graph, outputs, steps)
     return outputs, steps
 
 
@@ -127,6 +131,58 @@ def _layers(module: RNN | Stack, params: Any) -> tuple[list[list[Direction]], in
     return layers, layers[0][0].input_size
 
 
+def _write_layer(
+    graph: Graph,
+    module: RNN | Stack,
+    directions: Sequence[Direction],
+    inputs: str,
+    steps: Steps,
+    carry: bool,
+) -> str:
+    """Writes a layer, and with `carry` the inputs and outputs of its state.
+
+    Args:
+        graph: The graph.
+        module: The module that holds the layer.
+        directions: The layer's directions.
+        inputs: The name of its inputs `[T, B, I]`.
+        steps: What is known of them.
+        carry: See `to_onnx`.
+
+    Returns:
+        The name of the outputs `[T, B, D·P]`, zero past an example's length.
+    """
+    starts = [_start(graph, each, steps, carry) for each in directions]
+    if native := operator_of(module):
+        outputs, states = write_native(graph, *native, directions, inputs, steps, starts, carry)
+    else:
+        written = [
+            write_scan(graph, module.cell, module.regularizer, each, inputs, steps, start)
+            for each, start in zip(directions, starts, strict=True)
+        ]
+        outputs = [output for output, _ in written]
+        outputs = graph.op("Concat", *outputs, axis=2) if len(written) > 1 else outputs[0]
+        states = [state for _, state in written]
+    if carry:
+        for each, state in zip(directions, states, strict=True):
+            for (name, leaf), value in zip(each.leaves().items(), state, strict=True):
+                graph.output(f"{name}_out", value, leaf.dtype, ["batch", *leaf.shape])
+    return masked(graph, outputs, steps)
+
+
+def _start(graph: Graph, each: Direction, steps: Steps, carry: bool) -> list[str]:
+    """The names of the leaves of a state before the first step, `[B, …]`; "" for zeros."""
+    names = []
+    for name, leaf in each.leaves().items():
+        if carry:
+            names.append(graph.input(name, leaf.dtype, ["batch", *leaf.shape]))
+        elif not np.any(leaf):
+            names.append("")
+        else:
+            names.append(expanded(graph, steps, graph.weight(name, leaf), leaf.shape))
+    return names
+
+
 def _lengths(graph: Graph, steps: Steps) -> Lengths:
     """Adds the input of the lengths."""
     found = graph.input("lengths", np.int32, ["batch"])
@@ -144,15 +200,6 @@ def _lengths(graph: Graph, steps: Steps) -> Lengths:
         empty=graph.op("Unsqueeze", empty, graph.integers(1)),
         mask=graph.op("Less", graph.op("Unsqueeze", numbers, graph.integers(1)), found),
     )
-
-
-def _reversed(graph: Graph, outputs: str, steps: Steps) -> str:
-    """The outputs with each example reversed in time within its own length."""
-    if steps.lengths is None:
-        lengths = graph.op("Expand", steps.time, steps.batch)
-    else:  # to reverse one step changes nothing
-        lengths = graph.op("Cast", steps.lengths.at_least_one, to=TensorProto.INT64)
-    return graph.op("ReverseSequence", outputs, lengths, batch_axis=1, time_axis=0)
 
 
 def _write_logits(
