@@ -4,8 +4,12 @@
     TF_USE_LEGACY_KERAS=1 python tests/golden/make.py tf1
     pip install torch==2.13.0 && python tests/golden/make.py torch
     pip install keras==3.* jax && KERAS_BACKEND=jax python tests/golden/make.py keras
+    pip install torch==2.13.0 onnx onnxscript && python tests/golden/make.py torch_onnx
+    pip install tensorflow==2.15.* tf2onnx==1.17.* 'onnx<1.17' 'numpy<2'
+    python tests/golden/make.py keras_onnx
 
-Each file holds `inputs`, `weights/…` under the library's own names, `outputs`, the last `states/…`,
+Those of ONNX are models that the libraries' exporters wrote of the same weights. Each other file
+holds `inputs`, `weights/…` under the library's own names, `outputs`, the last `states/…`,
 and of the loss sum(outputs · cos(k)) + sum(states · cos(k)), k = 0, 1, 2 … along each flattened
 array, the gradients `d_inputs` and `d_weights/…`.
 """
@@ -94,7 +98,7 @@ def tf1():
             )
 
 
-def torch():
+def torch_modules():
     """torch.nn's modules: two layers, both directions; and a projection."""
     import torch
 
@@ -114,6 +118,14 @@ def torch():
                 for seed, (key, value) in enumerate(weights.items(), 1)
             }
         )
+        yield name, module, fields
+
+
+def torch():
+    """What they compute."""
+    import torch
+
+    for name, module, fields in torch_modules():
         inputs = torch.from_numpy(normal((B, T, I), 0)).requires_grad_()
         outputs, state = module(inputs)
         states = state if len(fields) > 1 else (state,)
@@ -129,6 +141,55 @@ def torch():
             inputs.grad,
             {key: value.grad for key, value in module.named_parameters()},
         )
+
+
+def torch_onnx():
+    """PyTorch's two exporters, the older one and the one through torch.export."""
+    import onnx
+    import torch
+
+    names = {"rnn_relu": (False,), "lstm": (False, True), "gru": (False, True)}
+    for name, module, _ in torch_modules():
+        for dynamo in names.get(name, ()):
+            axes = {0: "batch", 1: "time"}
+            given = {"dynamic_shapes": (axes,)} if dynamo else {"dynamic_axes": {"inputs": axes}}
+            path = HERE / f"torch_{name}{'_dynamo' * dynamo}.onnx"
+            torch.onnx.export(
+                module.eval(),
+                (torch.from_numpy(normal((B, T, I), 0)),),
+                path,
+                input_names=["inputs"],
+                output_names=["outputs"],
+                external_data=False,
+                dynamo=dynamo,
+                **given,
+            )
+            model = onnx.load(path)
+            for each in (model, model.graph, *model.graph.node, *model.graph.input):
+                del each.metadata_props[:]
+                each.doc_string = ""
+            del model.graph.value_info[:]
+            onnx.save(model, path)
+
+
+def keras_onnx():
+    """Keras' layers as tf2onnx writes them; a SimpleRNN would be a loop."""
+    import tensorflow as tf
+    import tf2onnx
+
+    layer = tf.keras.layers
+    options = {"return_sequences": True}
+    models = {
+        "lstm": [layer.LSTM(H, **options)],
+        "gru": [layer.GRU(H, **options)],
+        "lstm_bidirectional": [layer.Bidirectional(layer.LSTM(H, **options)) for _ in range(2)],
+    }
+    for name, layers in models.items():
+        model = tf.keras.Sequential([tf.keras.Input((None, I), name="inputs"), *layers])
+        weights = [normal(value.shape, seed) for seed, value in enumerate(model.get_weights(), 1)]
+        model.set_weights(weights)
+        path = HERE / f"keras_{name}.onnx"
+        tf2onnx.convert.from_keras(model, opset=17, output_path=path)
 
 
 def keras():
@@ -172,4 +233,6 @@ def keras():
 
 
 if __name__ == "__main__":
-    {"tf1": tf1, "torch": torch, "keras": keras}[sys.argv[1]]()
+    made = {"tf1": tf1, "torch": torch, "keras": keras}
+    made |= {"torch_onnx": torch_onnx, "keras_onnx": keras_onnx}
+    made[sys.argv[1]]()

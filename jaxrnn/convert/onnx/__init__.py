@@ -81,6 +81,47 @@ def to_onnx(
     return model
 
 
+def from_onnx(model: Any, inputs: Mapping[str, Any] | None = None) -> tuple[Any, dict[str, Any]]:
+    """Reads the recurrent layers of an ONNX model: its LSTM, GRU or RNN nodes.
+
+    Example::
+
+        stack, params = from_onnx("model.onnx")
+        outputs = stack.apply({"params": params}, x)
+
+    The model may come from anywhere: PyTorch's exporters, tf2onnx, `to_onnx`. Weights may be behind
+    other nodes, if they are constants. What precedes the first recurrent node, what follows the
+    last one, and the order of the axes are left out: the module reads [batch, time, features].
+    Each layer must read the outputs of the one before as they are.
+
+    Args:
+        model: The path of a file, its bytes, or an `onnx.ModelProto`.
+        inputs: Values of inputs of the model by name, which then count as constants; for a model
+            whose weights are inputs.
+
+    Returns:
+        A `jaxrnn.linen.Stack` and its parameters; for a single node with the direction "reverse"
+        an `RNN` with `reverse` and `keep_order`. An initial state that is a constant becomes the
+        learned initial state; one that is not is the call's `initial_carry`, and `sequence_lens`
+        are its `seq_lengths`.
+
+    Raises:
+        ImportError: If the package onnx is not installed.
+        ValueError: If there is no such node, its weights are no constants, or jaxrnn cannot compute
+            it; names the node and what is wrong.
+    """
+    read = _import("read")
+    import onnx
+
+    if isinstance(model, bytes):
+        model = onnx.load_model_from_string(model)
+    elif isinstance(model, str | os.PathLike):
+        model = onnx.load(os.fspath(model))
+    if not isinstance(model, onnx.ModelProto):
+        raise ValueError(f"model must be a path, bytes or a ModelProto, got {describe(model)}")
+    return read.module_of(model, {} if inputs is None else inputs)
+
+
 def _import(name: str) -> Any:
     """A module of this package that needs onnx."""
     try:

@@ -163,10 +163,10 @@ def masked(graph: Graph, value: str, steps: Steps) -> str:
 
 def expanded(graph: Graph, steps: Steps, value: str, shape: tuple[int, ...]) -> str:
     """The same value for every example."""
-    shape = (
-        graph.op("Concat", steps.batch, graph.integers(*shape), axis=0) if shape else steps.batch
-    )
-    return graph.op("Expand", value, shape)
+    sizes = steps.batch
+    if shape:
+        sizes = graph.op("Concat", steps.batch, graph.integers(*shape), axis=0)
+    return graph.op("Expand", value, sizes)
 
 
 def vectors(graph: Graph, steps: Steps, direction: Direction, start: list[str]) -> list[str]:

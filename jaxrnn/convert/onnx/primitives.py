@@ -57,19 +57,19 @@ def translate(jaxpr: Jaxpr, values: Sequence[Value], body: Graph, batch: str) ->
     Raises:
         Unsupported: If a primitive is not in the table, or not with these parameters.
     """
-    known = dict(zip([*jaxpr.constvars, *jaxpr.invars], values, strict=True))
+    known: dict[Any, Value] = dict(zip([*jaxpr.constvars, *jaxpr.invars], values, strict=True))
     write = Writer(body, batch)
 
-    def value(atom):
+    def value(atom: Any) -> Value:
         if isinstance(atom, Literal):
             return Value(body.constant(atom.val, atom.aval.dtype), True)
         return known[atom]
 
     for equation in jaxpr.eqns:
         given, name = [value(atom) for atom in equation.invars], equation.primitive.name
-        for out in equation.outvars:
-            if str(out.aval.dtype) not in DTYPES:
-                raise Unsupported(f"{name} of {out.aval.dtype}")
+        made: list[Any] = [each.aval for each in equation.outvars]
+        if other := [each.dtype for each in made if str(each.dtype) not in DTYPES]:
+            raise Unsupported(f"{name} of {other[0]}")
         if name in CALLS:
             inner = next(equation.params[key] for key in JAXPRS if key in equation.params)
             constants = []

@@ -9,6 +9,7 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 from jax import export
+from jax.extend.core import ClosedJaxpr
 
 from jaxrnn.backends import steps
 from jaxrnn.cell import Cell
@@ -82,7 +83,7 @@ def write_scan(
 
 def _step(
     cell: Cell, regularizer: Regularizer | None, direction: Direction, masked: bool
-) -> jax.extend.core.ClosedJaxpr:
+) -> ClosedJaxpr:
     """One time step, `(params, state, x[, mask]) -> (state, output)`, of any number of examples."""
     zoneout = None
     if regularizer is not None:
