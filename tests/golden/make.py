@@ -4,6 +4,8 @@
     TF_USE_LEGACY_KERAS=1 python tests/golden/make.py tf1
     pip install torch==2.13.0 && python tests/golden/make.py torch
     pip install keras==3.* jax && KERAS_BACKEND=jax python tests/golden/make.py keras
+    pip install equinox dm-haiku && python tests/golden/make.py equinox
+    python tests/golden/make.py haiku
     pip install torch==2.13.0 onnx onnxscript && python tests/golden/make.py torch_onnx
     pip install tensorflow==2.15.* tf2onnx==1.17.* 'onnx<1.17' 'numpy<2'
     python tests/golden/make.py keras_onnx
@@ -143,6 +145,78 @@ def torch():
         )
 
 
+def over_time(name, weights, step, start, fields):
+    """What a cell of a JAX library computes: `step(weights, state, x) -> state`, h the first."""
+    import jax
+    import jax.numpy as jnp
+
+    def loss(weights, inputs):
+        def body(state, x):
+            state = step(weights, state, x)
+            return state, jax.tree.leaves(state)[0]
+
+        states, outputs = jax.lax.scan(body, start, jnp.swapaxes(inputs, 0, 1))
+        outputs, states = jnp.swapaxes(outputs, 0, 1), jax.tree.leaves(states)
+        total = sum(jnp.sum(each * cosines(each.shape)) for each in (outputs, *states))
+        return total, (outputs, states)
+
+    inputs = jnp.asarray(normal((B, T, I), 0))
+    found = jax.value_and_grad(loss, (0, 1), has_aux=True)(weights, inputs)
+    (_, (outputs, states)), (d_weights, d_inputs) = found
+    states = dict(zip(fields, states, strict=True))
+    flat = [
+        {jax.tree_util.keystr(path, simple=True, separator="/"): leaf for path, leaf in leaves}
+        for leaves, _ in map(jax.tree_util.tree_flatten_with_path, (weights, d_weights))
+    ]
+    save(name, flat[0], outputs, states, d_inputs, flat[1])
+
+
+def equinox():
+    """Equinox's cells."""
+    import equinox as eqx
+    import jax
+
+    zero = np.zeros((B, H), np.float32)
+    cells = {
+        "lstm": (eqx.nn.LSTMCell, (zero, zero), ["hidden", "cell"]),
+        "gru": (eqx.nn.GRUCell, zero, ["hidden"]),
+    }
+    for name, (make, start, fields) in cells.items():
+        cell = make(I, H, key=jax.random.key(0))
+        names = ["weight_ih", "weight_hh", "bias", *(["bias_n"] if name == "gru" else [])]
+        weights = {each: normal(getattr(cell, each).shape, n) for n, each in enumerate(names, 1)}
+
+        def step(weights, state, x, cell=cell, names=names):
+            values = [weights[each] for each in names]
+            cell = eqx.tree_at(lambda each: [getattr(each, name) for name in names], cell, values)
+            return jax.vmap(cell)(x, state)
+
+        over_time(f"equinox_{name}", weights, step, start, fields)
+
+
+def haiku():
+    """Haiku's cores; the VanillaRNN's activation is relu."""
+    import haiku as hk
+    import jax
+
+    zero = np.zeros((B, H), np.float32)
+    cores = {
+        "rnn_relu": (hk.VanillaRNN, zero, ["hidden"]),
+        "lstm": (hk.LSTM, hk.LSTMState(zero, zero), ["hidden", "cell"]),
+        "gru": (hk.GRU, zero, ["hidden"]),
+    }
+    for name, (make, start, fields) in cores.items():
+        core = hk.without_apply_rng(hk.transform(lambda x, state, make=make: make(H)(x, state)))
+        shapes = jax.eval_shape(core.init, jax.random.key(0), normal((B, I), 0), start)
+        leaves, structure = jax.tree.flatten(shapes)
+        values = [normal(leaf.shape, seed) for seed, leaf in enumerate(leaves, 1)]
+
+        def step(weights, state, x, core=core):
+            return core.apply(weights, x, state)[1]
+
+        over_time(f"haiku_{name}", structure.unflatten(values), step, start, fields)
+
+
 def torch_onnx():
     """PyTorch's two exporters, the older one and the one through torch.export."""
     import onnx
@@ -234,5 +308,6 @@ def keras():
 
 if __name__ == "__main__":
     made = {"tf1": tf1, "torch": torch, "keras": keras}
+    made |= {"equinox": equinox, "haiku": haiku}
     made |= {"torch_onnx": torch_onnx, "keras_onnx": keras_onnx}
     made[sys.argv[1]]()

@@ -292,7 +292,8 @@ def _is_other_direction(parts: Parts, group: Sequence[Operator], operator: Opera
     if names[0] == names[1]:
         return True
     sources = [parts.sources(name) for name in names]
-    return sources[0] == sources[1] and np.array_equal(*map(parts.value, names))
+    one, other = map(parts.value, names)
+    return sources[0] == sources[1] and np.array_equal(one, other)
 
 
 def _set_outputs(

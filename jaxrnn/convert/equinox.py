@@ -1,0 +1,96 @@
+"""Weights to and from Equinox: `eqx.nn.LSTMCell`, `eqx.nn.GRUCell`."""
+
+from __future__ import annotations
+
+import numpy as np
+
+from jaxrnn.cell import Cell
+from jaxrnn.convert.common import (
+    TANH,
+    Arrays,
+    Kind,
+    Params,
+    WeightReader,
+    arrays_of,
+    check_activation,
+    check_named,
+    copies,
+    gate_width,
+    kind_and_options,
+    make_params,
+)
+
+OPTIONS = ("activation", "reset_after=True")
+
+
+def from_equinox(kind: Kind, weights: Arrays) -> Params:
+    """Converts the weights of an `LSTMCell` or `GRUCell`.
+
+    Args:
+        kind: The cell, "lstm" or "gru"; Equinox has no simple recurrent cell.
+        weights: `weight_ih`, `weight_hh`, `bias` and, of a GRU, `bias_n`. The biases are None with
+            `use_bias=False`.
+
+    Returns:
+        The parameters.
+
+    Raises:
+        ValueError: If a name is missing or unexpected, or a shape is wrong; names it.
+    """
+    width = gate_width(kind)
+    check_named(weights)
+    if kind == "rnn":
+        raise ValueError("Equinox has no rnn")
+    read = WeightReader(weights)
+    kernel, recurrent = read("weight_ih", f"{width} I"), read("weight_hh", f"{width} H")
+    biases = {"bias": (width, len(kernel))}
+    if kind == "gru":
+        biases["bias_n"] = ("H", recurrent.shape[1])
+    found = {}
+    for name, (shape, size) in biases.items():
+        if weights.get(name, ()) is None:  # without use_bias
+            read.names_read.add(name)
+            found[name] = np.zeros(size, kernel.dtype)
+        else:
+            found[name] = read(name, shape)
+    read.done()
+    optional = {"recurrent_bias": found["bias_n"]} if kind == "gru" else {}
+    return make_params(kind, kernel.T, recurrent.T, found["bias"], **optional)
+
+
+def to_equinox(cell: Cell, params: Params | Arrays) -> dict[str, np.ndarray]:
+    """The reverse of `from_equinox`.
+
+    Example::
+
+        weights = to_equinox(cell, params)
+        names = list(weights)
+        theirs = eqx.nn.LSTMCell(input_size, hidden_size, key=key)
+        theirs = eqx.tree_at(
+            lambda each: [getattr(each, name) for name in names], theirs, list(weights.values())
+        )
+
+    Args:
+        cell: The cell.
+        params: Its parameters: the named tuple, or a dict of its arrays.
+
+    Returns:
+        The weights of an `LSTMCell` or `GRUCell` with `use_bias`, by name.
+
+    Raises:
+        ValueError: If Equinox cannot compute this cell, or the parameters do not fit it; names what
+            is wrong.
+    """
+    kind, options = kind_and_options(cell, "Equinox", OPTIONS)
+    if kind == "rnn":
+        raise ValueError("Equinox has no rnn")
+    check_activation(f"Equinox's {kind.upper()}", options, TANH)
+    arrays = arrays_of(kind, options, params)
+    weights = {
+        "weight_ih": arrays["kernel"].T,
+        "weight_hh": arrays["recurrent_kernel"].T,
+        "bias": arrays["bias"],
+    }
+    if kind == "gru":
+        weights["bias_n"] = arrays["recurrent_bias"]
+    return copies(weights)
