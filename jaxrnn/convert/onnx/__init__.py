@@ -38,7 +38,7 @@ def to_onnx(
 
     The model's input is `inputs` [batch, time, features] and its output `outputs`, or `logits` of
     a `Classifier`. An `RNN` with `time_major` keeps its layout, [time, batch, features]. There is
-    one batch axis and at least one time step.
+    one batch axis, at least one example and at least one time step.
 
     The model computes in float32, also where the module's `dtype` or `param_dtype` is another: it
     then differs from the module by the rounding of that dtype. Dropout and recurrent regularization
@@ -53,8 +53,9 @@ def to_onnx(
         carry: Whether the state before the first step is an input and the state after the last
             step an output. Each leaf of the state is one: the inputs are `layer_0/forward/hidden`,
             `layer_0/forward/cell` and so on, with `backward` for a layer that reads from the end,
-            and the outputs have the same names followed by `_out`. Otherwise the states start as
-            the module's do without `initial_carry`.
+            and the outputs have the same names followed by `_out`. The first chunk of a sequence
+            starts with zeros, or with the `initial_state` of the parameters. Without `carry` the
+            states start as the module's do without `initial_carry`.
         weights: "float32", or "float16" for a file of half the size: the weights are rounded to
             float16, and the model still computes in float32.
 

@@ -62,7 +62,8 @@ def translate(jaxpr: Jaxpr, values: Sequence[Value], body: Graph, batch: str) ->
 
     def value(atom: Any) -> Value:
         if isinstance(atom, Literal):
-            return Value(body.constant(atom.val, np.dtype(atom.aval.dtype)), True)
+            kind: Any = atom.aval
+            return Value(body.constant(atom.val, kind.dtype), True)
         return known[atom]
 
     for equation in jaxpr.eqns:

@@ -291,9 +291,9 @@ def _is_other_direction(parts: Parts, group: Sequence[Operator], operator: Opera
     names = [each.inputs["X"] for each in (group[0], operator)]
     if names[0] == names[1]:
         return True
-    sources = [parts.sources(name) for name in names]
-    one, other = map(parts.value, names)
-    return sources[0] == sources[1] and np.array_equal(one, other)
+    if parts.sources(names[0]) != parts.sources(names[1]):
+        return False
+    return np.array_equal(parts.value(names[0]), parts.value(names[1]))
 
 
 def _set_outputs(
