@@ -38,7 +38,7 @@ def to_onnx(
 
     The model's input is `inputs` [batch, time, features] and its output `outputs`, or `logits` of
     a `Classifier`. An `RNN` with `time_major` keeps its layout, [time, batch, features]. There is
-    one batch axis, at least one example and at least one time step.
+    one batch axis, at least one example and at least one time step, and there are no resets.
 
     The model computes in float32, also where the module's `dtype` or `param_dtype` is another: it
     then differs from the module by the rounding of that dtype. Dropout and recurrent regularization
