@@ -1,8 +1,8 @@
-"""Forecasts the next value of a series after every step: a model and a loss function of one's own.
+"""Forecasts the next value of a series at every time step.
 
     python docs/regression.py
 
-Each series is a sum of two waves. The target of a step is the value of the step after it.
+Each series is a sum of two waves. The target at a time step is the next value.
 """
 
 import flax.linen as nn
@@ -15,7 +15,8 @@ from jaxrnn.linen import Stack
 
 def make_examples(rng, count, time=60):
     """Inputs float32 [N, T, 1] and targets float32 [N, T]."""
-    amplitude, phase = rng.uniform(0.3, 1, (count, 2, 1)), rng.uniform(0, 2 * np.pi, (count, 2, 1))
+    amplitude = rng.uniform(0.3, 1, (count, 2, 1))
+    phase = rng.uniform(0, 2 * np.pi, (count, 2, 1))
     period = rng.uniform(5, 20, (count, 2, 1))
     waves = amplitude * np.sin(2 * np.pi * np.arange(time + 1) / period + phase)
     series = waves.sum(1).astype(np.float32)
@@ -23,7 +24,7 @@ def make_examples(rng, count, time=60):
 
 
 class Forecaster(nn.Module):
-    """A recurrent layer and a linear readout of every step."""
+    """A recurrent layer and a linear readout of every time step."""
 
     cell: jaxrnn.Cell
 
@@ -40,25 +41,34 @@ def metric_fn(model, params, batch):
 
 
 def loss_fn(model, params, batch, key):
-    """The mean squared error of the batch; the model draws no noise, and needs no key."""
+    """The mean squared error of the batch; the model has no dropout and needs no key."""
     return metric_fn(model, params, batch).mean()
 
 
 def main(steps=600, hidden_size=32):
-    """Trains and returns the test error relative to that of repeating the last value."""
+    """Trains; returns the test error relative to that of repeating the last value."""
     rng = np.random.default_rng(0)
     train, test = make_examples(rng, 2000), make_examples(rng, 500)
     naive = ((test[0][..., 0] - test[1]) ** 2).mean()
-    optimizer = training.optimizer(1e-2, schedule="onecycle", steps=steps, clip_norm=1.0)
+    optimizer = training.optimizer(
+        1e-2, schedule="onecycle", steps=steps, clip_norm=1.0
+    )
     fixed = training.Fixed(Forecaster(jaxrnn.lstm(hidden_size)), optimizer)
     trainer, relative = training.Trainer(fixed, loss_fn, metric_fn), np.inf
     for progress in training.fit(
-        trainer, train, {"test": test}, steps=steps, batch_size=50, eval_every=max(1, steps // 4)
+        trainer,
+        train,
+        {"test": test},
+        steps=steps,
+        batch_size=50,
+        eval_every=max(1, steps // 4),
     ):
         if progress.metrics:
             relative = progress.metrics["test"] / naive
             loss = progress.losses.mean()
-            print(f"step {progress.step:4d}  loss {loss:.4f}  relative test error {relative:.3f}")
+            print(
+                f"step {progress.step:4d}  loss {loss:.4f}  relative test error {relative:.3f}"
+            )
     return relative
 
 

@@ -1,9 +1,9 @@
-"""Classifies sequences of different lengths by data, loss function and metric of one's own.
+"""Classifies sequences of different lengths.
 
     python docs/variable_length.py
 
-Each sequence is a noisy wave of one of three periods and has its own length; what lies past its end
-is padding, which the model does not read.
+Each sequence is a noisy wave with one of three periods. Its label is the period. Past
+its length a sequence is padded, and the model does not read the padding.
 """
 
 import numpy as np
@@ -26,7 +26,7 @@ def make_examples(rng, count, longest=40):
     return waves[..., None].astype(np.float32), lengths, labels
 
 
-# A batch is a part of what `fit` is given: here the same three arrays, for fewer examples.
+# A batch has the structure of the examples that are passed to `fit`: here three arrays.
 def loss_fn(model, params, batch, key):
     """Mean cross-entropy."""
     sequences, lengths, labels = batch
@@ -45,15 +45,24 @@ def main(steps=600, hidden_size=32):
     rng = np.random.default_rng(0)
     train, test = make_examples(rng, 2000), make_examples(rng, 500)
     model = Classifier(Stack(jaxrnn.gru(hidden_size)), len(PERIODS))
-    trainer = training.Trainer(training.Fixed(model, optax.adam(3e-3)), loss_fn, metric_fn)
+    trainer = training.Trainer(
+        training.Fixed(model, optax.adam(3e-3)), loss_fn, metric_fn
+    )
     evaluations, accuracy = {"test": test}, 0.0
     for progress in training.fit(
-        trainer, train, evaluations, steps=steps, batch_size=50, eval_every=max(1, steps // 4)
+        trainer,
+        train,
+        evaluations,
+        steps=steps,
+        batch_size=50,
+        eval_every=max(1, steps // 4),
     ):
         if progress.metrics:
             accuracy = progress.metrics["test"]
             loss = progress.losses.mean()
-            print(f"step {progress.step:4d}  loss {loss:.3f}  test accuracy {accuracy:.3f}")
+            print(
+                f"step {progress.step:4d}  loss {loss:.3f}  test accuracy {accuracy:.3f}"
+            )
     return accuracy
 
 

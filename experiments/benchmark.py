@@ -1,32 +1,12 @@
-"""Times jaxrnn side by side with its peers.
+"""Times jaxrnn and other libraries on the same tasks.
 
     pip install -e '.[bench]' && python experiments/benchmark.py
 
-Each task of each library runs in a process of its own, one after the other, for several rounds; the
-figures are medians over the rounds, the ratios are to jaxrnn on one device (above 1: jaxrnn is
-faster). Compile is what the first call takes longer than the second. The floor is the task's matrix
-products at the rate of a 2048³ product measured in the same rounds. Run nothing beside it.
-
-What paid on XLA:CPU, and stayed:
-
-- one product of (h, x, 1) with the stacked kernels instead of a drive computed ahead (13 % of a
-  step; on one device with several threads it costs a tenth of an evaluation);
-- slopes multiplied out in the forward loop (25 %);
-- the gradients of all kernels as one product after the loop;
-- the recurrent kernel transposed once before the backward loop (3 %: a product with a transposed
-  view runs at four fifths of the speed);
-- one single-threaded device a core, and one collective for the flattened gradient.
-
-What did not: computing all slopes outside the loop from saved pre-activations; a separate product
-for each gate to avoid a concatenation; one tanh over all gates instead of one for each; shifted
-slices instead of saved rows for dW; `unroll` > 1; blocks of recomputed steps on short sequences;
-keeping only the sum's gradient of the GRU's r and z; other batches in evaluation.
-
-Nor did anything fill a second core from one device: the batch in halves, as two loops, two chains
-in one loop or one batched product (XLA runs a loop's thunks one after the other); the concurrency
-scheduler; Eigen, oneDNN or XNNPACK for the products instead of YNNPACK; the recurrent product cut
-along its inner dimension, or padded until it is large enough to be given a second thread, which
-wakes too late. So the products of both loops run on one thread of a device: that is what limits it.
+Each task of each library runs in its own process, one after the other, for several rounds. The
+figures are medians over the rounds, and the ratios are to jaxrnn on one device: above 1, jaxrnn is
+faster. The compile time is the difference between the first call and the second. The floor is the
+time of the matrix products of the task at the rate of a 2048 × 2048 × 2048 product, measured in the
+same rounds. Run nothing else on the machine.
 """
 
 from __future__ import annotations
@@ -38,12 +18,13 @@ import statistics
 import subprocess
 import sys
 import time
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Any, Literal
+from typing import Annotated, Any, Literal
 
-import tyro
+from command_line import Option, parse
+from errors import OptionError
 from peers import ALL_CORES, BATCH, FLOOR, LIBRARIES, PRODUCT, SEEDS, Task
 from rich.box import MARKDOWN
 from rich.console import Console
@@ -66,7 +47,7 @@ TITLES = {name: task.title for name, task in TASKS.items()} | {
 
 @dataclass(frozen=True)
 class Config:
-    """Time jaxrnn side by side with its peers."""
+    """The options."""
 
     tasks: tuple[Literal["step", "evaluate", "gru", "rnn", "pixels", "long", "run"], ...] = (
         "step",
@@ -75,23 +56,34 @@ class Config:
         "rnn",
         "pixels",
     )
-    """run is the tutorial's whole run: several minutes for each library."""
-    libraries: tuple[str, ...] = ()
-    """All by default; the names are those of the table."""
+    """Tasks: a train step of an LSTM, GRU or tanh RNN on 28 time steps, and of an LSTM on 784
+    (pixels) or 10,000 (long); an evaluation on 10,000 examples; run is the tutorial's whole run,
+    which takes several minutes for each library."""
+    libraries: tuple[Literal[tuple(LIBRARIES)], ...] = ()
+    """Libraries, in quotes where their name has a space. Defaults to all."""
     rounds: int = 5
+    """Number of rounds."""
     dtype: Literal["float32", "bfloat16"] = "float32"
-    """Of jaxrnn on one device and torch; the others compute in float32."""
+    """Dtype of jaxrnn on one device and of torch. The others compute in float32."""
     out: Path = Path("runs/benchmark.json")
-    worker: str = ""
-    """Internal: measure this library here and print JSON."""
+    """File for all measurements."""
+    worker: Annotated[Literal[("", *LIBRARIES)], Option(hidden=True)] = ""
+    """Internal: the library to measure in this process, which prints JSON."""
+
+    def check(self) -> None:
+        """Raises OptionError if a value is out of range."""
+        if self.rounds < 1:
+            raise OptionError("--rounds must be at least 1")
+        if not self.tasks:
+            raise OptionError("--tasks needs a task")
 
 
 def measure(library: str, name: str, dtype: str) -> dict[str, Any]:
     """Times one task of one library in this process.
 
     Returns:
-        Milliseconds a unit, seconds that the first call took longer than the second (compiling)
-        and the most memory that was used, on the GPU where there is one; or why it cannot.
+        The milliseconds per unit, the seconds by which the first call is slower than the second
+        (compiling), and the peak memory, of the GPU if there is one; or why there are none.
     """
     make, module = LIBRARIES[library]
     if importlib.util.find_spec(module) is None:
@@ -109,7 +101,7 @@ def measure(library: str, name: str, dtype: str) -> dict[str, Any]:
         started, times = time.perf_counter(), []
         while len(times) < 5 or (time.perf_counter() - started < 2 and len(times) < 50):
             times.append(seconds(run))
-    except Exception as error:  # whatever a peer raises, the others are still measured
+    except Exception as error:  # whatever a library raises, the others are measured
         return {"cannot": f"{type(error).__name__}: {error}".strip().splitlines()[0][:200]}
     repeats = 1 if library == FLOOR else task.repeats
     return {
@@ -120,14 +112,14 @@ def measure(library: str, name: str, dtype: str) -> dict[str, Any]:
 
 
 def seconds(run: Callable[[], Any]) -> float:
-    """How long a call takes."""
+    """Returns the seconds that a call takes."""
     started = time.perf_counter()
     run()
     return time.perf_counter() - started
 
 
 def most_memory() -> int:
-    """Bytes this process used at most, of the GPU's memory if it used one."""
+    """Returns the peak memory of this process in bytes, of the GPU if it uses one."""
     from jaxrnn.training.run import peak_memory
 
     if "torch" in sys.modules and sys.modules["torch"].cuda.is_available():
@@ -140,7 +132,7 @@ def most_memory() -> int:
 
 
 def whole_run(make: Callable, dtype: str) -> float:
-    """Seconds of the tutorial's whole run, from building the model to the last evaluation."""
+    """Returns the seconds of the tutorial's run, from building the model to the last evaluation."""
     started = time.perf_counter()
     train, evaluate = (make(TASKS[name]._replace(dtype=dtype)) for name in ("step", "evaluate"))
     for _ in range(EVALUATIONS):
@@ -151,7 +143,10 @@ def whole_run(make: Callable, dtype: str) -> float:
 
 
 def work(config: Config) -> None:
-    """The inner process: all cores as devices only where that is what is measured."""
+    """Measures one task of one library, and prints JSON.
+
+    The CPU is divided into a device per core only for the libraries in `ALL_CORES`.
+    """
     if config.worker in ALL_CORES:
         from devices import divide_cpu, largest_share
 
@@ -165,7 +160,7 @@ Found = dict[str, dict[str, list[dict[str, Any]]]]  # library, task, round
 
 
 def compare(config: Config, console: Console) -> Found:
-    """Runs every task of every library in turn, round after round."""
+    """Measures every task of every library in turn, round after round."""
     libraries = (*config.libraries, FLOOR) if config.libraries else tuple(LIBRARIES)
     found: Found = {library: {task: [] for task in config.tasks} for library in libraries}
     for number, (task, library) in itertools.product(
@@ -184,20 +179,20 @@ def compare(config: Config, console: Console) -> Found:
 
 
 def median(rounds: list[dict[str, Any]], field: str = "ms") -> float | None:
-    """The median over the rounds, or None if it was not measured."""
+    """Returns the median of a field over the rounds, or None if no round has it."""
     values = [one[field] for one in rounds if field in one]
     return statistics.median(values) if values else None
 
 
 def flops(name: str) -> float:
-    """Floating point operations of a task's matrix products."""
+    """Returns the floating point operations of the matrix products of a task."""
     if name == WHOLE:
         return EVALUATIONS * (STEPS_PER_EVALUATION * TASKS["step"].flops + TASKS["evaluate"].flops)
     return TASKS[name].flops
 
 
 def table(found: Found, tasks: tuple[str, ...]) -> Table:
-    """Milliseconds and the ratio to jaxrnn; what is missing is named."""
+    """Returns a table of milliseconds and ratios to jaxrnn; a library may be missing."""
     titles = (TITLES[task] for task in tasks)
     shown = Table("library", *titles, "compile", "peak memory", box=MARKDOWN)
     for library, rounds in found.items():
@@ -218,9 +213,9 @@ def table(found: Found, tasks: tuple[str, ...]) -> Table:
     return shown
 
 
-def main() -> int:
-    """The command line."""
-    config = tyro.cli(Config, description=__doc__)
+def main(arguments: Sequence[str] | None = None) -> int:
+    """Measures and prints a table; returns the exit code."""
+    config = parse(Config, __doc__, arguments, check=Config.check)
     if config.worker:
         work(config)
         return 0

@@ -1,21 +1,21 @@
-"""The cells that the experiments' options name: those of the library, and a user's own."""
+"""The cells that --cell names: those of the library, and a user's own."""
 
 from __future__ import annotations
 
-import ast
 import functools
 import hashlib
 import inspect
 import math
 import runpy
-from collections.abc import Callable, Sequence
+from collections.abc import Callable
 from functools import partial
 from pathlib import Path
 from typing import Any
 
 import jax
-from errors import OptionError
+from errors import OptionError, unknown
 from jax.nn.initializers import glorot_uniform, orthogonal
+from options import cell_file
 
 import jaxrnn
 
@@ -45,7 +45,7 @@ CELLS: dict[str, Callable[..., jaxrnn.Cell]] = {
     "min-gru": jaxrnn.min_gru,
     "min-lstm": jaxrnn.min_lstm,
     "lru": jaxrnn.lru,
-    # As the paper starts it on long sequences whose neighbours are alike.
+    # The paper's initialization for long sequences whose neighbouring inputs are alike.
     "lru-long": partial(jaxrnn.lru, radius=(0.99, 0.9999), max_phase=math.pi / 10),
 }
 INITIALIZERS = {
@@ -55,28 +55,30 @@ INITIALIZERS = {
 }
 
 
-# The arguments of a cell that have a flag of their own.
-FLAGS = ("forget_bias", "chrono", "recurrent_kernel_init")
+# The arguments of a cell that have an option of their own.
+FLAGS = {
+    "forget_bias": "--forget-bias",
+    "chrono": "--chrono",
+    "recurrent_kernel_init": "--recurrent-init",
+}
 
 
 def make_cell(name: str, hidden_size: int, **options: Any) -> jaxrnn.Cell:
-    """The cell of this name; options that are None are left at the cell's default.
+    """Creates the cell of this name.
 
     Args:
         name: One of `CELLS`, or "path/to/file.py:name": a function of the hidden size and keyword
             options that returns a `jaxrnn.Cell`.
-        hidden_size: Units of the cell.
-        **options: The cell's options.
+        hidden_size: The number of hidden units.
+        **options: Keyword arguments of the cell. None leaves an argument at its default.
 
     Raises:
-        OptionError: If there is no such cell, or it has no such option or value.
+        OptionError: If the cell does not exist, or does not take an option or its value.
     """
     constructor: Callable[..., Any] = CELLS[name] if name in CELLS else _own_cell(name)
     options = {key: value for key, value in options.items() if value is not None}
-    refused = [key for key in options if not _takes(constructor, key)]
-    if refused:
-        flags = [flag(key) if key in FLAGS else f"--cell-options {key}" for key in refused]
-        raise OptionError(f"--cell {name} does not take {', '.join(flags)}")
+    for key in options:
+        _check_takes(name, constructor, key)
     try:
         cell = constructor(hidden_size, **options)
     except (TypeError, ValueError) as error:
@@ -86,55 +88,29 @@ def make_cell(name: str, hidden_size: int, **options: Any) -> jaxrnn.Cell:
     return cell
 
 
-def flag(option: str) -> str:
-    """The command-line flag of an option, or of a cell's argument."""
-    option = {"recurrent_kernel_init": "recurrent_init"}.get(option, option)
-    return f"--{option.replace('_', '-')}"
+def _check_takes(name: str, constructor: Callable[..., Any], option: str) -> None:
+    """Raises OptionError if the constructor of a cell has no such keyword argument."""
+    parameters = list(inspect.signature(constructor).parameters.values())[1:]
+    if any(each.kind is each.VAR_KEYWORD for each in parameters):
+        return
+    taken = [each.name for each in parameters if each.kind is not each.POSITIONAL_ONLY]
+    if option in taken:
+        return
+    if option in FLAGS:
+        raise OptionError(f"--cell {name} does not take {FLAGS[option]}")
+    problem = f"--cell {name} does not take --cell-options {option}"
+    if not taken:
+        raise OptionError(f"{problem}; it has no options")
+    raise unknown(problem, option, taken)
 
 
 def one_line(error: BaseException) -> str:
-    """An error's message on one line."""
+    """Returns the message of an error on one line."""
     return " ".join(str(error).split()) or type(error).__name__
 
 
-def _takes(constructor: Callable[..., Any], option: str) -> bool:
-    parameters = inspect.signature(constructor).parameters
-    keyword = parameters.get(option)
-    return (keyword is not None and keyword.kind is not keyword.POSITIONAL_ONLY) or any(
-        parameter.kind is parameter.VAR_KEYWORD for parameter in parameters.values()
-    )
-
-
-def parse_cell_options(words: Sequence[str]) -> dict[str, Any]:
-    """Options of a cell from key=value, the values being Python literals.
-
-    Raises:
-        OptionError: If a word is not of that form, or names an option that another word names.
-    """
-    options: dict[str, Any] = {}
-    for word in words:
-        name, equals, value = word.partition("=")
-        if not equals or not name.isidentifier():
-            raise OptionError(f"--cell-options must be key=value, got {word!r}")
-        if name in options:
-            raise OptionError(f"--cell-options has {name} twice")
-        try:
-            options[name] = ast.literal_eval(value)
-        except (ValueError, SyntaxError):
-            raise OptionError(
-                f"--cell-options {word}: {value} is not a Python literal; text needs quotes"
-            ) from None
-    return options
-
-
-def cell_file(name: str) -> tuple[Path, str] | None:
-    """The file and the name of a cell of one's own, or None if `name` is not of that form."""
-    path, colon, attribute = name.rpartition(":")
-    return (Path(path), attribute) if colon and path.endswith(".py") else None
-
-
 def cell_sha256(name: str) -> str | None:
-    """A hash of the file of a cell of one's own; None for a cell of the library.
+    """Returns a hash of the file of a user's own cell, and None for a cell of the library.
 
     Raises:
         OptionError: If the file cannot be read.
@@ -146,14 +122,15 @@ def cell_sha256(name: str) -> str | None:
 def _own_cell(name: str) -> Callable[..., Any]:
     own = cell_file(name)
     if own is None:
-        raise OptionError(
-            f"--cell {name} is neither path/to/file.py:name nor one of {', '.join(CELLS)}"
-        )
+        raise unknown(f"--cell does not take {name!r}", name, [*CELLS, "path/to/file.py:name"])
     path, attribute = own
-    constructor = _execute(path, _read(path)).get(attribute)
+    defined = _execute(path, _read(path))
+    constructor = defined.get(attribute)
+    if constructor is None:
+        names = [key for key, value in defined.items() if callable(value) and key[0] != "_"]
+        raise unknown(f"--cell {name}: {path} does not define {attribute!r}", attribute, names)
     if not callable(constructor):
-        kind = "no" if constructor is None else "something else than a function for"
-        raise OptionError(f"--cell {name}: {path} defines {kind} {attribute or 'name'}")
+        raise OptionError(f"--cell {name}: {attribute} is not a function")
     return constructor
 
 
@@ -166,7 +143,7 @@ def _read(path: Path) -> bytes:
 
 @functools.cache
 def _execute(path: Path, source: bytes) -> dict[str, Any]:
-    """What the file defines; once for each content, so that its cells stay the same functions."""
+    """Returns what the file defines, cached so that its cells stay the same functions."""
     del source
     try:
         return runpy.run_path(str(path))

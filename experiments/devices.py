@@ -1,4 +1,4 @@
-"""The devices that a script computes with, and how much work each is given at once."""
+"""Selects the devices that share a batch, and the amount of work that each does at once."""
 
 from __future__ import annotations
 
@@ -12,23 +12,24 @@ from jax.sharding import Mesh
 from jaxrnn.training.run import cores
 from jaxrnn.training.train import make_mesh
 
-# A program on the device cannot be interrupted, so a chunk of steps is kept to about a second.
+# A running program cannot be interrupted, so a chunk of train steps takes about a second.
 TIME_STEPS_PER_CHUNK = 2800
-# Examples whose arrays stay in a CPU core's caches, also while its neighbour works. A ReNet reads
-# as many sequences for each as the image has rows of patches.
+# Numbers of examples whose arrays fit in the caches of a CPU core while the other cores work. A
+# ReNet reads several sequences for each example, one for each row of patches.
 SLICE, PATCHED_SLICE = 50, 20
 
 
 def share_batch(batch_size: int, devices: int | None, processes: int = 1) -> Mesh:
-    """The devices that share each batch: of every process the same number.
+    """Returns a mesh of the devices that share each batch, the same number from every process.
 
     Args:
-        batch_size: Examples of a batch.
-        devices: Devices of each process, by default all that divide the batch evenly.
-        processes: Number of processes.
+        batch_size: The number of examples in a batch.
+        devices: The number of devices of each process. Defaults to the most that divide the batch
+            evenly.
+        processes: The number of processes.
 
     Raises:
-        OptionError: If there are fewer devices than asked for, or they cannot share the batch.
+        OptionError: If there are too few devices, or they do not divide the batch evenly.
     """
     if batch_size % processes:
         raise OptionError(f"{processes} processes cannot share --batch-size {batch_size}")
@@ -48,34 +49,36 @@ def share_batch(batch_size: int, devices: int | None, processes: int = 1) -> Mes
 
 
 def divide_cpu(devices: int) -> None:
-    """Makes the CPU so many devices, single-threaded if there are several.
+    """Divides the CPU into a number of devices, which are single-threaded if there are several.
 
-    XLA does not speed up a cell's small products with a second thread, so that a CPU is used best
-    with one device a core. Must be called before JAX starts its backend.
+    A second thread does not speed up the small matrix products of a cell, so a CPU is fastest with
+    one device per core. Must be called before JAX starts its backend.
     """
     if devices > 1:
         flags, flag = os.environ.get("XLA_FLAGS", ""), "--xla_cpu_multi_thread_eigen=false"
         if flag not in flags:
             os.environ["XLA_FLAGS"] = f"{flags} {flag}".strip()
-    with contextlib.suppress(RuntimeError):  # the backend runs already, with the devices it has
+    with contextlib.suppress(RuntimeError):  # the backend is running and keeps its devices
         jax.config.update("jax_num_cpu_devices", devices)
 
 
 def largest_share(batch_size: int, available: int) -> int:
-    """The most devices, of those available, that divide a batch evenly."""
+    """Returns the largest number of the available devices that divides a batch evenly."""
     return max(n for n in range(1, available + 1) if batch_size % n == 0)
 
 
 def chunk_size(time_steps: int) -> int:
-    """Training steps in one program."""
+    """Returns the number of train steps in one program."""
     return max(1, TIME_STEPS_PER_CHUNK // time_steps)
 
 
 def slices(share: int, *, patched: bool) -> int:
-    """Number of parts into which a CPU core cuts its share of a batch, to keep them in its caches.
+    """Returns the number of parts in which a device computes its share of a batch.
+
+    A CPU core computes parts that fit in its caches one after the other.
 
     Args:
-        share: Examples of a batch that one device has.
+        share: The number of examples of a batch that one device has.
         patched: Whether the model is a ReNet.
     """
     parts = share // (PATCHED_SLICE if patched else SLICE)

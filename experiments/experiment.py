@@ -1,4 +1,4 @@
-"""From options to what a run is made of: data, model, optimizer and loss function."""
+"""Creates data, model, optimizer and loss function from the options, and loads trained runs."""
 
 from __future__ import annotations
 
@@ -7,6 +7,7 @@ import hashlib
 import os
 from collections.abc import Callable, Mapping
 from dataclasses import dataclass
+from functools import partial
 from pathlib import Path
 from typing import Any, NamedTuple, cast
 
@@ -14,10 +15,10 @@ import flax.linen as nn
 import jax
 import numpy as np
 import optax
-from cells import cell_file, cell_sha256
+from cells import cell_sha256
 from errors import OptionError
 from models import build_model
-from options import FREE, OPTIMIZERS, Config, DatasetName
+from options import FREE, Config, DatasetName, cell_file
 
 from jaxrnn import training
 from jaxrnn.training import data
@@ -27,19 +28,27 @@ from jaxrnn.training.train import run_keys
 
 Examples = tuple[np.ndarray, np.ndarray]
 
+OPTIMIZERS = {
+    "adam": optax.adam,
+    "adamw": optax.adamw,
+    "nadam": optax.nadam,
+    "rmsprop": optax.rmsprop,
+    "momentum": partial(optax.sgd, momentum=0.9),
+}
+
 
 class Experiment(NamedTuple):
-    """Options, resolved.
+    """Data, model, optimizer and loss function of a run.
 
     Attributes:
-        config: The options, with the name of the data set and the number of steps.
-        steps: Updates to make.
+        config: The options, with the name of the data set and the number of steps filled in.
+        steps: The number of train steps.
         model: The classifier.
-        optimizer: Its optimizer.
+        optimizer: The optimizer.
         loss_fn: The loss function.
-        train: Sequences uint8 `[N, T, I]` and labels uint8 `[N]`; so the next two.
-        validation: Empty if none are held out.
-        test: With the blank steps of --test-delay.
+        train: Training sequences uint8 `[N, T, I]` and labels uint8 `[N]`.
+        validation: Validation sequences and labels, empty if none are held out.
+        test: Test sequences and labels, with the blank time steps of --test-delay.
     """
 
     config: Config
@@ -53,10 +62,10 @@ class Experiment(NamedTuple):
 
 
 def resolve(config: Config, dataset: data.Dataset) -> Experiment:
-    """What a run with these options is made of.
+    """Creates data, model, optimizer and loss function.
 
     Raises:
-        OptionError: If the options do not go together, or not with the data.
+        OptionError: If the options do not go together or do not fit the data.
     """
     config.check()
     steps = config.steps or (2_000 if dataset.name == "digits" else 20_000)
@@ -78,7 +87,7 @@ def resolve(config: Config, dataset: data.Dataset) -> Experiment:
 def load_dataset(
     name: str, data_dir: Path | None = None, validation_size: int = 5000
 ) -> data.Dataset:
-    """The data set that the options and JAXRNN_DATA_DIR ask for."""
+    """Loads a data set from a folder, by default that of JAXRNN_DATA_DIR."""
     folder = data_dir or os.environ.get("JAXRNN_DATA_DIR") or None
     if name == "auto":
         return data.load_or_digits(folder, validation_size)
@@ -86,9 +95,9 @@ def load_dataset(
 
 
 def as_sequences(dataset: data.Dataset, config: Config) -> tuple[Examples, Examples, Examples]:
-    """Sequences and labels for training, validation and test.
+    """Returns sequences and labels for training, validation and test.
 
-    Shuffled pixels have one order for all seeds, so that runs can be compared.
+    The order of shuffled pixels is the same for all seeds, so that runs can be compared.
     """
     test_delay = config.delay if config.test_delay is None else config.test_delay
 
@@ -103,7 +112,7 @@ def as_sequences(dataset: data.Dataset, config: Config) -> tuple[Examples, Examp
 
 
 def check_model(config: Config) -> nn.Module:
-    """The model that the options ask for, if it can read the data.
+    """Builds the model and checks that it accepts the shape of the data.
 
     Raises:
         OptionError: If the options do not go together.
@@ -117,13 +126,13 @@ def check_model(config: Config) -> nn.Module:
 
 
 def blank_example(config: Config) -> np.ndarray:
-    """A sequence of the shape that the model reads, float32 `[1, T, I]`."""
+    """Returns zeros of the shape of a sequence, float32 `[1, T, I]`."""
     blank = np.zeros((1, data.SIDE, data.SIDE), np.uint8)
     return data.sequences(blank, config.order, delay=config.delay).astype(np.float32)
 
 
 def build_optimizer(config: Config) -> optax.GradientTransformation:
-    """The optimizer that the options ask for."""
+    """Returns the optimizer."""
     return training.optimizer(
         config.learning_rate,
         schedule=config.schedule,
@@ -134,7 +143,7 @@ def build_optimizer(config: Config) -> optax.GradientTransformation:
 
 
 def build_loss(config: Config) -> training.Loss:
-    """The loss function that the options ask for."""
+    """Returns the loss function."""
     if not config.augment and not config.label_smoothing:
         return training.cross_entropy
     distortion = training.Distortion() if config.augment else None
@@ -143,20 +152,20 @@ def build_loss(config: Config) -> training.Loss:
 
 @dataclass(frozen=True)
 class Factory:
-    """Makes model and optimizer from hyperparameters, which take the place of options."""
+    """Creates model and optimizer from hparams, which override options of the same names."""
 
     config: Config
 
     def __call__(
         self, hparams: Mapping[str, Any]
     ) -> tuple[nn.Module, optax.GradientTransformation]:
-        """The model and the optimizer."""
+        """Returns the model and the optimizer."""
         config = dataclasses.replace(self.config, **hparams)
         return build_model(config), build_optimizer(config)
 
 
 def digest(dataset: data.Dataset) -> str:
-    """A hash of all images and labels."""
+    """Returns a hash of all images and labels."""
     found = hashlib.sha256()
     for split in (dataset.train, dataset.validation, dataset.test):
         found.update(split.images.data)
@@ -165,7 +174,7 @@ def digest(dataset: data.Dataset) -> str:
 
 
 def identity(config: Config, data_sha256: str) -> dict[str, Any]:
-    """What a run's results depend on; a folder never mixes two of these."""
+    """Returns everything that the results of a run depend on; it is the same for a whole folder."""
     options = dataclasses.asdict(config)
     return {name: options[name] for name in options if name not in FREE} | {
         "data_sha256": data_sha256,
@@ -174,13 +183,13 @@ def identity(config: Config, data_sha256: str) -> dict[str, Any]:
 
 
 class Trained(NamedTuple):
-    """A trained run, as its folder holds it.
+    """A trained run.
 
     Attributes:
-        config: Its options.
+        config: The options.
         model: The classifier.
-        params: The parameters that did best on the validation set.
-        step: The step after which they did.
+        params: The parameters of the checkpoint with the best validation accuracy.
+        step: The train step of that checkpoint.
     """
 
     config: Config
@@ -190,16 +199,16 @@ class Trained(NamedTuple):
 
 
 def load_run(directory: Path, warn: Callable[[str], None] = print) -> Trained:
-    """Reads a trained run.
+    """Loads a trained run.
 
     Args:
-        directory: Its folder.
+        directory: The folder of the run.
         warn: Called with one line for every damaged checkpoint.
 
     Raises:
-        RunError: If the folder holds no run, or no good checkpoint yet.
-        OptionError: If a cell of one's own is no longer the one that was trained.
-        CheckpointError: If its checkpoints are not of the state that this version trains.
+        RunError: If the folder holds no run, or no undamaged checkpoint yet.
+        OptionError: If the file of the user's own cell has changed since the run was trained.
+        CheckpointError: If the checkpoints hold a train state of another structure.
     """
     run = Run(directory)
     stored = run.read("config.json")["config"]
@@ -227,6 +236,6 @@ def load_run(directory: Path, warn: Callable[[str], None] = print) -> Trained:
 def initial_state(
     config: Config, model: nn.Module, optimizer: optax.GradientTransformation
 ) -> training.TrainState:
-    """The state of a run before its first step."""
+    """Returns the train state before the first step."""
     trainer = training.Trainer(training.Fixed(model, optimizer))
     return trainer.init(run_keys(config.seed), {}, blank_example(config))

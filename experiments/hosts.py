@@ -1,7 +1,7 @@
-"""Several processes, on one host or on many, that train one network together.
+"""Connects several processes, on one host or on many, that train one network together.
 
-They find each other, and learn of a process that is gone, through the coordination service of
-`jax.distributed`, which runs in process 0. Process 0 alone prints and writes.
+The coordination service of `jax.distributed`, which runs in process 0, connects the processes and
+detects when one is lost. Process 0 alone prints and writes files.
 """
 
 from __future__ import annotations
@@ -28,17 +28,17 @@ import numpy as np
 from errors import OptionError
 from jax._src import distributed  # its client has no public name
 from jax.experimental import multihost_utils
-from options import Config
+from options import Config, check_address
 
-# How long the first processes wait for the last.
+# Time that the first processes wait for the last.
 MEETING_SECONDS = 300
-# A process that was not heard of for so long is taken for dead.
+# Time without a heartbeat after which a process is taken for dead.
 HEARTBEAT_SECONDS = 20
-# How long a process that is done, or waits for a decision, waits for the others.
+# Time that a process waits for the others at the end, or for a decision of process 0.
 PATIENCE_SECONDS = 3600
-# Options in which the processes may differ.
+# Options that may differ between the processes.
 OWN = ("data_dir", "process_id")
-# Words of what JAX and orbax raise when another process is gone.
+# Words in the errors of JAX and orbax that come from the loss of another process.
 FROM_OUTSIDE = re.compile("gloo|nccl|coordination|barrier|unavailable|heartbeat", re.IGNORECASE)
 
 _decisions = itertools.count()
@@ -46,21 +46,21 @@ _decisions = itertools.count()
 
 @contextlib.contextmanager
 def join(config: Config) -> Iterator[int]:
-    """Joins the other processes if the options ask for it; yields how many there are.
+    """Connects to the other processes if the options ask for it; yields their number.
 
     Must be entered before JAX starts its backend.
 
     Raises:
-        OptionError: If the others are not named, or cannot be reached.
+        OptionError: If the others are not named, or do not connect.
     """
     named = (config.coordinator, config.num_processes, config.process_id)
     if not config.distributed and named == (None, None, None):
         yield 1
         return
     _check(config)
-    _filter_last_words()
-    logging.getLogger("absl").setLevel(logging.CRITICAL)  # orbax, of a save that another left
-    # It would take SIGTERM for itself.
+    _filter_stderr()
+    logging.getLogger("absl").setLevel(logging.CRITICAL)  # orbax logs a save that another left
+    # The service would catch SIGTERM.
     jax.config.update("jax_enable_preemption_service", False)
     try:
         jax.distributed.initialize(
@@ -76,22 +76,22 @@ def join(config: Config) -> Iterator[int]:
         ) from None
     except RuntimeError as error:
         raise OptionError(f"the processes did not meet: {str(error).splitlines()[0]}") from None
-    if distributed.global_state.process_id:  # not even what Gloo says there
+    if distributed.global_state.process_id:  # Gloo prints there
         os.dup2(os.open(os.devnull, os.O_WRONLY), 1)
     try:
         yield distributed.global_state.num_processes
     except Exception as error:
         if FROM_OUTSIDE.search(str(error)):
-            # The service knows which process is gone, and ends this one when it does.
+            # Gives the service time to detect the lost process, and to end this one.
             time.sleep(2 * HEARTBEAT_SECONDS)
         raise
     jax.distributed.shutdown()
 
 
 def end(script: Callable[[], int]) -> int:
-    """Calls a script, and ends this process at once if it is still joined to others then.
+    """Calls a script, and exits at once if this process is still connected to others.
 
-    JAX would wait for them at the exit, and they wait for a process that failed.
+    At a normal exit JAX would wait for the others, which in turn wait for a process that failed.
     """
     code = 1
     try:
@@ -108,17 +108,17 @@ def end(script: Callable[[], int]) -> int:
 
 
 def joined() -> bool:
-    """Whether this process has joined others and not left them."""
+    """Returns whether this process is connected to others."""
     return distributed.global_state.client is not None
 
 
 def first() -> bool:
-    """Whether this is process 0, or the only one."""
+    """Returns whether this is process 0, or the only process."""
     return jax.process_index() == 0
 
 
 def decide(function: Callable[[], Any]) -> Any:
-    """Calls the function in process 0; returns in all what it returned there, through JSON.
+    """Calls a function in process 0, and returns its result in all processes, through JSON.
 
     All processes must make the same calls in the same order.
     """
@@ -132,10 +132,10 @@ def decide(function: Callable[[], Any]) -> Any:
 
 
 def check_same(config: Config, identity: Mapping[str, Any]) -> None:
-    """Checks that all processes have the same options and data, before any of them goes on.
+    """Checks that all processes have the same options and data.
 
     Raises:
-        OptionError: In a process that has others than process 0, and in process 0.
+        OptionError: In process 0 and in the process that differs from it.
     """
     client: Any = distributed.global_state.client
     if client is None:
@@ -153,34 +153,33 @@ def check_same(config: Config, identity: Mapping[str, Any]) -> None:
 
 
 def stopped_by(number: int | None) -> int | None:
-    """The signal that stops all processes: the largest that any has caught, or None."""
+    """Returns the largest signal that any process has caught, which stops all, or None."""
     if jax.process_count() == 1:
         return number
     return int(multihost_utils.process_allgather(np.int32(number or 0)).max()) or None
 
 
 def _check(config: Config) -> None:
-    """Raises OptionError where JAX would end in a traceback, or crash."""
+    """Raises OptionError for an address with which JAX would fail in a traceback, or crash."""
     if config.coordinator is None:
         return
-    host, _, port = config.coordinator.rpartition(":")
-    if not host or not port.isdecimal() or int(port) > 65535:
-        raise OptionError(f"--coordinator must be HOST:PORT, got {config.coordinator}")
+    check_address(config.coordinator)
     if config.process_id == 0:
+        port = config.coordinator.rpartition(":")[2]
         try:
             socket.create_server(("", int(port))).close()
         except OSError as error:
             raise OptionError(f"--coordinator {config.coordinator}: {error}") from None
 
 
-def _filter_last_words() -> None:
-    """Passes what is written to stderr through last_words.py."""
-    words = subprocess.Popen(
-        [sys.executable, "-S", str(Path(__file__).with_name("last_words.py"))],
+def _filter_stderr() -> None:
+    """Passes stderr through coordination_errors.py."""
+    filtering = subprocess.Popen(
+        [sys.executable, "-S", str(Path(__file__).with_name("coordination_errors.py"))],
         stdin=subprocess.PIPE,
         stdout=sys.stderr.fileno(),
         start_new_session=True,  # Ctrl-C is for this process
     )
-    assert words.stdin is not None
-    os.dup2(words.stdin.fileno(), 2)
-    words.stdin.close()
+    assert filtering.stdin is not None
+    os.dup2(filtering.stdin.fileno(), 2)
+    filtering.stdin.close()

@@ -1,7 +1,4 @@
-"""The runs of a study: which there are, which share a program, and how they are made.
-
-Shapes: S runs side by side.
-"""
+"""Plans the runs of a study, and trains those that share a program together."""
 
 from __future__ import annotations
 
@@ -18,12 +15,13 @@ import options
 from cells import cell_sha256
 from devices import chunk_size, slices
 from experiment import Factory, as_sequences, build_loss
+from options import FIXED
 
 from jaxrnn import training
 from jaxrnn.training import data
 from jaxrnn.training.run import git_revision, machine
 
-# Options that may differ between the runs of one program.
+# Options that are hparams: they may differ between the runs of one program.
 HPARAMS = (
     "learning_rate",
     "forget_bias",
@@ -33,14 +31,19 @@ HPARAMS = (
     "recurrent_dropout",
     "weight_dropout",
 )
-# Options of experiments/mnist.py that a setting does not have: a study's own, or of no effect.
-FIXED = (*options.FREE, "dataset", "validation_size", "seed", "eval_every")
-# Runs at once on one device, unless that is a CPU.
+# Runs that train at once on one device, unless that is a CPU.
 LANES = 32
 
 
 class Job(NamedTuple):
-    """One run to make."""
+    """A run to train.
+
+    Attributes:
+        setting: The name of the setting.
+        config: The options of the setting.
+        seed: The seed.
+        identity: A short hash of everything that the results depend on.
+    """
 
     setting: str
     config: options.Config
@@ -49,19 +52,19 @@ class Job(NamedTuple):
 
     @property
     def steps(self) -> int:
-        """Updates to make; every setting of a study says how many."""
+        """The number of train steps, which every setting of a study has."""
         assert self.config.steps is not None
         return self.config.steps
 
 
 def plan(settings: Mapping[str, options.Config], seeds: range, data_sha256: str) -> list[Job]:
-    """Every run of a study, each with a short hash of its options, its seed and the data.
+    """Returns every run of a study, with a hash of its options, its seed and the data.
 
-    The revision of the code is not in the hash; a record has it.
+    The hash leaves out the revision of the code, which the record of the run has.
     """
     jobs = []
     for name, config in settings.items():
-        # Only what is not the default, so that a new option does not change the hashes of old runs.
+        # Without defaults, so that a new option does not change the hashes of old runs.
         parts = changes(config)
         for seed in seeds:
             text = json.dumps(parts | {"seed": seed, "data_sha256": data_sha256}, sort_keys=True)
@@ -71,7 +74,7 @@ def plan(settings: Mapping[str, options.Config], seeds: range, data_sha256: str)
 
 
 def changes(config: options.Config) -> dict[str, Any]:
-    """The options of a setting that are not the default, and a hash of a cell of one's own."""
+    """Returns the options that are not at their default, and a hash of a user's own cell."""
     plain = dataclasses.asdict(options.Config())
     given = dataclasses.asdict(config)
     found = {
@@ -84,7 +87,7 @@ def changes(config: options.Config) -> dict[str, Any]:
 
 
 def batches(jobs: list[Job], size: int) -> Iterator[tuple[options.Config, list[Job]]]:
-    """Jobs of one program, as many at once as the devices take."""
+    """Yields the options that jobs share, and jobs that one program trains, at most `size`."""
 
     def structure(config: options.Config) -> options.Config:
         return dataclasses.replace(config, **dict.fromkeys(hparam_names(config), 0.5))
@@ -94,22 +97,22 @@ def batches(jobs: list[Job], size: int) -> Iterator[tuple[options.Config, list[J
         by_structure.setdefault(structure(job.config), []).append(job)
     for config, group in by_structure.items():
         count = -(-len(group) // size)
-        for part in range(count):  # as equal as can be, since each length compiles
+        for part in range(count):  # of nearly equal sizes, since each size compiles
             yield config, group[part::count]
 
 
 def hparam_names(config: options.Config) -> list[str]:
-    """The options of a setting that may differ between the runs of one program."""
+    """Returns the options of a setting that are hparams of its program."""
     return [name for name in HPARAMS if getattr(config, name) is not None]
 
 
 def run_batch(
     shared: options.Config, jobs: list[Job], dataset: data.Dataset, evaluations: int
 ) -> Iterator[int | list[dict[str, Any]]]:
-    """Trains jobs side by side; yields the steps made, and at the end a record for each job."""
+    """Trains jobs together; yields the steps made after each chunk, and at last the records."""
     names = hparam_names(shared)
     train, validation, test = as_sequences(dataset, shared)
-    # Asked for before the hours in which the files may change.
+    # Read before training, during which the files may change.
     origin = {"machine": machine(), "revision": git_revision(), "jax": jax.__version__}
     trainer = training.Trainer(
         Factory(shared),
@@ -159,7 +162,7 @@ def run_batch(
 
 
 def learning_curve(curve: list[tuple[int, np.ndarray, dict[str, Any]]], run: int) -> dict[str, Any]:
-    """How one run ended, and its evaluations."""
+    """Returns the status, the final accuracies and the evaluations of one run."""
     losses = [float(loss[run]) for _, loss, _ in curve]
     last = curve[-1][2]
     return {
@@ -179,5 +182,5 @@ def learning_curve(curve: list[tuple[int, np.ndarray, dict[str, Any]]], run: int
 
 
 def lanes() -> int:
-    """Runs that this host makes at once."""
+    """Returns how many runs this host trains at once."""
     return jax.local_device_count() * (1 if jax.default_backend() == "cpu" else LANES)

@@ -1,229 +1,44 @@
-"""Trains a recurrent network to read MNIST digits row by row.
+"""Trains a recurrent network to classify MNIST digits that it reads row by row.
 
     python experiments/mnist.py
+    python experiments/mnist.py --recipe fast --cell gru --out runs/gru
 
-Each digit is a sequence of 28 rows of 28 pixels; the cell reads them one after the other, and a
-linear layer on its last output classifies the digit.
+Each digit is a sequence of 28 rows of 28 pixels. The cell reads one row a time step, and a linear
+layer on its last output classifies the digit. The folder of the run holds the checkpoints, from
+which an interrupted run resumes, the metrics, and the figures.
 """
 
 from __future__ import annotations
 
-import argparse
 import sys
-from typing import Any
+from collections.abc import Sequence
 
-import hosts
-import numpy as np
-import tyro
-from devices import chunk_size, share_batch, slices
-from experiment import (
-    Experiment,
-    Trained,
-    blank_example,
-    digest,
-    identity,
-    load_dataset,
-    load_run,
-    resolve,
-)
-from jax.sharding import Mesh
-from models import NUM_CLASSES
-from options import RECIPES, Config
-from terminal import announce, console, progress_bar, run_script
+from command_line import parse
+from options import HEADINGS, RECIPES, Config
 
-from jaxrnn import training
-from jaxrnn.training import data, report
-from jaxrnn.training.checkpoint import Checkpoints
-from jaxrnn.training.run import Run, Stop, peak_memory
-from jaxrnn.training.train import run_keys
+
+def command_line(arguments: Sequence[str] | None = None) -> Config:
+    """Returns the options: those given, then those of the recipe, then the defaults."""
+    return parse(
+        Config,
+        __doc__,
+        arguments,
+        headings=HEADINGS,
+        presets=lambda given: RECIPES[given.get("recipe", Config.recipe)],
+        check=Config.check,
+    )
 
 
 def main(config: Config) -> int:
     """Trains, or resumes training; returns the exit code."""
-    config.check()
-    with hosts.join(config) as processes:
-        return train_and_report(config, processes)
+    import train  # and with it JAX, which takes seconds
 
-
-def train_and_report(config: Config, processes: int) -> int:
-    """Trains, or resumes training, with so many processes; returns the exit code."""
-    mesh = share_batch(config.batch_size, config.devices, processes)
-    dataset = load_dataset(config.dataset, config.data_dir, config.validation_size)
-    experiment = resolve(config, dataset)
-    announce(dataset)
-    console.print(f"device: {mesh.size} × {mesh.devices.flat[0].device_kind}")
-    run = Run(config.out)
-    identified = identity(experiment.config, digest(dataset))
-    hosts.check_same(experiment.config, identified)
-    changes = hosts.decide(lambda: run.open(identified, start_over=not config.resume))
-    if result := hosts.decide(lambda: run.read("result.json") if run.finished else None):
-        console.print(f"{config.out} is finished:")
-        conclude(result)
-        console.print("To start over: --no-resume. To keep it: another folder with --out.")
-        return 0
-    for change in changes:
-        console.print(f"note: since this run began, {change}")
-    with Checkpoints(run.checkpoints, warn=console.print) as checkpoints:
-        seconds, code = train(experiment, mesh, run, checkpoints)
-    if code or not hosts.first():
-        return code
-    trained = load_run(config.out, warn=console.print)
-    draw(trained, dataset, experiment.test, run)
-    run.finish(outcome(run.metrics(), dataset, trained.params, seconds))
-    conclude(run.read("result.json"))
-    announce(dataset)
-    return 0
-
-
-def train(
-    experiment: Experiment, mesh: Mesh, run: Run, checkpoints: Checkpoints
-) -> tuple[dict[str, float], int]:
-    """Trains to the last step; returns the seconds spent in each phase and an exit code."""
-    config = experiment.config
-    trainer = training.Trainer(
-        training.Fixed(experiment.model, experiment.optimizer),
-        experiment.loss_fn,
-        mesh=mesh,
-        slices=slices(config.batch_size // mesh.size, patched=config.patch is not None),
-    )
-    sequences, labels = experiment.train
-    step, start = 0, trainer.init(run_keys(config.seed), {}, blank_example(config))
-    if (restored := checkpoints.restore(start)) is not None:
-        step, start = restored
-        console.print(f"resuming from step {step} of {config.out}")
-    best, seconds_before = hosts.decide(lambda: rewind(run, step))
-    evaluations = {"test": experiment.test}
-    if len(experiment.validation[1]):
-        evaluations["validation"] = experiment.validation
-    seconds = {"compile": 0.0, "train": 0.0, "evaluate": 0.0}
-
-    with Stop() as stop, progress_bar(step, experiment.steps) as advance:
-        for progress in training.fit(
-            trainer,
-            (sequences, labels),
-            evaluations,
-            steps=experiment.steps,
-            batch_size=config.batch_size,
-            seed=config.seed,
-            eval_every=config.eval_every,
-            chunk=chunk_size(sequences.shape[1]),
-            state=start,
-        ):
-            step, losses, metrics, seconds, state = progress
-            first = step - len(losses) + 1
-            if not np.isfinite(losses).all():
-                bad = int(np.argmin(np.isfinite(losses)))
-                console.print(f"stopped: the loss is {losses[bad]} at step {first + bad}")
-                return seconds, 1
-            score = metrics.get("validation")
-            if metrics:
-                loss, accuracy = float(losses.mean()), metrics["test"]
-                console.print(f"step {step:5d}  loss {loss:.4f}  accuracy {accuracy:.4f}")
-                record = {
-                    "step": step,
-                    "loss": loss,
-                    "test_accuracy": accuracy,
-                    "validation_accuracy": score,
-                    "seconds": round(seconds_before + sum(seconds.values()), 3),
-                }
-                if hosts.first():
-                    run.append_metrics(record)
-            signal = hosts.stopped_by(stop.signal)
-            due = step // config.checkpoint_every > (first - 1) // config.checkpoint_every
-            improved = score is not None and score >= best
-            if due or improved or step == experiment.steps or signal is not None:
-                checkpoints.save(step, state, score)
-            best = max(best, score or 0)
-            advance(len(losses))
-            if signal is not None and step < experiment.steps:
-                console.print(
-                    f"interrupted at step {step}, which is saved; the same command resumes there"
-                )
-                return seconds, 128 + signal
-    return seconds, 0
-
-
-def rewind(run: Run, step: int) -> tuple[float, float]:
-    """Drops the records after a step; returns the best validation accuracy and seconds until it."""
-    records = run.rewind_metrics(step)
-    best = max((record["validation_accuracy"] or 0 for record in records), default=0)
-    return best, records[-1]["seconds"] if records else 0.0
-
-
-def draw(
-    trained: Trained, dataset: data.Dataset, test: tuple[np.ndarray, np.ndarray], run: Run
-) -> None:
-    """Draws how the run learned, what it confuses and what it believes while it reads."""
-    config, model, params, step = trained
-    records, images, (sequences, labels) = run.metrics(), dataset.test.images, test
-    probabilities = training.probabilities(model, params, sequences)
-    correct = (probabilities.argmax(-1) == labels).mean()
-    title = f"{dataset.name}, {config.cell} at step {step}: test {correct:.2%}"
-    report.curves(records, run.directory / "curves.png")
-    report.confusion(labels, probabilities.argmax(-1), run.directory / "confusion.png", title)
-    report.mistakes(images, labels, probabilities, run.directory / "mistakes.png", title)
-    # The first digit of every class, so that the picture is not chosen by its result.
-    shown = [int(np.argmax(labels == label)) for label in range(NUM_CLASSES)]
-    report.beliefs(
-        images[shown],
-        training.beliefs(model, params, data.sequences(images[shown], config.order)),
-        run.directory / "beliefs.png",
-        labels[shown],
-        order=config.order,
-    )
-
-
-def selected(records: list[dict[str, Any]]) -> dict[str, Any]:
-    """The evaluation selected on the validation set: the best, the latest among equals."""
-    return max(records, key=lambda record: (record["validation_accuracy"] or 0, record["step"]))
-
-
-def outcome(
-    records: list[dict[str, Any]], dataset: data.Dataset, params: Any, seconds: dict[str, float]
-) -> dict[str, Any]:
-    """What result.json holds."""
-    best, last = selected(records), records[-1]
-    return {
-        "dataset": dataset.name,
-        "note": dataset.note,
-        "parameters": training.count_parameters(params),
-        "steps": last["step"],
-        "final_test_accuracy": last["test_accuracy"],
-        "selected_step": best["step"],
-        "selected_validation_accuracy": best["validation_accuracy"],
-        "selected_test_accuracy": best["test_accuracy"],
-        "best_test_accuracy": max(record["test_accuracy"] for record in records),
-        "evaluations": len(records),
-        "seconds": {name: round(value, 2) for name, value in seconds.items()},
-        "seconds_with_interruptions": last["seconds"],
-        "peak_memory_bytes": peak_memory(),
-    }
-
-
-def conclude(result: dict[str, Any]) -> None:
-    """Prints the result of a finished run."""
-    spent = ", ".join(f"{name} {value:.1f} s" for name, value in result["seconds"].items())
-    console.print(f"final test accuracy          {result['final_test_accuracy']:.4f}")
-    if result["selected_validation_accuracy"] is not None:
-        console.print(
-            f"selected on validation       {result['selected_test_accuracy']:.4f} "
-            f"(step {result['selected_step']})"
-        )
-    console.print(
-        f"best of {result['evaluations']} evaluations on the test set "
-        f"{result['best_test_accuracy']:.4f} (the tutorial's figure; optimistic)"
-    )
-    console.print(f"{result['parameters']:,} parameters; {spent}")
-
-
-def command_line() -> Config:
-    """The options given, on top of the recipe's."""
-    first = argparse.ArgumentParser(add_help=False, allow_abbrev=False)
-    first.add_argument("--recipe", default="tutorial")
-    recipe = first.parse_known_args()[0].recipe
-    options = RECIPES.get(recipe, {})  # tyro complains of a name that is none
-    return tyro.cli(Config, default=Config(**options), description=__doc__)
+    return train.main(config)
 
 
 if __name__ == "__main__":
-    sys.exit(hosts.end(lambda: run_script(lambda: main(command_line()))))
+    config = command_line()
+    from hosts import end
+    from terminal import run_script
+
+    sys.exit(end(lambda: run_script(lambda: main(config))))

@@ -1,4 +1,4 @@
-"""The model that the options ask for."""
+"""Builds the model from the options."""
 
 from __future__ import annotations
 
@@ -6,10 +6,11 @@ import dataclasses
 from typing import Any
 
 import flax.linen as nn
-from cells import INITIALIZERS, flag, make_cell, parse_cell_options
+from baselines import BASELINES
+from cells import FLAGS, INITIALIZERS, make_cell
+from command_line import flag
 from errors import OptionError
-from networks import BASELINES
-from options import Config
+from options import Config, parse_cell_options
 
 import jaxrnn
 from jaxrnn.linen import Classifier, Stack
@@ -31,10 +32,10 @@ STACK = (
 
 
 def build_model(config: Config) -> nn.Module:
-    """The classifier that the options ask for.
+    """Returns the classifier.
 
     Raises:
-        OptionError: If they do not go together.
+        OptionError: If the options do not go together.
     """
     if config.cell in BASELINES:
         if refused := _changed(config, (*CELL, *STACK, "patch")):
@@ -56,21 +57,21 @@ def build_model(config: Config) -> nn.Module:
         )
     if refused := _changed(config, sorted(set(STACK) - {"num_layers", "dropout"})):
         raise OptionError(f"--patch does not go with {refused}")
-    # Layers after the first keep the number of places, so that each reads as many.
+    # Only the first layer reduces the image to patches; the others keep its height and width.
     patches = (config.patch, *[1] * (config.num_layers - 1))
     return ReNet(cell, NUM_CLASSES, patches, config.dropout)
 
 
 def classifier(cell: jaxrnn.Cell, *, every_step: bool = False, **stack: Any) -> Classifier:
-    """A classifier of digits with the options of `jaxrnn.linen.Stack`."""
+    """Returns a classifier of digits, with keyword arguments of `jaxrnn.linen.Stack`."""
     return Classifier(Stack(cell, **stack), NUM_CLASSES, every_step=every_step)
 
 
 def build_cell(config: Config) -> jaxrnn.Cell:
-    """The cell that the options ask for.
+    """Returns the cell.
 
     Raises:
-        OptionError: If there is no such cell, or it has no such option.
+        OptionError: If the cell does not exist, or does not take an option.
     """
     options = {
         "forget_bias": config.forget_bias,
@@ -79,13 +80,13 @@ def build_cell(config: Config) -> jaxrnn.Cell:
     }
     own = parse_cell_options(config.cell_options)
     if twice := [name for name in own if options.get(name) is not None]:
-        raise OptionError(f"--cell-options {twice[0]} is also given as {flag(twice[0])}")
+        raise OptionError(f"--cell-options {twice[0]} is also given as {FLAGS[twice[0]]}")
     cell = make_cell(config.cell, config.hidden_size, **{**options, **own})
     return cell if config.init_scale is None else jaxrnn.scaled(cell, config.init_scale)
 
 
 def build_regularizer(config: Config) -> jaxrnn.Regularizer | None:
-    """The recurrent regularization that the options ask for, if any."""
+    """Returns the recurrent regularization, or None without any."""
     values = [getattr(config, name) for name in REGULARIZER]
     try:
         return None if values == [None] * 4 else jaxrnn.Regularizer(*values)
@@ -94,6 +95,6 @@ def build_regularizer(config: Config) -> jaxrnn.Regularizer | None:
 
 
 def _changed(config: Config, names: Any) -> str:
-    """The flags of these options that are not at their default."""
+    """Returns the flags of those options that are not at their default."""
     defaults = {field.name: field.default for field in dataclasses.fields(Config)}
     return ", ".join(flag(name) for name in names if getattr(config, name) != defaults[name])

@@ -1,23 +1,56 @@
-"""The options of experiments/mnist.py and of a study's settings, and recipes: values by name."""
+"""The options of experiments/mnist.py, which a study's settings share, and the recipes.
+
+Names of cells, optimizers and data sets are listed here, apart from the functions that they name,
+so that a command line is parsed before JAX is imported.
+"""
 
 from __future__ import annotations
 
-import contextlib
-from dataclasses import dataclass
-from functools import partial
+import ast
+from collections.abc import Sequence
+from dataclasses import dataclass, fields
 from pathlib import Path
 from typing import Annotated, Any, Literal
 
-import optax
-from cells import CELLS, INITIALIZERS, flag, parse_cell_options
-from errors import OptionError
-from networks import BASELINES
+from command_line import Option, flag
+from errors import OptionError, unknown
 
-from jaxrnn.training import data
-
-with contextlib.suppress(ImportError):  # only a command line reads what the annotations say of it
-    import tyro
-
+# The keys of `cells.CELLS`, `baselines.BASELINES`, `cells.INITIALIZERS`, `experiment.OPTIMIZERS`.
+CELLS = (
+    "rnn",
+    "rnn-relu",
+    "rnn-sigmoid",
+    "irnn",
+    "indrnn",
+    "lstm",
+    "lstm-peephole",
+    "lstm-projection",
+    "lstm-chrono",
+    "lstm-nig",
+    "lstm-nfg",
+    "lstm-nog",
+    "lstm-niaf",
+    "lstm-noaf",
+    "lstm-cifg",
+    "lstm-np",
+    "lstm-fgr",
+    "lstm-layer-norm",
+    "janet",
+    "gru",
+    "gru-before",
+    "mgu",
+    "min-gru",
+    "min-lstm",
+    "lru",
+    "lru-long",
+)
+BASELINES = ("mlp", "cnn")
+CellName = Literal[(*CELLS, *BASELINES)]
+Initializer = Literal["glorot", "orthogonal", "identity"]
+Optimizer = Literal["adam", "adamw", "nadam", "rmsprop", "momentum"]
+# Those of `jaxrnn.training.data`, and "auto".
+DatasetName = Literal["auto", "mnist", "fashion_mnist", "kmnist", "digits"]
+Order = Literal["rows", "columns", "shuffled", "pixels", "permuted"]
 # Options that may differ when a run is resumed. No result depends on them, but for rounding, and
 # for noise, which each device draws for its own share of a batch.
 FREE = (
@@ -33,15 +66,8 @@ FREE = (
     "process_id",
 )
 
-DatasetName = Literal[("auto", *data.NAMES)]
-
-OPTIMIZERS = {
-    "adam": optax.adam,
-    "adamw": optax.adamw,
-    "nadam": optax.nadam,
-    "rmsprop": optax.rmsprop,
-    "momentum": partial(optax.sgd, momentum=0.9),
-}
+# Options that a study determines, or that have no effect on its settings.
+FIXED = (*FREE, "dataset", "validation_size", "seed", "eval_every")
 
 PIXELS = {
     "cell": "lru",
@@ -54,7 +80,6 @@ PIXELS = {
     "clip_norm": 1.0,
     "eval_every": 1000,
 }
-CELL_NAMES = "{" + ",".join((*CELLS, *BASELINES, "FILE.py:NAME")) + "}"
 # Any of their values can be overridden.
 RECIPES: dict[str, dict[str, Any]] = {
     # The TF1 tutorial's: 20,000 steps of Adam at 0.001, batches of 100, evaluated every 100 steps.
@@ -94,104 +119,128 @@ RECIPES: dict[str, dict[str, Any]] = {
     "permuted-mnist": {**PIXELS, "order": "permuted"},
 }
 
+# The first option under each heading of --help.
+HEADINGS = {
+    "dataset": "data",
+    "cell": "model",
+    "dropout": "regularization",
+    "batch_size": "optimization",
+    "out": "run",
+    "distributed": "several processes",
+}
+
 
 @dataclass(frozen=True)
 class Config:
-    """Train a recurrent network to read MNIST digits, then picture what it learned."""
+    """The options of experiments/mnist.py."""
 
     recipe: Literal[tuple(RECIPES)] = "tutorial"
-    """Defaults for the other options."""
+    """Sets the defaults of the other options: tutorial trains an LSTM for 20,000 steps, fast the
+    same network in 3,000, best a ReNet (the most accurate); sequential-mnist and permuted-mnist
+    read one pixel a time step. With a recipe, --help shows its values, and None unsets one of
+    them."""
     dataset: DatasetName = "auto"
-    """auto takes MNIST where it can be had and scikit-learn's digits where not."""
+    """Data set. auto is MNIST if it is found or can be downloaded, and otherwise the 1,797 small
+    digits of scikit-learn."""
     data_dir: Path | None = None
-    """Folder with the set as IDX, .npz, .csv or .parquet, or prepared by TFDS [JAXRNN_DATA_DIR]."""
-    order: Literal["rows", "columns", "shuffled", "pixels", "permuted"] = "rows"
-    """How an image is read: 28 rows, columns or rows of shuffled pixels; or 784 pixels, in order or
-    permuted."""
+    """Folder with the data set as IDX, .npz, .csv or .parquet files, or as prepared by TFDS.
+    Defaults to the environment variable JAXRNN_DATA_DIR."""
+    validation_size: int = 5000
+    """Number of training examples held out for validation, on which a checkpoint is selected; at
+    most 180 of digits."""
+    order: Order = "rows"
+    """How an image becomes a sequence: 28 rows, 28 columns, 28 rows of shuffled pixels, 784 pixels,
+    or 784 permuted pixels. One permutation serves all images."""
     delay: int = 0
-    """Blank steps after each image, before it is classified."""
+    """Number of blank time steps after each image, before the classification."""
     test_delay: int | None = None
-    """The same for the test images, by default as many."""
-    cell: Annotated[str, tyro.conf.arg(metavar=CELL_NAMES)] = "lstm"
-    """The cell: one of the library, or one of your own as path/to/file.py:name, a function of the
-    hidden size and of keyword options that returns a jaxrnn.Cell; mlp and cnn are a dense network
-    and a small CNN to compare with."""
-    cell_options: Annotated[
-        tyro.conf.UseAppendAction[tuple[str, ...]], tyro.conf.arg(metavar="KEY=VALUE")
-    ] = ()
-    """An option of the cell, as a Python literal; may be repeated."""
-    hidden_size: int = 128
-    """Units of a layer; the networks without a recurrence have sizes of their own."""
-    num_layers: int = 1
-    bidirectional: bool = False
-    patch: int | None = None
-    """Sweep over squares of so many pixels a side, along columns and then rows (ReNet)."""
+    """Number of blank time steps after each test image. Defaults to --delay."""
     augment: bool = False
     """Distort the training images anew at every step (Simard et al., 2003)."""
-    label_smoothing: float = 0.0
-    """Share of each label spread over all classes."""
+    cell: CellName | str = "lstm"
+    """Recurrent cell. Your own is path/to/file.py:name, where name is a function from the hidden
+    size and keyword options to a jaxrnn.Cell. mlp and cnn are networks without recurrence, for
+    comparison."""
+    cell_options: Annotated[tuple[str, ...], Option(metavar="KEY=VALUE", repeated=True)] = ()
+    """Keyword argument of the cell's constructor, as a Python literal: projection_size=32,
+    peephole=True. May be repeated."""
+    hidden_size: int = 128
+    """Number of hidden units of each layer. mlp and cnn have sizes of their own."""
+    num_layers: int = 1
+    """Number of recurrent layers, each reading the outputs of the last."""
+    bidirectional: bool = False
+    """Read each sequence in both directions and concatenate the outputs of each layer."""
     residual: bool = False
-    """Add each layer's inputs to its outputs."""
+    """Add the inputs of each layer to its outputs."""
+    patch: int | None = None
+    """Side in pixels of the square patches of a ReNet (Visin et al., 2015), whose layers sweep over
+    the columns and then the rows of an image. Must divide 28."""
     forget_bias: float | None = None
-    """Initial bias of the forget gate, by default 1."""
+    """Initial bias of the forget gate. Defaults to 1."""
     chrono: float | None = None
-    """Start the biases so that the cell keeps for up to this many steps (Tallec & Ollivier)."""
-    recurrent_init: Literal[tuple(INITIALIZERS)] | None = None
-    """How the recurrent kernel of each gate starts."""
+    """Chrono initialization of the gates' biases for dependencies of up to this many time steps
+    (Tallec & Ollivier, 2018)."""
+    recurrent_init: Initializer | None = None
+    """Initializer of the recurrent kernel of each gate. Defaults to the cell's own."""
     init_scale: float | None = None
-    """How many times as large the cell's kernels start."""
+    """Factor on the cell's initial kernels."""
     learn_initial_state: bool = False
-    """Make the state before the first row a parameter."""
+    """Make the initial carry of each layer a parameter."""
     dropout: float | None = None
-    """Share of a layer's inputs dropped, from the second layer on; with --patch of each layer's
-    outputs."""
+    """Dropout rate of the inputs of each layer but the first; with --patch, of the outputs of each
+    layer."""
     zoneout: float | None = None
-    """How likely a unit keeps its old value."""
+    """Probability that a hidden unit keeps its value for a time step (Krueger et al., 2017)."""
     recurrent_dropout: float | None = None
-    """How likely a unit is dropped from the recurrent product; needs --tied True or
-    --tied False."""
+    """Dropout rate of the hidden state in the recurrent product. Needs --tied."""
     tied: bool | None = None
-    """Whether that is drawn once a sequence, as in variational dropout, or at every step."""
+    """Whether the recurrent-dropout mask is the same at all time steps, as in variational dropout
+    (Gal & Ghahramani, 2016), or drawn anew at each."""
     weight_dropout: float | None = None
-    """Share of the recurrent kernel dropped (DropConnect)."""
-    truncate: int | None = None
-    """Let no gradient reach back across every so many steps."""
+    """Dropout rate of the entries of the recurrent kernel (DropConnect; Merity et al., 2018)."""
+    label_smoothing: float = 0.0
+    """Probability mass of each label that is spread evenly over all classes."""
     batch_size: int = 100
+    """Number of examples in a batch."""
     steps: int | None = None
-    """Updates to make; by default 20,000, or 2,000 on digits."""
+    """Number of train steps. Defaults to 20,000, and to 2,000 on digits."""
     learning_rate: float = 1e-3
-    """The optimizer's rate, or its peak with --schedule onecycle."""
-    optimizer: Literal[tuple(OPTIMIZERS)] = "adam"
+    """Learning rate; with --schedule onecycle, its peak."""
+    optimizer: Optimizer = "adam"
+    """Optimizer from optax; momentum is SGD with momentum 0.9."""
     schedule: Literal["constant", "onecycle"] = "constant"
+    """Learning rate schedule: constant, or one cosine cycle up to the peak and down to nearly zero
+    (Smith & Topin, 2018)."""
     clip_norm: float | None = None
-    """Largest global norm of the gradient."""
-    eval_every: int = 100
-    """Steps between two evaluations."""
-    validation_size: int = 5000
-    """Training images held out to choose a step by; fewer on digits."""
+    """Global norm to which gradients are clipped. Not clipped by default."""
+    truncate: int | None = None
+    """Stop the gradient every N time steps (truncated backpropagation through time)."""
     seed: int = 0
-    """Determines the initial weights, the noise and the batches."""
+    """Seed of the initial parameters, the order of the batches and all noise."""
     out: Path = Path("runs/mnist")
     """Folder of the run."""
     resume: bool = True
-    """Resume the run in the folder; --no-resume starts it over."""
+    """Resume the run in the folder if there is one; --no-resume deletes it and starts anew."""
+    eval_every: int = 100
+    """Number of train steps between two evaluations."""
     checkpoint_every: int = 1000
-    """Steps between two checkpoints, besides those of the best validation accuracy."""
+    """Number of train steps between two checkpoints. The best step by validation accuracy is saved
+    besides."""
     devices: int | None = None
-    """GPUs, TPU cores or CPU cores of this process that share each batch; by default all that
-    divide it evenly."""
+    """Number of devices of this process (GPUs, TPU cores or CPU cores) that share each batch.
+    Defaults to the most that divide it evenly."""
     distributed: bool = False
-    """Train with other processes, which the cluster names (Slurm, Open MPI, a TPU pod); the next
-    three options name them where it does not. See docs/many_devices.md."""
-    coordinator: str | None = None
-    """HOST:PORT of process 0, where the others find it."""
+    """Train together with other processes that a cluster started (Slurm, Open MPI, a TPU pod).
+    Elsewhere, pass the next three options to each process. See docs/guides/many_devices.md."""
+    coordinator: Annotated[str | None, Option(metavar="HOST:PORT")] = None
+    """Address of process 0, at which the others connect."""
     num_processes: int | None = None
     """Number of processes."""
     process_id: int | None = None
-    """Which of them this is, from 0."""
+    """Index of this process, from 0."""
 
     def check(self) -> None:
-        """Raises OptionError for a value that cannot work."""
+        """Raises OptionError if a value is out of range or the options do not go together."""
         for name in ("hidden_size", "num_layers", "batch_size", "eval_every", "checkpoint_every"):
             if getattr(self, name) < 1:
                 raise OptionError(f"{flag(name)} must be at least 1")
@@ -203,6 +252,15 @@ class Config:
                 raise OptionError(f"{flag(name)} must not be negative")
         if not 0 < self.learning_rate < float("inf"):
             raise OptionError("--learning-rate must be positive and finite")
+        check_cell("--cell", self.cell)
+        if self.coordinator is not None:
+            check_address(self.coordinator)
+        for word in self.cell_options:
+            name = word.partition("=")[0]
+            if self.cell in CELLS and name in OPTIONS - {"forget_bias", "chrono"}:
+                raise OptionError(
+                    f"--cell-options {name}: not an option of the cell; use {flag(name)}"
+                )
         parse_cell_options(self.cell_options)
         as_image = self.augment or self.patch
         if as_image and (self.order != "rows" or self.delay or self.test_delay):
@@ -219,3 +277,48 @@ class Config:
             raise OptionError("--recurrent-dropout needs --tied True or --tied False")
         if self.clip_norm is not None and not self.clip_norm > 0:
             raise OptionError("--clip-norm must be positive")
+
+
+OPTIONS = {field.name for field in fields(Config)}
+
+
+def check_address(address: str) -> None:
+    """Raises OptionError if the address of --coordinator is not HOST:PORT."""
+    host, _, port = address.rpartition(":")
+    if not host or not port.isdecimal() or int(port) > 65535:
+        raise OptionError(f"--coordinator must be HOST:PORT, got {address}")
+
+
+def check_cell(option: str, name: str) -> None:
+    """Raises OptionError if no cell has this name."""
+    if name not in (*CELLS, *BASELINES) and cell_file(name) is None:
+        names = [*CELLS, *BASELINES, "path/to/file.py:name"]
+        raise unknown(f"{option} does not take {name!r}", name, names)
+
+
+def cell_file(name: str) -> tuple[Path, str] | None:
+    """Returns the file and the name of a user's own cell, or None if `name` is not of that form."""
+    path, colon, attribute = name.rpartition(":")
+    return (Path(path), attribute) if colon and path.endswith(".py") else None
+
+
+def parse_cell_options(words: Sequence[str]) -> dict[str, Any]:
+    """Returns the keyword arguments of a cell from words key=value, whose values are literals.
+
+    Raises:
+        OptionError: If a word is not of that form, or a key is given twice.
+    """
+    options: dict[str, Any] = {}
+    for word in words:
+        name, equals, value = word.partition("=")
+        if not equals or not name.isidentifier():
+            raise OptionError(f"--cell-options must be key=value, got {word!r}")
+        if name in options:
+            raise OptionError(f"--cell-options has {name} twice")
+        try:
+            options[name] = ast.literal_eval(value)
+        except (ValueError, SyntaxError):
+            raise OptionError(
+                f"--cell-options {word}: {value} is not a Python literal, such as 2, True or 'text'"
+            ) from None
+    return options

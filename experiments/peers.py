@@ -1,8 +1,8 @@
-"""One task of experiments/benchmark.py in jaxrnn and in each of its peers.
+"""The tasks of experiments/benchmark.py in jaxrnn and in other libraries.
 
 Each `make(task)` in `LIBRARIES` returns a function that runs `task.repeats` units and waits for
-them. The libraries in JAX differ in `(apply, params)` alone, of which `scanned` makes the program.
-A library is imported only where it is used, so that one that is missing hinders no other.
+their results. The JAX libraries differ in `(apply, params)` alone, from which `scanned` creates the
+program. A library is imported in the function that uses it, so that any of them may be missing.
 """
 
 from __future__ import annotations
@@ -17,11 +17,11 @@ import numpy as np
 
 BATCH, HIDDEN, CLASSES = 100, 128, 10
 EVALUATION_BATCH = 500
-PRODUCT = 2048  # a side of the floor's matrices
+PRODUCT = 2048  # side of the matrices that measure the floor
 
 
 class Task(NamedTuple):
-    """What is timed."""
+    """A task to time."""
 
     title: str
     cell: str = "lstm"
@@ -29,34 +29,34 @@ class Task(NamedTuple):
     features: int = 28
     train: bool = True
     examples: int = BATCH  # per unit of time
-    repeats: int = 20  # units timed at once
+    repeats: int = 20  # units in one call
     dtype: str = "float32"
-    products: str | None = None  # the dtype of the products' operands, if that is another
+    products: str | None = None  # dtype of the operands of the products, if it is another
     hidden: int = HIDDEN
     masked: bool = False  # with lengths and resets, which only jaxrnn takes
     evaluation_batch: int = EVALUATION_BATCH
 
     @property
     def gates(self) -> int:
-        """Gates of the cell."""
+        """The number of gates of the cell."""
         return {"lstm": 4, "gru": 3, "rnn": 1}[self.cell]
 
     @property
     def flops(self) -> float:
-        """Floating point operations of the recurrent layer's products."""
+        """The floating point operations of the matrix products of the recurrent layer."""
         rows, outputs = self.examples * self.time, self.gates * self.hidden
         forward = 2 * rows * (self.features + self.hidden) * outputs
-        # Backward: the kernels' gradients cost what the forward pass does, the state's the same
-        # less the inputs', which nobody needs.
+        # The gradients of the kernels cost as much as the forward pass. The gradient of the state
+        # costs a part of it; the gradient of the inputs is not needed.
         state = 2 * rows * self.hidden * outputs
         return forward + (forward + state if self.train else 0)
 
     @property
     def least_bytes(self) -> float:
-        """Bytes that any implementation moves, if all else stays on the chip.
+        """The bytes that any implementation moves if all intermediate results stay on the chip.
 
-        The inputs and the parameters are read; for a gradient the inputs are read again, the states
-        are written and read, and Adam reads and writes parameters and two moments.
+        It reads the inputs and the parameters. For a gradient it reads the inputs again, and writes
+        and reads the states. Adam reads and writes the parameters and two moments.
         """
         rows = self.examples * self.time
         parameters = (self.features + self.hidden + 1) * self.gates * self.hidden
@@ -67,18 +67,18 @@ class Task(NamedTuple):
 
 
 def inputs(task: Task) -> tuple[np.ndarray, np.ndarray]:
-    """Random sequences `[K, B, T, I]` and labels `[K, B]`."""
+    """Returns random sequences `[K, B, T, I]` and labels `[K, B]`."""
     rng = np.random.default_rng(0)
     shape = (task.repeats, task.examples, task.time, task.features)
     return rng.random(shape, np.float32), rng.integers(0, CLASSES, shape[:2])
 
 
 def scanned(task: Task, apply: Callable, params: Any) -> tuple[Any, tuple[Any, ...]]:
-    """Training steps scanned in one program, or evaluation in batches, on one device.
+    """Creates a program that scans train steps, or evaluates in batches, on one device.
 
     Returns:
-        The jitted function from (carry, data) to (carry, what is waited for), and its arguments;
-        the carry is donated.
+        A jitted function from (carry, data) to (carry, results), which donates the carry, and its
+        arguments.
     """
     import jax
     import jax.numpy as jnp
@@ -110,7 +110,7 @@ def scanned(task: Task, apply: Callable, params: Any) -> tuple[Any, tuple[Any, .
 
 
 def repeated(program: Callable, arguments: tuple[Any, ...]) -> Callable[[], None]:
-    """A function that runs a program of `scanned`, from where the call before it ended."""
+    """Returns a function that runs a program of `scanned`, each time from the last carry."""
     import jax
 
     carry, data = arguments
@@ -124,7 +124,7 @@ def repeated(program: Callable, arguments: tuple[Any, ...]) -> Callable[[], None
 
 
 def in_jax(model: Callable, **options: Any) -> Callable[[Task], Callable[[], None]]:
-    """The `make(task)` of a library in JAX, by its function from a task to (apply, params)."""
+    """Returns the `make(task)` of a JAX library, from a function of a task to (apply, params)."""
     return lambda task: repeated(*scanned(task, *model(task, **options)))
 
 
@@ -133,7 +133,7 @@ Model = tuple[Callable, Any]  # (apply, params)
 
 @functools.cache
 def initial_params(cell: Any, features: int, hidden: int) -> Any:
-    """Parameters of a cell and of a readout."""
+    """Initializes the parameters of a cell and of a readout."""
     import jax
     import jax.numpy as jnp
 
@@ -146,7 +146,7 @@ def initial_params(cell: Any, features: int, hidden: int) -> Any:
 
 
 def jaxrnn_one(task: Task, peephole: bool = False, **options: Any) -> Model:
-    """One device, with options of `jaxrnn.unroll`; peepholes come with lengths."""
+    """Jaxrnn on one device, with options of `jaxrnn.unroll`; with peepholes also with lengths."""
     if peephole and task.cell != "lstm":
         raise NotImplementedError
     import jax
@@ -172,7 +172,7 @@ def jaxrnn_one(task: Task, peephole: bool = False, **options: Any) -> Model:
 
 
 def jaxrnn_all(task: Task) -> Callable[[], None]:
-    """All cores, through the functions that experiments/mnist.py uses."""
+    """Jaxrnn on all cores, as experiments/mnist.py trains."""
     import jax
 
     import jaxrnn
@@ -200,10 +200,10 @@ def jaxrnn_all(task: Task) -> Callable[[], None]:
 
 
 def jaxrnn_seeds(task: Task) -> Callable[[], None]:
-    """All cores with a seed each, as experiments/ablate.py trains them; a unit is one of one seed.
+    """Jaxrnn on all cores with a seed each, as experiments/ablate.py trains.
 
-    `task.repeats` must be a multiple of the number of cores. It is to be compared with "jaxrnn,
-    all cores", whose cores share each batch of a single seed.
+    A unit is a train step of one seed, and `task.repeats` must be a multiple of the number of
+    cores. For comparison, the cores of "jaxrnn, all cores" share each batch of a single seed.
     """
     import jax
 
@@ -269,7 +269,8 @@ def flax_nnx(task: Task) -> Model:
             self.readout = nnx.Linear(task.hidden, CLASSES, rngs=rngs)
 
         def __call__(self, x):
-            zero = jnp.zeros((len(x), task.hidden))  # its own start would draw from a random stream
+            # Given explicitly, since the default initial carry draws from a random stream.
+            zero = jnp.zeros((len(x), task.hidden))
             start = (zero, zero) if task.cell == "lstm" else zero
             return self.readout(jnp.asarray(self.rnn(x, initial_carry=start))[:, -1])
 
@@ -297,7 +298,7 @@ def haiku(task: Task) -> Model:
 
 
 def equinox(task: Task) -> Model:
-    """An equinox cell under jax.lax.scan, as its documentation shows."""
+    """An equinox cell under jax.lax.scan, as in the documentation of equinox."""
     import equinox as eqx  # pyright: ignore[reportMissingImports]
     import jax
     import jax.numpy as jnp
@@ -363,7 +364,7 @@ def torch(task: Task, compiled: bool = False, graph: bool = False) -> Callable[[
     bfloat16 = "bfloat16" in (task.dtype, task.products)
 
     def mixed():
-        # A graph must not hold copies that autocast made of the weights outside of it.
+        # A graph must not use copies of the weights that autocast cached before it.
         return torch.autocast(device, torch.bfloat16, enabled=bfloat16, cache_enabled=not graph)
 
     def evaluate():
@@ -387,7 +388,7 @@ def torch(task: Task, compiled: bool = False, graph: bool = False) -> Callable[[
     stream = torch.cuda.Stream()
     stream.wait_stream(torch.cuda.current_stream())
     with torch.cuda.stream(stream):
-        for _ in range(3):  # what the first calls allocate and choose is no part of the graph
+        for _ in range(3):  # warms up, so that the graph has no allocation or tuning
             program()
     torch.cuda.current_stream().wait_stream(stream)
     recorded = torch.cuda.CUDAGraph()
@@ -447,7 +448,7 @@ def onnx(task: Task) -> Callable[[], None]:
 
 
 def matrix_product(task: Task) -> Callable[[], None]:
-    """The floor's yardstick: a product of its own, whatever the task."""
+    """A large matrix product, whose rate gives the floor; it does not depend on the task."""
     import jax
     import jax.numpy as jnp
 

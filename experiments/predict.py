@@ -1,4 +1,12 @@
-"""Read handwritten digits from image files: `python experiments/predict.py IMAGE…`."""
+"""Classifies handwritten digits in image files with a trained run of experiments/mnist.py.
+
+    python experiments/predict.py three.png photo.jpg
+    python experiments/predict.py three.png --run runs/best --beliefs three-beliefs.png
+
+Prints for each image the digit and the probabilities of all digits.
+"""
+
+from __future__ import annotations
 
 import contextlib
 import json
@@ -8,38 +16,49 @@ import warnings
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
+from typing import Annotated
 
 import numpy as np
-import tyro
+from command_line import Option, parse
+from errors import OptionError, fail
 from PIL import Image, ImageOps
 
-SIDE = 28  # an MNIST image
-BOX = 20  # the square its ink is scaled to fit
-MAX_SIDE = 1000  # larger pictures are reduced first: time and memory, and no detail a digit needs
-MIN_CONTRAST = 20  # of 255; ink fainter than this is taken for blank paper
-FAINTEST = 0.1  # of the strongest ink; less is mostly what JPEG leaves around a stroke
+SIDE = 28  # of an MNIST image
+BOX = 20  # side of the square to which its ink is scaled
+MAX_SIDE = 1000  # larger images are reduced first, which saves time and loses no detail of a digit
+MIN_CONTRAST = 20  # of 255; fainter ink is taken for blank paper
+FAINTEST = 0.1  # of the strongest ink; less is mostly JPEG artifacts around a stroke
 
 
 @dataclass(frozen=True)
 class Config:
-    """Classify images of digits with a trained run of experiments/mnist.py."""
+    """The options."""
 
-    images: tyro.conf.Positional[tuple[Path, ...]]
-    """Image files: anything Pillow reads, of any size, dark on light or light on dark."""
+    images: Annotated[tuple[str, ...], Option(positional=True)] = ()
+    """Image files of any size that Pillow reads, with a dark digit on a light background or a light
+    one on dark."""
     run: Path = Path("runs/mnist")
-    """The folder of the trained run."""
+    """Folder of the trained run."""
     json: bool = False
-    """Print one JSON array instead of lines."""
+    """Print a JSON array instead of lines."""
     beliefs: Path | None = None
-    """Also write a picture of what the network believes as it reads each image."""
+    """Picture to write of the predicted probabilities after each time step."""
+
+    def check(self) -> None:
+        """Raises OptionError if no image is given."""
+        if not self.images:
+            raise OptionError("no image is given; see --help")
 
 
-def read_image(path: Path) -> Image.Image:
-    """Reads and fully decodes an image file, turned upright as its EXIF data says.
+def read_image(name: str | Path) -> Image.Image:
+    """Reads and fully decodes an image file, rotated as its EXIF data says.
 
     Raises:
-        ValueError: it is missing, not an image, damaged or too large, said in one line.
+        ValueError: If the file is missing, not an image, damaged or too large.
     """
+    path = Path(name)
+    if "://" in str(name):
+        raise ValueError("a URL is not read; download the image and give its path")
     if not path.is_file():
         raise ValueError("is not a file" if path.exists() else "no such file")
     try:
@@ -56,8 +75,8 @@ def read_image(path: Path) -> Image.Image:
 
 
 def opaque(image: Image.Image) -> np.ndarray:
-    """Returns the pixels as float [height, width, 3] in [0, 255], reduced to MAX_SIDE at most."""
-    if image.mode.startswith(("I", "F")):  # these hold any range, which convert() would clip
+    """Returns the pixels as float [height, width, 3] in [0, 255], at most MAX_SIDE a side."""
+    if image.mode.startswith(("I", "F")):  # of any range, which convert() would clip
         values = np.asarray(image, np.float64)
         low, high = values.min(), values.max()
         image = Image.fromarray(np.uint8(255 * (values - low) / max(high - low, 1e-9)))
@@ -73,9 +92,10 @@ def opaque(image: Image.Image) -> np.ndarray:
 
 
 def background(pixels: np.ndarray) -> np.ndarray:
-    """Returns the paper under each pixel [height, width, 3]: a plane through the border pixels.
+    """Returns the color of the paper at each pixel, [height, width, 3].
 
-    A plane, because light falls off across a photograph. Ink that touches the border is left out.
+    It is a plane through the border pixels, since light falls off across a photograph. Ink that
+    touches the border is ignored.
     """
     height, width, _ = pixels.shape
     y, x = np.meshgrid(np.linspace(-1, 1, height), np.linspace(-1, 1, width), indexing="ij")
@@ -89,13 +109,13 @@ def background(pixels: np.ndarray) -> np.ndarray:
 
 
 def find_ink(pixels: np.ndarray) -> np.ndarray:
-    """Returns how much ink lies on each pixel, float [height, width], 0 on the paper.
+    """Returns the amount of ink at each pixel, float [height, width], 0 on the paper.
 
-    Ink is what differs from the paper in the direction of the strongest differences, so it may be
-    darker, lighter, or of another colour.
+    The amount is the difference from the paper along the direction of the strongest differences, so
+    ink may be darker, lighter, or of another color.
 
     Raises:
-        ValueError: there is none.
+        ValueError: If there is no ink.
     """
     from scipy import ndimage
 
@@ -117,30 +137,30 @@ def find_ink(pixels: np.ndarray) -> np.ndarray:
 
 
 def mnist_style(image: Image.Image) -> np.ndarray:
-    """Brings a picture of one digit to the form of MNIST's images.
+    """Converts an image of one digit to the style of MNIST's images.
 
-    The ink becomes bright on black, is scaled to fit a square of 20 pixels, and placed with its
-    centre of mass in the middle.
+    The ink becomes bright on black, is scaled to fit a square of 20 pixels, and is placed with its
+    center of mass in the middle.
 
     Args:
-        image: a picture of any size and mode, with a border of mostly plain background.
+        image: An image of any size and mode, with a border of mostly plain background.
 
     Returns:
-        uint8 [28, 28].
+        The pixels, uint8 [28, 28].
 
     Raises:
-        ValueError: the picture is blank.
+        ValueError: If the image is blank.
     """
     ink = find_ink(opaque(image))
     rows, columns = np.flatnonzero(ink.any(axis=1)), np.flatnonzero(ink.any(axis=0))
     ink = ink[rows[0] : rows[-1] + 1, columns[0] : columns[-1] + 1]
     longest = max(ink.shape)
-    if abs(longest - BOX) <= 2:  # of MNIST's size already, to which resampling would do harm
+    if abs(longest - BOX) <= 2:  # already of MNIST's size; resampling would blur it
         longest = BOX
     height, width = [max(1, round(BOX * side / longest)) for side in ink.shape]
     picture = Image.fromarray(ink.astype(np.float32))
     ink = np.asarray(picture.resize((width, height), Image.Resampling.BICUBIC))
-    # Not the maximum, which in a thin stroke is one crossing and leaves the rest dim.
+    # Not the maximum, which a thin stroke reaches at a crossing only, so the rest would be dim.
     full = np.percentile(ink[ink > ink.max() / 2], 90)
     ink = np.clip(ink / full, 0, 1)
     y = np.average(np.arange(height), weights=ink.sum(axis=1))
@@ -152,45 +172,43 @@ def mnist_style(image: Image.Image) -> np.ndarray:
     return canvas
 
 
-def read_all(paths: Sequence[Path]) -> tuple[dict[Path, np.ndarray], dict[Path, str]]:
-    """Returns the images brought to MNIST's form, and what is wrong with the files that are not."""
+def read_all(names: Sequence[str | Path]) -> tuple[dict[str, np.ndarray], dict[str, str]]:
+    """Returns the images in the style of MNIST, and the errors of those that cannot be read."""
     images, errors = {}, {}
-    for path in paths:
+    for name in names:
         try:
-            images[path] = mnist_style(read_image(path))
+            images[str(name)] = mnist_style(read_image(name))
         except ValueError as error:
-            errors[path] = str(error)
+            errors[str(name)] = str(error)
     return images, errors
 
 
 def as_json(
-    paths: Sequence[Path], probabilities: Mapping[Path, np.ndarray], errors: Mapping[Path, str]
+    names: Sequence[str], probabilities: Mapping[str, np.ndarray], errors: Mapping[str, str]
 ) -> str:
-    """Returns one JSON array with an object per file, in the order given."""
+    """Returns a JSON array with an object for each file, in the order given."""
     found = []
-    for path in paths:
-        entry: dict = {"file": str(path)}
-        if path in errors:
-            entry["error"] = errors[path]
+    for name in names:
+        entry: dict = {"file": name}
+        if name in errors:
+            entry["error"] = errors[name]
         else:
-            entry["digit"] = int(probabilities[path].argmax())
-            entry["probabilities"] = [round(float(p), 6) for p in probabilities[path]]
+            entry["digit"] = int(probabilities[name].argmax())
+            entry["probabilities"] = [round(float(p), 6) for p in probabilities[name]]
         found.append(entry)
     return json.dumps(found)
 
 
-def as_line(path: Path, probabilities: np.ndarray) -> str:
+def as_line(name: str, probabilities: np.ndarray) -> str:
     """Returns `three.png: 3   0 0.001  1 0.000 …`."""
     each = "  ".join(f"{digit} {p:.3f}" for digit, p in enumerate(probabilities))
-    return f"{path}: {probabilities.argmax()}   {each}"
+    return f"{name}: {probabilities.argmax()}   {each}"
 
 
 def main(arguments: Sequence[str] | None = None) -> int:
-    """Runs the command line and returns the exit code: 0, or 2 if anything went wrong."""
-    config = tyro.cli(Config, args=arguments)
-    if not config.images:
-        return complain("no image given; --help says how")
-    # Imported only now, so that --help and a mistyped command answer at once.
+    """Prints the predictions; returns the exit code: 0, or 2 after any error."""
+    config = parse(Config, __doc__, arguments, check=Config.check)
+    # Imported after the options are parsed, since JAX takes seconds.
     from experiment import load_run
 
     from jaxrnn import training
@@ -202,11 +220,11 @@ def main(arguments: Sequence[str] | None = None) -> int:
         with contextlib.redirect_stdout(sys.stderr):  # stdout is for the predictions alone
             trained, model, params, _ = load_run(config.run)
     except (OSError, ValueError, CheckpointError) as error:
-        return complain(error)
+        return fail(error)
     images, errors = read_all(config.images)
     code = 0
-    for path, error in errors.items():
-        code = complain(f"{path}: {error}")
+    for name, error in errors.items():
+        code = fail(f"{name}: {error}")
     probabilities = {}
     if images:
         stack = np.stack(list(images.values()))
@@ -214,32 +232,26 @@ def main(arguments: Sequence[str] | None = None) -> int:
         found = training.probabilities(model, params, sequences)
         probabilities = dict(zip(images, found, strict=True))
         if config.beliefs:
-            # Without the blank steps after it, during which nothing of the image is read.
+            # Without the blank time steps after the image, during which nothing is read.
             points = training.beliefs(model, params, data.sequences(stack, trained.order))
             code = draw(stack, points, config.beliefs, trained.order) or code
     if config.json:
         print(as_json(config.images, probabilities, errors))
     else:
-        for path, found in probabilities.items():
-            print(as_line(path, found))
+        for name, found in probabilities.items():
+            print(as_line(name, found))
     return code
 
 
 def draw(images: np.ndarray, points: np.ndarray, path: Path, order: str) -> int:
-    """Writes the belief picture; returns an exit code."""
+    """Writes the picture of --beliefs; returns an exit code."""
     from jaxrnn.training import report
 
     try:
         report.beliefs(images, points, path, order=order)
     except (OSError, ValueError) as error:
-        return complain(f"{path}: {' '.join(str(error).split())}")
+        return fail(f"{path}: {' '.join(str(error).split())}")
     return 0
-
-
-def complain(message: object) -> int:
-    """Prints one line on stderr and returns the exit code for it."""
-    print(f"predict.py: {message}", file=sys.stderr)
-    return 2
 
 
 if __name__ == "__main__":

@@ -1,7 +1,7 @@
-"""What is kept of a study: a folder of finished runs, and of what they are runs of.
+"""The folder of a study.
 
-results.jsonl holds a record of each finished run; config.json the settings of the study, each with
-its options and the identities of its runs, and the commands that made them.
+results.jsonl has a record of each finished run. config.json has the settings of the study, each
+with its options and the identities of its runs, and the commands that ran them.
 """
 
 from __future__ import annotations
@@ -23,8 +23,8 @@ class Records:
     """The folder of a study.
 
     Args:
-        folder: The folder; it is created when something is kept.
-        host: The number of this process; those after the first write to results-1.jsonl and so on.
+        folder: The folder, which the first write creates.
+        host: The index of this process. Host 1 writes to results-1.jsonl, and so on.
     """
 
     def __init__(self, folder: Path, host: int = 0):
@@ -33,7 +33,7 @@ class Records:
         self.config_path = folder / "config.json"
 
     def read(self) -> dict[str, dict[str, Any]]:
-        """The records of all hosts by the identity of the run."""
+        """Returns the records of all hosts by the identity of the run."""
         return {
             record["identity"]: record
             for path in sorted(self.folder.glob("results*.jsonl"))
@@ -41,7 +41,7 @@ class Records:
         }
 
     def of_settings(self) -> list[dict[str, Any]]:
-        """The runs of the study's settings as they are now defined, under their present names."""
+        """Returns the records of the settings in config.json, with their present names."""
         found = self.read()
         return [
             found[identity] | {"setting": name}
@@ -51,11 +51,11 @@ class Records:
         ]
 
     def config(self) -> dict[str, Any]:
-        """What config.json holds."""
+        """Returns the contents of config.json."""
         return json.loads(self.config_path.read_text())
 
-    def beside(self) -> dict[str, dict[str, Any]]:
-        """The runs of the other studies kept with this one, by identity."""
+    def of_other_studies(self) -> dict[str, dict[str, Any]]:
+        """Returns the records of the studies in the same parent folder, by identity."""
         found: dict[str, dict[str, Any]] = {}
         for path in sorted(self.folder.parent.glob("*/results.jsonl")):
             if path.parent != self.folder:
@@ -64,7 +64,7 @@ class Records:
 
     @contextlib.contextmanager
     def locked(self) -> Iterator[None]:
-        """Holds the study against other processes that would write to it."""
+        """Locks the folder against writes by other processes."""
         self.folder.mkdir(parents=True, exist_ok=True)
         with self.path.open("a") as file:
             fcntl.flock(file, fcntl.LOCK_EX)
@@ -78,19 +78,19 @@ class Records:
     def keep_settings(
         self, about: Mapping[str, Any], study: Mapping[str, dict[str, Any]], asked: Collection[str]
     ) -> None:
-        """Writes config.json, with the environment of this time.
+        """Writes the settings and the current environment to config.json.
 
-        A setting that is not asked for stays as it was; one that the study no longer has, or has
-        with other options, is dropped.
+        A setting that is not asked for stays as it is. A setting that the study no longer has, or
+        has with other options, is removed.
 
         Args:
-            about: What else config.json is to hold.
+            about: Other entries of config.json.
             study: For each setting, in order, its `options`, the `set` of all settings,
-                `data_sha256` and the `runs` that it would have if asked for.
+                `data_sha256` and the `runs` of the setting if it is asked for.
             asked: The settings to run.
 
         Raises:
-            OptionError: If a setting would stay that was run on other data or with another --set.
+            OptionError: If a setting that stays was run on other data or with another --set.
         """
         with self.locked():
             before: dict[str, Any] = {"commands": [], "settings": {}}

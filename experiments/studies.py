@@ -4,8 +4,8 @@ from __future__ import annotations
 
 from typing import Any, NamedTuple
 
+from baselines import BASELINES
 from cells import CELLS
-from networks import BASELINES
 from options import PIXELS, RECIPES
 
 from jaxrnn.training.compare import Claim
@@ -82,44 +82,49 @@ JANET_BY_PIXEL = Claim("van der Westhuizen & Lasenby", "janet", "better", "lstm"
 
 STUDIES = {
     "cells": Study(
-        "Every cell of the library at 128 units, and the networks without a recurrence, all with "
-        "the rate that was chosen for the LSTM. Greff et al. (2017) found no variant of the LSTM "
-        "significantly better; Jozefowicz et al. (2015) cells that beat it on some tasks but not "
-        "on all.",
+        "Which cell is most accurate at 128 hidden units? All settings use the learning rate "
+        "that was chosen for the LSTM. The networks without a recurrence, mlp and cnn, are for "
+        "comparison. Greff et al. (2017) found no variant of the LSTM significantly better than "
+        "the LSTM. Jozefowicz et al. (2015) found cells that are better than the LSTM on some "
+        "tasks, but none that is better on all.",
         CELLS_BY_NAME,
         claims=(
-            Claim("Zhou et al. (2016), who call them comparable", "mgu", "no difference", "gru"),
-            Claim("Le et al. (2015), here at the LSTM's rate", "irnn", "better", "rnn"),
+            Claim("Zhou et al. (2016, who call them comparable)", "mgu", "no difference", "gru"),
+            Claim("Le et al. (2015; here with the LSTM's learning rate)", "irnn", "better", "rnn"),
             Claim("Ba et al. (2016)", "lstm-layer-norm", "better", "lstm"),
         ),
     ),
     "cells-equal": Study(
-        "The same cells, each with as many units as make it as large as the LSTM of 128.",
+        "Which cell is most accurate at an equal number of parameters? The number of hidden "
+        "units is chosen so that the network has about as many parameters as the LSTM with 128 "
+        "units.",
         {
             f"{name}, {size} units": {"cell": name, "hidden_size": size}
             for name, size in EQUAL_SIZES.items()
         },
     ),
     "tutorial": Study(
-        "The tutorial's configuration, 20,000 steps. Of MNIST read row by row, tutorials print "
-        "single figures (Atienza's Keras experiments: about 98.9 % for an LSTM of 256 units and "
-        "98.0 % for a simple RNN); this is a reference with its deviation over seeds.",
+        "How accurate is the tutorial's configuration, trained for 20,000 steps, and how much do "
+        "seeds differ? Tutorials that read MNIST row by row report single runs: Atienza's Keras "
+        "experiments about 98.9 % for an LSTM with 256 units and 98.0 % for a simple RNN.",
         {name: {"cell": name} for name in ("lstm", "gru", "rnn")},
         {"steps": 20_000},
     ),
     "fast": Study(
-        "The fast recipe: 99.0 % in a fraction of the steps.",
+        "How accurate is the `fast` recipe? It aims at 99.0 % in a fraction of the steps of the "
+        "tutorial's configuration.",
         {"lstm": {}},
     ),
     "best": Study(
-        "The best recipe, a small ReNet of JANET cells. Visin et al. (2015) reported 99.55 % for "
-        "theirs, also without convolution.",
+        "How accurate is the `best` recipe, a small ReNet of JANET cells? Visin et al. (2015) "
+        "reported 99.55 % for their ReNet, which has no convolution either.",
         {"janet, 2 layers of 64 over patches of 4": {}},
         RECIPES["best"],
     ),
     "odyssey": Study(
-        "Greff et al., LSTM: A search space odyssey, 2017. Found no variant clearly better than "
-        "the vanilla LSTM with peepholes; the forget gate and the output activation matter most.",
+        "Which parts of an LSTM matter? Each setting changes one part of the LSTM with "
+        "peepholes. Greff et al. (2017, LSTM: A search space odyssey) found no variant clearly "
+        "better than this LSTM. The forget gate and the output activation mattered most.",
         {
             name: {"cell": f"lstm-{name}"}
             for name in (
@@ -142,8 +147,9 @@ STUDIES = {
         ),
     ),
     "forget-bias": Study(
-        "Jozefowicz et al., An empirical exploration of recurrent network architectures, 2015. "
-        "Found that a bias of 1 closes the gap between the LSTM and the GRU.",
+        "With which bias should the forget gate start? Jozefowicz et al. (2015, An empirical "
+        "exploration of recurrent network architectures) found that a bias of 1 closes the gap "
+        "between the LSTM and the GRU.",
         _settings("forget_bias", (1.0, 0.0, 2.0, 5.0)) | {"gru": {"cell": "gru"}},
         claims=(
             Claim("Jozefowicz et al.", "forget_bias=0.0", "worse", "forget_bias=1.0"),
@@ -151,8 +157,9 @@ STUDIES = {
         ),
     ),
     "init": Study(
-        "Saxe et al. (2014) found deep linear networks to learn fast from orthogonal kernels, Le "
-        "et al. (2015) recurrent networks of rectified linear units from the identity.",
+        "Does the initializer of the recurrent kernel matter? Saxe et al. (2014) found that deep "
+        "linear networks learn fast from orthogonal kernels, Le et al. (2015) that recurrent "
+        "networks of rectified linear units learn well from the identity.",
         {"lstm": {}}
         | {
             f"{cell} {init}": {"cell": cell, "recurrent_init": init}
@@ -162,7 +169,7 @@ STUDIES = {
         | {f"lstm times {scale}": {"init_scale": scale} for scale in (0.5, 2.0)},
         claims=(
             Claim(
-                "Saxe et al., of how fast deep linear networks learn",
+                "Saxe et al. (learning speed of deep linear networks)",
                 "rnn orthogonal",
                 "better",
                 "rnn glorot",
@@ -171,18 +178,19 @@ STUDIES = {
         ),
     ),
     "size": Study(
-        "Greff et al. (2017): more units help, with less and less gain.",
+        "How does the accuracy depend on the number of hidden units? Greff et al. (2017) found "
+        "that more units help, with diminishing returns.",
         _settings("hidden_size", (128, 32, 64, 256)),
         claims=(Claim("Greff et al.", "hidden_size=256", "better", "hidden_size=128"),),
     ),
     "order": Study(
-        "Whether it matters in which order an image is read: by rows, by columns, or by rows of "
-        "pixels that were shuffled.",
+        "Does it matter in which order an image is read? The orders are by rows, by columns, and "
+        "by rows after one fixed permutation of all pixels.",
         _settings("order", ("rows", "columns", "shuffled")),
     ),
     "regularisers": Study(
-        "Gal & Ghahramani (2016), Krueger et al. (2017), Merity et al. (2018): recurrent "
-        "regularization improves generalization.",
+        "Does recurrent regularization improve the accuracy? Gal & Ghahramani (2016), Krueger et "
+        "al. (2017) and Merity et al. (2018) found that it improves generalization.",
         {
             "none": {},
             "zoneout 0.1": {"zoneout": 0.1},
@@ -191,20 +199,21 @@ STUDIES = {
             "weight dropout 0.25": {"weight_dropout": 0.25},
         },
         claims=(
-            Claim("Krueger et al., of text and permuted pixels", "zoneout 0.1", "better", "none"),
+            Claim("Krueger et al. (on text and permuted pixels)", "zoneout 0.1", "better", "none"),
             Claim(
-                "Gal & Ghahramani, of text and with the inputs dropped too",
+                "Gal & Ghahramani (on text, with dropout of the inputs too)",
                 "recurrent dropout 0.25, tied",
                 "better",
                 "none",
             ),
-            Claim("Merity et al., of text", "weight dropout 0.25", "better", "none"),
+            Claim("Merity et al. (on text)", "weight dropout 0.25", "better", "none"),
         ),
     ),
     "optimizers": Study(
-        "Schedules and algorithms: a one-cycle rate against a constant one, clipped or not; Adam "
-        "against others. Smith & Topin (2018) found one cycle to train residual networks "
-        "in far fewer steps.",
+        "Which learning rate schedule and which optimizer are best? The settings compare a "
+        "one-cycle schedule with a constant rate, with and without gradient clipping, and Adam "
+        "with other optimizers. Smith & Topin (2018) found that a one-cycle schedule trains "
+        "residual networks in far fewer steps.",
         {
             "one cycle, peak 8e-3": {},
             "one cycle, not clipped": {"clip_norm": None},
@@ -219,13 +228,13 @@ STUDIES = {
         },
         claims=(
             Claim(
-                "Smith & Topin, of residual networks",
+                "Smith & Topin (residual networks)",
                 "one cycle, peak 8e-3",
                 "better",
                 "constant 1e-3",
             ),
             Claim(
-                "Smith & Topin, of residual networks",
+                "Smith & Topin (residual networks)",
                 "one cycle, peak 4e-3",
                 "better",
                 "constant 4e-3",
@@ -233,10 +242,11 @@ STUDIES = {
         ),
     ),
     "length-generalisation": Study(
-        "Trained and validated with no blank step after the image (the last setting with 28), "
-        "tested with 28: does the memory outlast what it was trained for? Gers et al. (2000) added "
-        "the forget gate so that a cell can empty itself; Tallec & Ollivier (2018) found biases "
-        "drawn for the length of the wait to learn longer memories.",
+        "Does a cell remember for longer than in training? All settings are tested with 28 blank "
+        "time steps after the image. They are trained and validated without blank steps, except "
+        "for the last, which is trained with 28. Gers et al. (2000) added the forget gate so "
+        "that a cell can reset itself. Tallec & Ollivier (2018) found that an LSTM learns longer "
+        "memories if its biases are drawn for the length of the wait (chrono).",
         {
             **{name: {"cell": name} for name in ("lstm", "gru", "rnn", "janet", "lstm-nfg")},
             "lstm, chrono 56": {"chrono": 56.0},
@@ -245,20 +255,24 @@ STUDIES = {
         },
         FAST | {"test_delay": 28},
         claims=(
-            Claim("Gers et al., of streams without an end", "lstm-nfg", "worse", "lstm"),
-            Claim("Tallec & Ollivier, of other waits", "lstm, chrono 56", "better", "lstm"),
+            Claim("Gers et al. (continual input streams)", "lstm-nfg", "worse", "lstm"),
+            Claim(
+                "Tallec & Ollivier (other lengths of the wait)", "lstm, chrono 56", "better", "lstm"
+            ),
         ),
     ),
     "sequential-mnist": Study(
-        "784 steps of one pixel (Le et al., 2015). LSTM 98.5 %, JANET 99.0 % in van der Westhuizen "
-        "& Lasenby (2018), after many more steps.",
+        "How accurate are cells that read one pixel per time step, 784 in all (Le et al., 2015)? "
+        "Van der Westhuizen & Lasenby (2018) reported 98.5 % for the LSTM and 99.0 % for JANET, "
+        "after many more training steps.",
         {"lru-long, 3 layers of 64": RECIPES["sequential-mnist"], **BY_PIXEL},
         LONG | {"order": "pixels"},
         claims=(JANET_BY_PIXEL,),
     ),
     "permuted-mnist": Study(
-        "784 steps of one pixel in an order shuffled once (Le et al., 2015). LSTM 91 %, JANET "
-        "92.5 % in van der Westhuizen & Lasenby (2018); LEM 96.6 % in Rusch et al. (2022).",
+        "How accurate are cells that read one pixel per time step, in an order that is shuffled "
+        "once for all images (Le et al., 2015)? Van der Westhuizen & Lasenby (2018) reported "
+        "91 % for the LSTM and 92.5 % for JANET, Rusch et al. (2022) 96.6 % for LEM.",
         BY_PIXEL,
         LONG | {"order": "permuted"},
         claims=(JANET_BY_PIXEL,),

@@ -1,13 +1,12 @@
-"""What the scripts print, and how they end."""
+"""The console, the progress bar and the exit codes of the scripts."""
 
 from __future__ import annotations
 
 import contextlib
 import logging
-import sys
 from collections.abc import Callable, Iterator
 
-from errors import OptionError
+from errors import OptionError, fail
 from rich.console import Console
 from rich.panel import Panel
 from rich.progress import BarColumn, Progress, TextColumn, TimeRemainingColumn
@@ -21,7 +20,7 @@ console = Console(highlight=False, soft_wrap=True, markup=False)
 
 
 def run_script(main: Callable[[], int]) -> int:
-    """Calls a script's main function; every foreseeable failure is one line and an exit code."""
+    """Calls the main function of a script; expected errors become one line and an exit code."""
     logging.getLogger("absl").setLevel(logging.ERROR)  # orbax logs every step
     try:
         return main()
@@ -40,14 +39,8 @@ def run_script(main: Callable[[], int]) -> int:
         return 130
 
 
-def fail(error: object, code: int = 2) -> int:
-    """Prints an error and returns the exit code."""
-    print(f"error: {error}", file=sys.stderr)
-    return code
-
-
 def announce(dataset: data.Dataset) -> None:
-    """Prints which data this is, in a frame if it is not what was asked for."""
+    """Prints name and sizes of a data set, and in a frame why it is not the requested one."""
     sizes = [len(split.labels) for split in (dataset.train, dataset.validation, dataset.test)]
     console.print(
         f"data: {dataset.name}, {sizes[0]:,} training, {sizes[1]:,} validation and "
@@ -56,12 +49,12 @@ def announce(dataset: data.Dataset) -> None:
     if dataset.note:
         title = "NOT WHAT WAS ASKED FOR" if dataset.name == "mnist" else "NOT MNIST"
         panel = Panel(dataset.note, title=title, border_style="bold red")
-        console.print(panel, soft_wrap=False)  # which would cut the note off at the border
+        console.print(panel, soft_wrap=False)  # soft wrapping would cut off the note at the border
 
 
 @contextlib.contextmanager
 def progress_bar(step: int, steps: int) -> Iterator[Callable[[int], None]]:
-    """A bar below the lines on a terminal, nothing elsewhere; yields `advance(count)`."""
+    """Shows a progress bar on a terminal; yields a function `advance(count)`."""
     columns = (
         BarColumn(),
         TextColumn("{task.completed}/{task.total}"),

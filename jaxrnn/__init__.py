@@ -1,4 +1,10 @@
-"""jaxrnn: recurrent networks for JAX as pure functions."""
+"""Recurrent networks for JAX as pure functions.
+
+`unroll` runs a `Cell` over a sequence. Cells are made by constructors such as `lstm`, `gru` and
+`lru`, or from a user's own functions by `gated`, `linear` and `Cell`. Flax layers are in
+`jaxrnn.linen` and `jaxrnn.nnx`, an image classifier is in `jaxrnn.renet`, conversions of weights
+are in `jaxrnn.convert`, and data sets and training loops are in `jaxrnn.training`.
+"""
 
 from jaxrnn.cell import Cell, Recurrence, gated, linear, product
 from jaxrnn.cells.gru import GRUParams, GRUState, gru, mgu

@@ -1,6 +1,6 @@
 """Checks and conversions of the arguments of `unroll` and of the layers built on it.
 
-Every function here raises a ValueError that names the argument, what came and what was expected.
+The functions raise a ValueError that names the argument, what was received and what was expected.
 """
 
 from __future__ import annotations
@@ -21,7 +21,7 @@ MEMORY = ("save", "recompute", "offload")
 
 
 def describe(tree: Any) -> str:
-    """The tree with the dtype and shape of its arrays in place of the arrays."""
+    """Returns the repr of the tree with each array replaced by its dtype and shape."""
 
     def one(leaf):
         if not hasattr(leaf, "shape") or not hasattr(leaf, "dtype"):
@@ -32,14 +32,14 @@ def describe(tree: Any) -> str:
 
 
 class _Plain(str):
-    """A string that prints without quotes."""
+    """A string whose repr has no quotes."""
 
     __slots__ = ()
     __repr__ = str.__str__
 
 
 def size(name: str, value: Any) -> int:
-    """The positive integer `value`, also one of NumPy's, as an int."""
+    """Converts a positive integer, possibly of NumPy, to an int."""
     try:
         number = operator.index(value)
     except TypeError:
@@ -50,7 +50,7 @@ def size(name: str, value: Any) -> int:
 
 
 def flag(name: str, value: Any) -> bool:
-    """The boolean `value` as a bool."""
+    """Converts a boolean, possibly of NumPy, to a bool."""
     if not isinstance(value, (bool, np.bool_)):
         raise ValueError(f"{name} must be True or False, got {value!r}")
     return bool(value)
@@ -63,23 +63,23 @@ def choice(name: str, value: Any, options: tuple[str, ...]) -> None:
 
 
 def rate(name: str, value: Any) -> None:
-    """Checks that `value` is a probability in [0, 1), if it is not traced."""
+    """Checks that `value` is a number in [0, 1), unless it is traced."""
     if isinstance(value, Tracer):
         return
     is_number = isinstance(value, numbers.Real) and not isinstance(value, bool)
     is_array = isinstance(value, (np.ndarray, jax.Array)) and value.shape == ()
-    # NaN compares as neither.
+    # The negated comparison rejects NaN.
     if not (is_number or is_array) or not 0 <= float(value) < 1:
         raise ValueError(f"{name} must be a number in [0, 1), got {value!r}")
 
 
 def array(name: str, value: Any) -> jax.Array:
-    """`value` as a JAX array; lists and NumPy arrays are taken too."""
+    """Converts an array, a NumPy array, a list or a number to a JAX array."""
     if isinstance(value, jax.Array):
         return value
     try:
         found = np.asarray(value)
-        if found.dtype.kind not in "biufcV":  # V: JAX's own, as bfloat16
+        if found.dtype.kind not in "biufcV":  # V: the dtypes of JAX that NumPy lacks, as bfloat16
             raise TypeError
         return jnp.asarray(found)
     except (TypeError, ValueError, OverflowError):
@@ -88,7 +88,7 @@ def array(name: str, value: Any) -> jax.Array:
 
 
 def floating(name: str, value: Any) -> jax.Array:
-    """`value` as a real floating-point JAX array."""
+    """Converts `value` to a JAX array and checks that it is real and floating-point."""
     found = array(name, value)
     if not jnp.issubdtype(found.dtype, jnp.floating):
         raise ValueError(f"{name} must be floating-point, got {found.dtype}")
@@ -96,18 +96,18 @@ def floating(name: str, value: Any) -> jax.Array:
 
 
 def check_inputs(inputs: Any, time_major: bool) -> jax.Array:
-    """The inputs `[*B, T, I]`, or `[T, *B, I]` with `time_major`, as a floating-point array."""
+    """Converts the inputs `[*B, T, I]`, or `[T, *B, I]` with `time_major`, to a floating array."""
     inputs = floating("inputs", inputs)
     if inputs.ndim < 2:
         layout = "[T, ..., I]" if time_major else "[..., T, I]"
-        raise ValueError(f"inputs must be {layout}, at least 2 axes, got shape {inputs.shape}")
+        raise ValueError(f"inputs must be {layout} with at least 2 axes, got shape {inputs.shape}")
     if isinstance(inputs.shape[-1], int) and not inputs.shape[-1]:
         raise ValueError(f"inputs must have at least one feature, got shape {inputs.shape}")
     return inputs
 
 
 def check_dtype(dtype: Any) -> Any:
-    """The dtype of the products, or None."""
+    """Converts the dtype of the operands of the matrix products, which may be None."""
     if dtype is None:
         return None
     try:
@@ -120,7 +120,7 @@ def check_dtype(dtype: Any) -> Any:
 
 
 def check_key(key: Any) -> None:
-    """Checks that `key` is a random key of JAX, typed or raw, or None."""
+    """Checks that `key` is a single random key, typed or raw, or None."""
     if key is None:
         return
     typed = isinstance(key, jax.Array) and jnp.issubdtype(key.dtype, jax.dtypes.prng_key)
@@ -129,23 +129,23 @@ def check_key(key: Any) -> None:
     except (TypeError, ValueError, AttributeError):
         one = False
     if not one:
-        raise ValueError(f"key must be one key as jax.random.key makes it, got {describe(key)}")
+        raise ValueError(f"key must be one key, as from jax.random.key, got {describe(key)}")
 
 
 def check_lengths(lengths: Any, batch_shape: tuple, time: Any, name: str = "lengths"):
-    """The lengths as int32 in 0..T, or None.
+    """Converts the lengths to int32 in 0..T; None stays None.
 
-    Concrete lengths outside of 0..T are an error. Traced ones cannot be checked and are clamped.
+    Concrete lengths outside of 0..T are an error. Traced lengths cannot be checked and are clipped.
     """
     if lengths is None:
         return None
     try:
-        # Before JAX narrows the integers: 2**32 + 3 would pass for 3.
+        # The check must precede the conversion to int32, in which 2**32 + 3 would become 3.
         found = lengths if isinstance(lengths, jax.Array) else np.asarray(lengths)
     except ValueError:
         raise ValueError(f"{name} must be an array, got {lengths!r}") from None
     if isinstance(lengths, (list, tuple)) and not found.size:
-        found = found.astype(np.int32)  # an empty list has no integers to tell by
+        found = found.astype(np.int32)  # NumPy makes an empty list floating-point
     if not jnp.issubdtype(found.dtype, jnp.integer):
         raise ValueError(f"{name} must be integers, got {found.dtype}")
     if found.shape != batch_shape:
@@ -156,16 +156,16 @@ def check_lengths(lengths: Any, batch_shape: tuple, time: Any, name: str = "leng
             raise ValueError(
                 f"{name} must lie in 0..{time}, got values from {values.min()} to {values.max()}"
             )
-        return jnp.asarray(values.astype(np.int32))  # a narrow type could not count the steps
+        return jnp.asarray(values.astype(np.int32))  # int8 could not count to T
     last = jnp.asarray(time, jnp.int32)
     wide = found if found.dtype.itemsize > 4 else found.astype(jnp.int32)
-    if found.dtype == jnp.uint32:  # beyond int32 it would turn negative
+    if found.dtype == jnp.uint32:  # large values would become negative in int32
         wide = jnp.minimum(found, last.astype(jnp.uint32))
     return jnp.clip(wide, 0, last.astype(wide.dtype)).astype(jnp.int32)
 
 
 def check_resets(resets: Any, shape: tuple) -> jax.Array | None:
-    """The resets as a boolean array of the given shape, or None."""
+    """Converts the resets to a boolean array and checks its shape; None stays None."""
     if resets is None:
         return None
     found = array("resets", resets)
@@ -177,7 +177,19 @@ def check_resets(resets: Any, shape: tuple) -> jax.Array | None:
 
 
 def check_state(name: str, state: Any, expected: Any) -> Any:
-    """The state as arrays of the expected structure, shapes and dtypes; None is the expected."""
+    """Converts the leaves of a state to arrays and compares it with the expected state.
+
+    Args:
+        name: The name of the argument, for the error message.
+        state: The state, or None.
+        expected: A state of the expected structure, shapes and dtypes.
+
+    Returns:
+        The state, or `expected` if `state` is None.
+
+    Raises:
+        ValueError: If the structure, a shape or a dtype differs.
+    """
     if state is None:
         return expected
     structure = jax.tree.structure(expected)
@@ -186,7 +198,8 @@ def check_state(name: str, state: Any, expected: Any) -> Any:
         return ValueError(f"{name} must be {describe(expected)}, got {describe(state)}")
 
     try:
-        # As tuples a TF1 or Flax carry (c, h) would pass for an LSTMState.
+        # The type of a named tuple is compared too, because the carry (c, h) of TF1 or Flax must
+        # not be taken for an LSTMState (h, c).
         leaves = structure.flatten_up_to(state)
         leaves = [array(name, leaf) for leaf in leaves]
     except (TypeError, ValueError):
@@ -197,16 +210,16 @@ def check_state(name: str, state: Any, expected: Any) -> Any:
     return structure.unflatten(leaves)
 
 
-# Shapes of fresh parameters by `init` and number of input features. The keys are weak, since an
-# `init` may hold a traced number that must not be kept.
+# The shapes of initial parameters, by `init` and the number of input features. The keys are weak,
+# because an `init` may refer to a traced number, which must not be kept alive.
 _FRESH: weakref.WeakKeyDictionary = weakref.WeakKeyDictionary()
 
 
 def fresh_shapes(init: Any, input_size: int) -> Any:
-    """The shapes of what `init` returns for inputs of so many features."""
+    """Returns the shapes and dtypes of the parameters that `init` returns for `input_size`."""
     try:
         known = _FRESH.setdefault(init, {})
-    except TypeError:  # neither hashable nor weakly referable
+    except TypeError:  # neither hashable nor weakly referenceable
         known = {}
     if input_size not in known:
         known[input_size] = jax.eval_shape(lambda key: init(key, input_size), jax.random.key(0))
@@ -214,16 +227,19 @@ def fresh_shapes(init: Any, input_size: int) -> Any:
 
 
 def check_params(init: Any, params: Any, input_size: Any) -> Any:
-    """The parameters in the structure that `init` gives.
+    """Converts the parameters to the structure that `init` returns.
 
     Args:
         init: The cell's `init`, or None for a cell that has none.
-        params: Parameters of that structure, or with mappings in place of its named tuples, where
-            a field that is None may be absent: as in the `params` of a Flax module.
+        params: The parameters, in this structure or with mappings instead of named tuples, as in
+            the `params` of a Flax module. A mapping may omit fields that are None.
         input_size: The number of input features.
 
     Returns:
-        The parameters as arrays.
+        The parameters, with arrays as leaves.
+
+    Raises:
+        ValueError: If the structure or a shape differs, or a leaf is not a floating-point array.
     """
     if init is None or not isinstance(input_size, int):
         return params
@@ -232,7 +248,7 @@ def check_params(init: Any, params: Any, input_size: Any) -> Any:
 
     def wrong():
         return ValueError(
-            f"params must be {describe(expected)}, as the cell's init gives for inputs of "
+            f"params must be {describe(expected)}, as returned by the cell's init for inputs of "
             f"{input_size} features, got {describe(params)}"
         )
 
@@ -249,7 +265,7 @@ def check_params(init: Any, params: Any, input_size: Any) -> Any:
 
 
 def as_named(expected: Any, found: Any) -> Any:
-    """`found` with the named tuples of `expected` for its mappings; the inverse of `as_dict`."""
+    """Converts mappings to the named tuples in `expected`; the inverse of `as_dict`."""
     if not isinstance(found, Mapping):
         return found
     if hasattr(expected, "_fields"):
@@ -265,7 +281,7 @@ def as_named(expected: Any, found: Any) -> Any:
 
 
 def as_dict(params: Any) -> Any:
-    """The parameters as nested dicts of arrays, as Flax modules hold them; None is left out."""
+    """Converts parameters to nested dicts, as in a Flax module, and omits fields that are None."""
     if hasattr(params, "_fields"):
         params = params._asdict()
     if not isinstance(params, Mapping):
@@ -274,7 +290,22 @@ def as_dict(params: Any) -> Any:
 
 
 def check_cell(cell: Any, params: Any, state: Any, inputs: jax.Array) -> jax.ShapeDtypeStruct:
-    """Checks once what a cell's functions return, and gives the shape of one step's output."""
+    """Checks the structures and shapes that a cell's functions return.
+
+    The check traces one step; its result is cached.
+
+    Args:
+        cell: The cell.
+        params: The parameters of the cell.
+        state: A state of the cell, leaves `[*B, ...]`.
+        inputs: The inputs `[T, *B, I]`.
+
+    Returns:
+        The shape and dtype of the output of one step.
+
+    Raises:
+        ValueError: If a function fails or returns a wrong structure, shape or dtype.
+    """
     shapes = jax.tree.map(
         lambda leaf: jax.ShapeDtypeStruct(leaf.shape, leaf.dtype), (params, state)
     )
@@ -295,7 +326,9 @@ def _check_gated(gate, params, state, x):
     if getattr(params, "recurrent_kernel", None) is not None:
         expected["recurrent_kernel"] = (hidden, width)
     elif gate.separate:
-        raise ValueError("a cell with separate gates must have a recurrent_kernel, got None")
+        raise ValueError(
+            "init of a cell with separate gates must return a recurrent_kernel, got None"
+        )
     for name, shape in expected.items():
         found = getattr(params, name, None)
         if found is None:
@@ -309,6 +342,7 @@ def _check_gated(gate, params, state, x):
 
 @functools.lru_cache(maxsize=256)
 def _check_cell(cell, structure, leaves):
+    """Implements `check_cell` with hashable arguments."""
     params, state, x = jax.tree.unflatten(structure, leaves)
     if cell.gate is not None:
         if not hasattr(state, "_fields"):
@@ -335,13 +369,13 @@ def _check_cell(cell, structure, leaves):
         ) from error
     if describe(after) != describe(state):
         raise ValueError(
-            f"the cell's {function} must return a state as initial_state does, {describe(state)}, "
-            f"got {describe(after)}"
+            f"the cell's {function} must return a state like that of initial_state, "
+            f"{describe(state)}, got {describe(after)}"
         )
     batch = x.shape[:-1]
     if not hasattr(output, "shape") or output.shape[: len(batch)] != batch:
         raise ValueError(
-            f"the cell's step must return an output [{','.join(map(str, batch))},…], "
+            f"the cell's step must return an output of shape [{','.join(map(str, batch))},…], "
             f"got {describe(output)}"
         )
     return output

@@ -1,14 +1,19 @@
-"""Recurrent cells; most are an affine map and an elementwise gate.
+"""Recurrent cells: `Cell` and its constructors `gated` and `linear`.
 
-    drive    z_t = x_t·U + b          needs no state, so every time step can be computed at once
-    product  r_t = h_{t-1}·W          the only matrix product that has to wait for the step before
-    gate     s_t = gate(z_t + r_t, s_{t-1})     elementwise; s is the state, h its first leaf
+Most recurrent cells are an affine map followed by an elementwise gate:
 
-`gated` makes a `Cell` from a gate, `linear` from a linear recurrence. Any other cell gives its own
-`step`.
+    drive    z_t = x_t·U + b
+    product  r_t = h_{t-1}·W
+    gate     s_t = gate(z_t + r_t, s_{t-1})     s is the state, h its first leaf
 
-Shapes: B batch (any number of axes, also none), I input features, H hidden units, G gates, N any
-number of features.
+The drive does not depend on the state, so it can be computed for all steps at once. The product is
+the only matrix product that needs the previous step. The gate is elementwise.
+
+`gated` makes a `Cell` from a gate, `linear` makes one from a linear recurrence. Any other cell
+provides its own `step`.
+
+Shapes: B batch (any number of axes, also none), I input features, H hidden units, P output
+features, G gates, N any number of features.
 """
 
 from __future__ import annotations
@@ -35,6 +40,8 @@ AnyCell = TypeVar("AnyCell", bound="Cell")
 
 
 class _Functions(NamedTuple):
+    """The fields of `Cell`."""
+
     init: Callable[..., Any]
     initial_state: Callable[..., Any]
     step: Callable[[Any, Any, Array], tuple[Any, Array]]
@@ -44,19 +51,43 @@ class _Functions(NamedTuple):
     origin: Origin | None = None
 
 
-# Generic in a class of its own, since runtime type checkers refuse a named tuple that is generic.
+# `Generic` is added in a subclass, because runtime type checkers reject a generic named tuple.
 class Cell(_Functions, Generic[P, S]):
-    """A recurrent cell as a tuple of pure functions, over its parameters P and its state S.
+    """A recurrent cell as a named tuple of pure functions.
+
+    The library's constructors, such as `jaxrnn.lstm`, return a `Cell`. A new cell is made by
+    `jaxrnn.gated`, by `jaxrnn.linear`, or from its functions, as in the example below.
 
     Attributes:
-        init: `(key, input_size, dtype=float32) -> params`.
-        initial_state: `(params, batch_shape=()) -> state`, leaves `[*batch_shape, ...]`.
-        step: `(params, state, x [..., I]) -> (state, y)`, one time step;
-            `functools.partial(cell.step, params)` is the body of a `jax.lax.scan`.
-        gate: The elementwise part of a cell made by `gated`, or None.
-        recurrence: The coefficients of a cell made by `linear`, or None.
+        init: `(key, input_size, dtype=jnp.float32) -> params`. Returns the initial parameters.
+        initial_state: `(params, batch_shape=()) -> state`. Returns the state before the first
+            step, a pytree with leaves `[*batch_shape, ...]`.
+        step: `(params, state, x) -> (state, y)`. Computes one time step from the input x `[*B, I]`
+            and returns the new state and the output y `[*B, P]`. `functools.partial(cell.step,
+            params)` can be the body of a `jax.lax.scan`.
+        gate: The elementwise part of a cell made by `jaxrnn.gated`, else None.
+        recurrence: The linear recurrence of a cell made by `jaxrnn.linear`, else None.
         outputs_state: Whether the output of `step` is the first leaf of the state that it returns.
-        origin: How one of the library's constructors made this cell, or None.
+        origin: The constructor and the options of a cell made by the library, else None.
+
+    Examples:
+        A cell whose output is the exponential moving average of its input:
+
+        >>> import jax
+        >>> import jax.numpy as jnp
+        >>> import jaxrnn
+        >>> def step(decay, mean, x):
+        ...     mean = decay * mean + (1 - decay) * x
+        ...     return mean, mean
+        >>> def init(key, input_size, dtype=jnp.float32):
+        ...     return jnp.asarray(0.9, dtype)
+        >>> def initial_state(decay, batch_shape=()):
+        ...     return jnp.zeros((*batch_shape, 1))
+        >>> cell = jaxrnn.Cell(init, initial_state, step)
+        >>> params = cell.init(jax.random.key(0), 1)
+        >>> means, last = jaxrnn.unroll(cell, params, jnp.ones((8, 28, 1)))
+        >>> means.shape, last.shape
+        ((8, 28, 1), (8, 1))
     """
 
     __slots__ = ()
@@ -84,8 +115,9 @@ class Gate(NamedTuple):
     Attributes:
         function: `(params, z, state) -> state`, or `(params, z, product, state) -> state` if some
             gates are separate.
-        names: The names of the G gates, in the order in which they stand in the kernels.
-        separate: The names of those that take drive and product apart, and not their sum.
+        names: The names of the G gates, in their order in the kernels.
+        separate: The names of the gates that receive drive and product separately instead of as a
+            sum.
     """
 
     function: Callable[..., Any]
@@ -93,15 +125,19 @@ class Gate(NamedTuple):
     separate: tuple[str, ...] = ()
 
     def __call__(self, params: Params, arguments: tuple, state: State) -> State:
-        """The state after a step, from what `arguments` or `summed` gives."""
+        """Applies the gate to the arguments that `arguments` or `summed` returns."""
         return self.function(params, *arguments, state)
 
     def arguments(self, drive: Array, product: Array | None) -> tuple:
-        """What the function takes between params and state: named tuples of arrays `[..., H]`.
+        """Returns the arguments of `function` between params and state.
 
         Args:
             drive: `[..., G·H]`.
-            product: The same, or None for a cell without a recurrent kernel.
+            product: `[..., G·H]`, or None for a cell without a recurrent kernel.
+
+        Returns:
+            The pre-activations z and, if some gates are separate, their products: named tuples of
+            arrays `[..., H]`.
         """
         if product is None or not self.separate:
             return self.summed(drive if product is None else drive + product)
@@ -109,7 +145,7 @@ class Gate(NamedTuple):
         return self.named(jnp.split(drive, count, axis=-1), jnp.split(product, count, axis=-1))
 
     def named(self, drives: Sequence[Array], products: Sequence[Array] | None) -> tuple:
-        """What `arguments` gives, from the drive and the product of each gate `[..., H]`."""
+        """Returns the same as `arguments`, from one drive and one product `[..., H]` per gate."""
         together = [
             z if products is None or name in self.separate else z + products[index]
             for index, (name, z) in enumerate(zip(self.names, drives, strict=True))
@@ -120,13 +156,13 @@ class Gate(NamedTuple):
         return _named(self.names)(*together), _named(self.separate)(*apart)
 
     def summed(self, total: Array) -> tuple:
-        """What `arguments` gives, from the sum of drive and product `[..., G·H]`."""
+        """Returns the same as `arguments`, from the sum of drive and product `[..., G·H]`."""
         return (_named(self.names)(*jnp.split(total, len(self.names), axis=-1)),)
 
     def join(self, arguments: tuple) -> tuple[Array, Array | None]:
-        """The transpose of `arguments`: the gradients of drive and product `[..., G·H]`.
+        """Returns the gradients of drive and product `[..., G·H]`, the transpose of `arguments`.
 
-        The second is None where both are equal.
+        The gradient of the product is None if it equals that of the drive.
         """
         z, *product = arguments
         drive = jnp.concatenate(z, axis=-1)
@@ -137,17 +173,18 @@ class Gate(NamedTuple):
 
 @functools.cache
 def _named(names: tuple[str, ...]):
+    """Returns the named tuple type with one field per gate."""
     return collections.namedtuple("Gates", names)
 
 
 @dataclasses.dataclass(frozen=True, eq=False)
 class Origin:
-    """The constructor that made a cell and the options it was given.
+    """The constructor of a cell and its options.
 
     Attributes:
-        constructor: Such as `jaxrnn.lstm`.
-        options: Its arguments by name, defaults included, without those of the initialization.
-        computation: The fields of the cell that decide what it computes, all but `init`.
+        constructor: The constructor, such as `jaxrnn.lstm`.
+        options: Its arguments by name, including defaults, except for those that only `init` uses.
+        computation: The fields of the cell that determine its outputs; `init` is not among them.
     """
 
     constructor: Callable[..., Cell]
@@ -155,15 +192,16 @@ class Origin:
     computation: tuple
 
     def __deepcopy__(self, memo: dict) -> Origin:
-        """Returns the same object, because a copied cell must be equal to its original."""
+        """Returns the object itself, so that a copied cell equals the original."""
         return self
 
     def describes(self, cell: Cell) -> bool:
-        """Whether the cell computes what its constructor made, as it does with another `init`."""
+        """Whether the cell still computes what its constructor defined; `init` may differ."""
         return self.computation == _computation(cell)
 
 
 def _computation(cell: Cell) -> tuple:
+    """Returns the fields of a cell that determine its outputs."""
     return cell.initial_state, cell.step, cell.gate, cell.recurrence
 
 
@@ -177,43 +215,58 @@ def gated(
 ) -> Cell[P, S]:
     """Makes a cell from an elementwise gate.
 
-    Example::
+    The library computes the matrix products, and the gate does the rest of a time step:
 
-        def init(key, input_size, dtype=jnp.float32):
-            kernels = jaxrnn.initializers.kernels(key, input_size, 64, 64, gates=2, dtype=dtype)
-            return jaxrnn.RNNParams(*kernels, bias=jnp.zeros(2 * 64, dtype))
+        z_t = x_t·U + b + h_{t-1}·W
+        s_t = gate(params, z_t, s_{t-1})
 
-        def initial_state(params, batch_shape=()):
-            return jaxrnn.RNNState(jnp.zeros((*batch_shape, 64), params.bias.dtype))
-
-        def gate(params, z, state):
-            f = jax.nn.sigmoid(z.f)
-            return jaxrnn.RNNState((1 - f) * state.hidden + f * jnp.tanh(z.n))
-
-        cell = jaxrnn.gated(gate, "f n", init, initial_state)
+    U is `kernel`, W is `recurrent_kernel` and b is `bias`. The output h_t is the first leaf of the
+    state s_t.
 
     Args:
         gate: `(params, z, state) -> state`, elementwise over the batch and, by convention, over the
-            units. `z` is a named tuple of G pre-activations `[..., H]`, each the sum of drive and
-            product. `params` are the parameters without the kernels and the bias. Anything to be
-            differentiated must be among them: differentiating a value that the gate closes over
-            is an error, except with implementation="scan".
-        gates: The names of the G gates in the order in which they stand in the kernels, as
-            `collections.namedtuple` takes them.
-        init: As in `Cell`; returns a named tuple with `kernel [I, G·H]`, `recurrent_kernel
-            [H, G·H]`, `bias [G·H]`, and whatever elementwise parameters the gate uses. Where the
-            recurrent kernel is None, `z` is the drive alone, and no gate can be separate.
-        initial_state: As in `Cell`; returns a named tuple whose first leaf is the hidden state,
+            units. `z` is a named tuple of G pre-activations `[*B, H]`, one per gate. `params` are
+            the parameters without the kernels and the bias. Values to be differentiated must be
+            among the parameters: differentiating a value that the gate closes over is an error,
+            except with `implementation="scan"`.
+        gates: The names of the G gates in their order in the kernels, as a string such as "f n" or
+            a sequence of strings.
+        init: As in `Cell`. Returns a named tuple with `kernel` `[I, G·H]`, `recurrent_kernel`
+            `[H, G·H]`, `bias` `[G·H]`, and any elementwise parameters of the gate. If
+            `recurrent_kernel` is None, `z` is `x·U + b`, and no gate can be separate.
+        initial_state: As in `Cell`. Returns a named tuple whose first leaf is the hidden state,
             which is also the output.
-        separate: The names of gates for which drive and product are passed apart, such as n of
-            `jaxrnn.gru`. The gate is then `(params, z, product, state) -> state`: for these gates
-            `z` holds the drive, and the named tuple `product` the product.
+        separate: The names of the gates for which `x·U + b` and `h·W` are passed separately, such
+            as n of `jaxrnn.gru`. The gate is then `(params, z, product, state) -> state`, where for
+            these gates `z` contains `x·U + b` and the named tuple `product` contains `h·W`.
 
     Returns:
-        The cell; its `step` computes the two products and applies the gate.
+        The cell. Its `step` computes the two matrix products and applies the gate.
 
     Raises:
-        ValueError: If `gates` is empty or its names are not distinct, or `separate` names another.
+        ValueError: If `gates` is empty, a name is repeated or is not a valid field name, or
+            `separate` contains a name that is not in `gates`.
+
+    Examples:
+        A cell of 64 units with one gate f, which interpolates between the old and the new state:
+
+        >>> import jax
+        >>> import jax.numpy as jnp
+        >>> import jaxrnn
+        >>> def init(key, input_size, dtype=jnp.float32):
+        ...     sizes = input_size, 64, 64, 2  # I, P, H, G
+        ...     kernels = jaxrnn.initializers.kernels(key, *sizes, dtype)
+        ...     return jaxrnn.RNNParams(*kernels, bias=jnp.zeros(2 * 64, dtype))
+        >>> def initial_state(params, batch_shape=()):
+        ...     return jaxrnn.RNNState(jnp.zeros((*batch_shape, 64)))
+        >>> def gate(params, z, state):
+        ...     f = jax.nn.sigmoid(z.f)
+        ...     return jaxrnn.RNNState((1 - f) * state.hidden + f * jnp.tanh(z.n))
+        >>> cell = jaxrnn.gated(gate, "f n", init, initial_state)
+        >>> params = cell.init(jax.random.key(0), 28)
+        >>> outputs, state = jaxrnn.unroll(cell, params, jnp.ones((8, 28, 28)))
+        >>> outputs.shape
+        (8, 28, 64)
     """
     names, apart = _names("gates", gates), _names("separate", separate)
     if not names:
@@ -230,6 +283,7 @@ def gated(
 
 
 def _names(argument: str, names: str | Sequence[str]) -> tuple[str, ...]:
+    """Converts the names of gates to a tuple and checks that they are distinct field names."""
     try:
         found = tuple(names.replace(",", " ").split() if isinstance(names, str) else names)
         _named(found)
@@ -239,18 +293,18 @@ def _names(argument: str, names: str | Sequence[str]) -> tuple[str, ...]:
 
 
 def gated_step(gate: Gate, params: Params, state: State, hidden: Array, x: Array) -> State:
-    """The state after a step whose recurrent product sees `hidden`."""
+    """Computes one step with `hidden` as the operand of the recurrent product."""
     drive, kernel = affine(x, params.kernel, params.bias), params.recurrent_kernel
     recurrent = None if kernel is None else product(hidden, kernel)
     return gate(elementwise(params), gate.arguments(drive, recurrent), state)
 
 
 def pointwise(function: Callable[..., Array]) -> Callable[..., Array]:
-    """Makes autodiff save one derivative for each argument of an elementwise function.
+    """Makes autodiff save one derivative per argument of an elementwise function.
 
-    In place of the residuals of every operation in it, this is less to store in the forward loop
-    over time, and one multiplication for each argument in the backward loop. An argument may be
-    None.
+    Otherwise autodiff saves the residuals of every operation in the function. One derivative per
+    argument is less to store in the forward loop over time, and takes one multiplication per
+    argument in the backward loop. An argument may be None.
     """
     wrapped = jax.custom_jvp(function)
 
@@ -265,14 +319,14 @@ def pointwise(function: Callable[..., Array]) -> Callable[..., Array]:
 
 
 def elementwise(params: Params) -> Params:
-    """The parameters that a gate may see: all but the two kernels and the bias."""
+    """Returns the parameters that a gate receives: all but the two kernels and the bias."""
     return params._replace(kernel=None, recurrent_kernel=None, bias=None)
 
 
 def affine(
     x: Float[Array, "*batch I"], kernel: Float[Array, "I N"], bias: Float[Array, " N"]
 ) -> Float[Array, "*batch N"]:
-    """`x·kernel + bias`, with the bias broadcast explicitly over the batch axes."""
+    """Computes `x·kernel + bias`, with the bias broadcast explicitly over the batch axes."""
     made = product(x, kernel)
     return made + along(bias, made)
 
@@ -280,9 +334,17 @@ def affine(
 def product(
     x: Inexact[Array, "*batch I"], kernel: Inexact[Array, "I N"]
 ) -> Inexact[Array, "*batch N"]:
-    """`x·kernel` with operands in the kernel's dtype, accumulated and returned in that of `x`.
+    """Computes the matrix product `x·kernel` in mixed precision.
 
-    A cell whose `step` makes its products by it obeys the `dtype` of `jaxrnn.unroll`.
+    A cell with its own `step` obeys the `dtype` argument of `jaxrnn.unroll` if it computes its
+    matrix products with this function.
+
+    Args:
+        x: `[*B, I]`. Cast to the dtype of the kernel.
+        kernel: `[I, N]`.
+
+    Returns:
+        The product `[*B, N]`, accumulated and returned in the dtype of `x`.
     """
     if x.dtype == kernel.dtype:
         return x @ kernel
@@ -290,9 +352,9 @@ def product(
 
 
 def with_kernels_in(dtype: Any, params: Params) -> Params:
-    """The parameters with every kernel in this dtype; None leaves them as they are.
+    """Casts every kernel among the parameters to `dtype`; None leaves them unchanged.
 
-    A kernel is what is named so: `kernel`, `recurrent_kernel`, …, and the LSTM's `projection`.
+    The kernels are the parameters whose names end in `kernel`, and the LSTM's `projection`.
     """
     if dtype is None:
         return params
@@ -307,21 +369,25 @@ def with_kernels_in(dtype: Any, params: Params) -> Params:
 def along(
     vector: Inexact[Array, "... N"], like: Inexact[Array, "*batch N"]
 ) -> Inexact[Array, "*batch N"]:
-    """Broadcasts a per-unit vector over the batch axes of `like`; kernels have done so before."""
+    """Broadcasts a vector `[N]` over the batch axes of `like`.
+
+    In a Pallas kernel the vector has already been broadcast to a tile.
+    """
     return jnp.broadcast_to(vector, like.shape)
 
 
 def broadcast(state: State, batch_shape: tuple) -> State:
-    """The same state for every example of a batch."""
+    """Repeats the state of one example for every example of a batch."""
     return jax.tree.map(lambda leaf: jnp.broadcast_to(leaf, (*batch_shape, *leaf.shape)), state)
 
 
 def zeros(params: Params, batch_shape: tuple, size: int) -> Float[Array, "*batch size"]:
-    """A state of zeros in the dtype of the parameters."""
+    """Returns zeros `[*B, size]` in the dtype of the parameters."""
     return jnp.zeros((*batch_shape, size), jax.tree.leaves(params)[0].dtype)
 
 
-# Options that only `init` uses. They are left out of `origin`, where a tracer would leak.
+# Options that only `init` uses. They are left out of `Origin.options`, because they may be tracers,
+# which must not outlive their trace.
 _INIT_OPTIONS = {
     "forget_bias",
     "chrono",
@@ -333,15 +399,15 @@ _INIT_OPTIONS = {
 
 
 def cached(constructor: Callable[Options, AnyCell]) -> Callable[Options, AnyCell]:
-    """Makes a constructor return the same cell for the same options.
+    """Makes a constructor return the same cell for equal options, and sets the cell's `origin`.
 
-    JAX then finds the programs that it compiled for the cell. Two functions are the same option
-    only if they are the same object: a `lambda` in the call is a new function, and so a new cell,
-    at every call, and its programs are compiled again (about a second and 2 MB each). Define it
-    once, outside of the call.
+    JAX then reuses the programs that it compiled for the cell. Two functions are equal options only
+    if they are the same object. A `lambda` in the call is a new function at every call, hence a new
+    cell, whose programs are compiled again (about a second and 2 MB each). Define the function once
+    outside of the call.
 
-    An option may also be a traced number, such as a forget bias under `jax.vmap`; such a cell is
-    not cached. The cell's `origin` names the constructor and options.
+    An option may also be a traced number, such as a forget bias under `jax.vmap`. Such a cell is
+    not cached.
     """
     signature = inspect.signature(constructor)
 
@@ -357,7 +423,7 @@ def cached(constructor: Callable[Options, AnyCell]) -> Callable[Options, AnyCell
     remember = functools.lru_cache(maxsize=None, typed=True)(construct)
 
     def plain(option):
-        """A NumPy integer or a concrete array of size one as a Python number, which is hashable."""
+        """Converts a NumPy number or a concrete array of size 1 to a Python number, for hashing."""
         is_array = isinstance(option, (np.generic, np.ndarray, jax.Array))
         if not is_array or isinstance(option, Tracer) or option.size != 1:
             return option
@@ -377,19 +443,28 @@ def cached(constructor: Callable[Options, AnyCell]) -> Callable[Options, AnyCell
 
 
 def sigmoid(x: Array) -> Array:
-    """The logistic function, computed with tanh, because XLA vectorizes tanh on a CPU."""
+    """Computes the logistic function from tanh, which XLA vectorizes on a CPU."""
     return 0.5 * jnp.tanh(0.5 * x) + 0.5
 
 
 class Recurrence(NamedTuple):
-    """A linear recurrence `s_t = a_t∘s_{t-1} + b_t`; a and b depend on the inputs only.
+    """A linear recurrence, for `jaxrnn.linear`.
+
+        s_t = a_t∘s_{t-1} + b_t     a and b are functions of x_t, not of the state
+        y_t = readout(s_t, x_t)
+
+    The recurrence is computed on the packed state, one real or complex array `[..., H]`. The state
+    of the cell may consist of several real leaves, such as a real and an imaginary part.
 
     Attributes:
-        coefficients: `(params, x [..., I]) -> (a, b)`, each `[..., H]` or of a shape that is
-            broadcast to it, real or complex, in the dtype of the packed state.
-        unpack: `(packed, dtype) -> state`, of the packed state `[..., H]` with all its leaves.
-        pack: Its inverse, `state -> packed`, in the coefficients' dtype; by default the first leaf.
-        readout: `(params, packed [..., H], x) -> y`.
+        coefficients: `(params, x) -> (a, b)` for inputs x `[..., I]`. The coefficients a and b have
+            the dtype of the packed state and its shape `[..., H]`, or a shape that broadcasts to
+            it.
+        unpack: `(packed, dtype) -> state`. Converts the packed state to the cell's state, with
+            leaves of this dtype.
+        pack: `state -> packed`, the inverse of `unpack`. Defaults to the first leaf of the state.
+        readout: `(params, packed, x) -> y`. Computes the output `[..., P]`. Defaults to the packed
+            state.
     """
 
     coefficients: Callable[[Params, Array], tuple[Array, Array]]
@@ -401,15 +476,37 @@ class Recurrence(NamedTuple):
 def linear(
     recurrence: Recurrence, init: Callable[..., P], initial_state: Callable[..., S]
 ) -> Cell[P, S]:
-    """Makes a cell from a linear recurrence, whose steps can be computed all at once.
+    """Makes a cell from a linear recurrence, all steps of which can be computed in parallel.
 
     Args:
-        recurrence: The recurrence.
+        recurrence: The coefficients and the output of the recurrence.
         init: As in `Cell`.
         initial_state: As in `Cell`.
 
     Returns:
-        The cell.
+        The cell. Its `step` computes one step of the recurrence.
+
+    Examples:
+        An exponential moving average with one learned decay per feature:
+
+        >>> import jax
+        >>> import jax.numpy as jnp
+        >>> import jaxrnn
+        >>> def coefficients(decay, x):
+        ...     a = jnp.broadcast_to(decay, x.shape)
+        ...     return a, (1 - a) * x
+        >>> def init(key, input_size, dtype=jnp.float32):
+        ...     return jnp.full(input_size, 0.9, dtype)
+        >>> def initial_state(decay, batch_shape=()):
+        ...     return (jnp.zeros((*batch_shape, *decay.shape)),)
+        >>> def unpack(packed, dtype):
+        ...     return (packed,)
+        >>> recurrence = jaxrnn.Recurrence(coefficients, unpack)
+        >>> cell = jaxrnn.linear(recurrence, init, initial_state)
+        >>> params = cell.init(jax.random.key(0), 4)
+        >>> means, _ = jaxrnn.unroll(cell, params, jnp.ones((8, 28, 4)))
+        >>> means.shape
+        (8, 28, 4)
     """
 
     def step(params, state, x):

@@ -1,10 +1,10 @@
-"""Flax Linen modules over cells: a layer, a stack of layers, and a classifier.
+"""Flax Linen modules: a recurrent layer, a stack of layers and a classifier.
 
-Dropout and recurrent regularization draw from Flax's random stream "dropout". They apply only where
-a call provides that stream, so there is no `deterministic` flag:
+Dropout and recurrent regularization draw from Flax's random stream "dropout". They are applied only
+if a call provides that stream, so there is no argument `deterministic`:
 
-    model.apply(variables, x, rngs={"dropout": key})      training
-    model.apply(variables, x)                             evaluation
+    model.apply(variables, x, rngs={"dropout": key})      # training
+    model.apply(variables, x)                             # evaluation
 
 Shapes: B batch (any number of axes), T time, I input features, P output features, C classes.
 """
@@ -28,12 +28,14 @@ from jaxrnn.cell import Cell, S, State, broadcast
 from jaxrnn.regularize import Regularizer, dropout_mask
 from jaxrnn.unroll import reverse_time, unroll
 
-# The state of each layer; of a bidirectional layer a pair of states, (forward, backward).
+__all__ = ["RNN", "Classifier", "Stack", "as_dict", "last_output"]
+
+# One state per layer, or per bidirectional layer a pair of states (forward, backward).
 Carry = tuple[State, ...] | tuple[tuple[State, State], ...]
 
 
 class RNNOptions(TypedDict, total=False):
-    """Arguments of a call of `RNN`; see there."""
+    """The optional arguments of `RNN.__call__`."""
 
     initial_carry: State | None
     init_key: Array | None
@@ -46,7 +48,7 @@ class RNNOptions(TypedDict, total=False):
 
 
 class StackOptions(TypedDict, total=False):
-    """Arguments of a call of `Stack` or `Classifier`; see there."""
+    """The optional arguments of `Stack.__call__` and `Classifier.__call__`."""
 
     initial_carry: Carry | None
     resets: Any
@@ -54,31 +56,48 @@ class StackOptions(TypedDict, total=False):
 
 
 class RNN(nn.Module, Generic[S]):
-    """A recurrent layer over `jaxrnn.unroll` that replaces `flax.linen.RNN`.
+    """A recurrent layer that replaces `flax.linen.RNN`.
 
-    A call takes the same arguments, and the layer can be used in `flax.linen.Bidirectional`. It
-    differs from Flax's in four ways: outputs past an example's length are zero, an example of
-    length 0 returns its initial carry, the carry is the cell's state, as `LSTMState(hidden, cell)`,
-    and there are no attributes that lift variables other than parameters. The parameters are nested
-    dicts of arrays: `cell/kernel`, `cell/recurrent_kernel`, `cell/bias`, and so on.
+    `__call__` takes the same arguments as that of `flax.linen.RNN`, and the layer can be used in
+    `flax.linen.Bidirectional`. It differs from Flax's layer as follows:
+
+    - Outputs past the length of an example are zero.
+    - An example of length 0 returns its initial carry.
+    - The carry is the state of the cell, such as `LSTMState(hidden, cell)`.
+    - There are no attributes for lifted transformations, such as `variable_axes`.
+
+    The parameters are nested dicts of arrays: `cell/kernel`, `cell/recurrent_kernel`, `cell/bias`
+    and so on.
 
     Attributes:
         cell: The recurrent cell.
-        time_major: Whether time is the first axis.
+        time_major: Whether time is the first axis of inputs and outputs.
         return_carry: Whether to return `(carry, outputs)` instead of the outputs.
         reverse: Whether to read each example from its end to its start.
-        keep_order: With `reverse`, whether outputs are returned in the order of the inputs rather
-            than in the order in which they were computed.
-        unroll: Steps per iteration of the loop.
-        learn_initial_state: Whether the initial carry is a parameter; its initial value is the
-            cell's own initial state.
-        regularizer: Recurrent regularization in training.
+        keep_order: With `reverse`, whether outputs are in the order of the inputs rather than in
+            the order in which they were computed.
+        unroll: The number of steps per iteration of the loop.
+        learn_initial_state: Whether the initial carry is a parameter. It is initialized to the
+            initial state of the cell.
+        regularizer: Recurrent regularization in training, or None.
         implementation: As in `jaxrnn.unroll`.
         memory: As in `jaxrnn.unroll`.
         truncate: As in `jaxrnn.unroll`.
         dtype: The dtype of the operands of the matrix products, as in `jaxrnn.unroll`.
-        param_dtype: The dtype of the parameters, and so of the carry and the outputs, unless the
-            cell keeps its state in a wider one, as the LRU does.
+        param_dtype: The dtype of the parameters. The carry and the outputs have the same dtype,
+            unless the cell needs a wider one for its state, as `jaxrnn.lru` does.
+
+    Examples:
+        >>> import jax
+        >>> import jax.numpy as jnp
+        >>> import jaxrnn
+        >>> from jaxrnn.linen import RNN
+        >>> layer, inputs = RNN(jaxrnn.lstm(64)), jnp.ones((8, 20, 28))
+        >>> variables = layer.init(jax.random.key(0), inputs)
+        >>> lengths = jnp.array([20, 20, 15, 12, 9, 4, 1, 0])
+        >>> outputs = layer.apply(variables, inputs, seq_lengths=lengths)
+        >>> outputs.shape
+        (8, 20, 64)
     """
 
     cell: Cell[Any, S]
@@ -128,24 +147,28 @@ class RNN(nn.Module, Generic[S]):
         """Applies the cell to every step of the inputs.
 
         Args:
-            inputs: `[*B, T, I]`, or `[T, *B, I]` with `time_major`.
-            initial_carry: The state before the first step.
-            init_key: Ignored: the initial carry is deterministic.
-            seq_lengths: `[*B]` integers, the length of each example.
-            resets: Booleans shaped as the inputs without their features. Where True, the carry
-                becomes `reset_state` before the step.
-            reset_state: The state that a reset starts from; None takes the learned initial state
-                if there is one, else the cell's own.
-            return_carry: Overrides the attribute of this name, as do the arguments below.
-            time_major: See above.
-            reverse: See above.
-            keep_order: See above.
+            inputs: `[*B, T, I]`, or `[T, *B, I]` with `time_major`. Integers are cast to
+                `param_dtype`.
+            initial_carry: The state before the first step, leaves `[*B, ...]`. Defaults to
+                the learned initial state if there is one, otherwise to the initial state of the
+                cell.
+            init_key: Ignored; the initial carry is deterministic.
+            seq_lengths: The lengths of the examples, integers `[*B]` in 0..T. Defaults to T.
+            resets: Booleans `[*B, T]`, or `[T, *B]` with `time_major`. Where True, the carry is
+                replaced by `reset_state` before the step.
+            reset_state: The state after a reset, leaves `[*B, ...]`. Defaults to the learned
+                initial state if there is one, otherwise to the initial state of the cell.
+            return_carry: Overrides the attribute `return_carry` unless None.
+            time_major: Overrides the attribute `time_major` unless None.
+            reverse: Overrides the attribute `reverse` unless None.
+            keep_order: Overrides the attribute `keep_order` unless None.
 
         Returns:
-            The outputs `[*B, T, P]` (or `[T, *B, P]`), or `(carry, outputs)` with `return_carry`.
+            The outputs `[*B, T, P]`, or `[T, *B, P]` with `time_major`. With `return_carry`,
+            `(carry, outputs)`.
 
         Raises:
-            ValueError: As `jaxrnn.unroll`.
+            ValueError: As for `jaxrnn.unroll`.
         """
         del init_key
         time_major = self.time_major if time_major is None else time_major
@@ -187,29 +210,40 @@ class RNN(nn.Module, Generic[S]):
         return (carry, outputs) if return_carry else outputs
 
     def _learned_state(self, params: Any, input_size: int) -> State:
-        """The initial state of one example as a parameter."""
+        """Returns the initial state of one example, which is a parameter."""
         named = check_params(self.cell.init, params, input_size)
         state = self.cell.initial_state(named)
         return as_named(state, self.param("initial_state", lambda _: as_dict(state)))
 
 
 class Stack(nn.Module):
-    """Recurrent layers on top of each other, each reading the outputs of the one below.
+    """A stack of recurrent layers, each of which reads the outputs of the previous layer.
 
     Attributes:
         cell: The recurrent cell of every layer.
         num_layers: The number of layers.
-        bidirectional: Whether each layer reads in both directions and concatenates the outputs of
-            the two, the forward ones first.
-        dropout: The dropout rate between layers in training, in [0, 1).
-        residual: Whether to add a layer's inputs to its outputs where their sizes agree.
-        regularizer: Recurrent regularization in training.
+        bidirectional: Whether each layer reads its inputs in both directions. The forward and the
+            backward outputs are concatenated in this order.
+        dropout: The dropout rate between layers in training, in [0, 1), or None.
+        residual: Whether to add the inputs of a layer to its outputs if they have the same shape.
+        regularizer: Recurrent regularization in training, or None.
         learn_initial_state: Whether the initial carries are parameters.
         truncate: As in `jaxrnn.unroll`.
         implementation: As in `jaxrnn.unroll`.
         memory: As in `jaxrnn.unroll`.
         dtype: As in `RNN`.
         param_dtype: As in `RNN`.
+
+    Examples:
+        >>> import jax
+        >>> import jax.numpy as jnp
+        >>> import jaxrnn
+        >>> from jaxrnn.linen import Stack
+        >>> stack = Stack(jaxrnn.gru(32), num_layers=2, bidirectional=True)
+        >>> inputs = jnp.ones((8, 20, 28))
+        >>> outputs, variables = stack.init_with_output(jax.random.key(0), inputs)
+        >>> outputs.shape
+        (8, 20, 64)
     """
 
     cell: Cell
@@ -259,30 +293,31 @@ class Stack(nn.Module):
         """Applies the layers to the inputs.
 
         Args:
-            inputs: The sequences.
-            seq_lengths: `[*B]` integers, the length of each example.
-            initial_carry: The state of every layer before the first step, as an earlier call
-                returned it, so that a sequence can be read in pieces; of a bidirectional layer a
-                pair of states (forward, backward).
+            inputs: The sequences `[*B, T, I]`.
+            seq_lengths: The lengths of the examples, integers `[*B]` in 0..T. Defaults to T.
+            initial_carry: The states before the first step, one per layer. For a bidirectional
+                layer, a pair of states (forward, backward). A sequence can be read in chunks by
+                passing the carry that the previous call returned. Defaults to that of `RNN`.
             return_carry: Whether to return `(carry, outputs)` instead of the outputs.
-            resets: Booleans `[*B, T]`. Where True, the carry becomes `reset_state` before the step.
-            reset_state: The states that a reset starts from, structured as `initial_carry`; None as
-                in `RNN`.
+            resets: Booleans `[*B, T]`. Where True, the carry is replaced by `reset_state` before
+                the step.
+            reset_state: The states after a reset, in the structure of `initial_carry`. Defaults to
+                that of `RNN`.
 
         Returns:
-            The outputs of the last layer `[*B, T, P]`, zero past an example's length, or
-            `(carry, outputs)` with `return_carry`.
+            The outputs of the last layer `[*B, T, P]`, zero past the length of an example. With
+            `return_carry`, `(carry, outputs)`.
 
         Raises:
-            ValueError: As `jaxrnn.unroll`, or if `dropout` is not in [0, 1), or a carry is not one
-                state per layer and direction.
+            ValueError: As for `jaxrnn.unroll`, or if `dropout` is not in [0, 1), or a carry is not
+                one state per layer and direction.
         """
         check_rate("dropout", self.dropout)
         inputs = jnp.asarray(inputs)
         seq_lengths = check_lengths(seq_lengths, inputs.shape[:-2], inputs.shape[-2], "seq_lengths")
         starts = self._by_layer("initial_carry", initial_carry)
         reset_states = self._by_layer("reset_state", reset_state)
-        # Residual connections add the inputs to the outputs, which must be zero past the end.
+        # Residual connections add the inputs to the outputs, which must stay zero past the length.
         hidden = mask_inputs(inputs, seq_lengths) if self.residual else inputs
         carry = []
         for number in range(self.num_layers):
@@ -310,6 +345,7 @@ class Stack(nn.Module):
         return (tuple(carry), hidden) if return_carry else hidden
 
     def _layer(self, name: str, reverse: bool) -> RNN:
+        """Returns one layer and direction of the stack."""
         return RNN(
             self.cell,
             reverse=reverse,
@@ -325,12 +361,12 @@ class Stack(nn.Module):
         )
 
     def _by_layer(self, name: str, carry: Carry | None) -> list[tuple[Any, ...]]:
-        """The states of each layer as a tuple with one for each direction; None is none given."""
+        """Returns the carry as one tuple of states per layer, one state or None per direction."""
         directions = 2 if self.bidirectional else 1
         if carry is None:
             return [(None,) * directions] * self.num_layers
 
-        def is_tuple(value, size):  # a state is a tuple too, but a named one
+        def is_tuple(value, size):  # but not a named tuple, which is a state
             plain = isinstance(value, (tuple, list)) and not hasattr(value, "_fields")
             return plain and len(value) == size
 
@@ -347,20 +383,30 @@ class Stack(nn.Module):
 
 
 class Classifier(nn.Module):
-    """Many to one, or many to many: a `Stack` and a linear readout that gives logits.
+    """A sequence classifier: a `Stack` followed by a linear readout.
 
-        model = Classifier(Stack(jaxrnn.lstm(128)), num_classes=10)
-
-    Its parameters are those of the `stack`, as `stack/layer_0/cell/kernel`, and those of the
-    `readout`.
+    It computes one vector of logits per sequence (many to one), or with `every_step` one per time
+    step (many to many). Its parameters are those of the stack, such as `stack/layer_0/cell/kernel`,
+    and those of the `readout`.
 
     Attributes:
         stack: The recurrent layers.
         num_classes: C, the number of classes.
-        every_step: Whether to classify after every step what was read so far, instead of once at
-            the end.
-        dtype: The dtype of the operands of the readout's product; None takes that of the stack.
-        param_dtype: The dtype of the readout's parameters; None takes that of the stack.
+        every_step: Whether to compute logits after every step rather than only after the last.
+        dtype: The dtype of the operands of the readout's matrix product. Defaults to that of
+            the stack.
+        param_dtype: The dtype of the readout's parameters. Defaults to that of the stack.
+
+    Examples:
+        >>> import jax
+        >>> import jax.numpy as jnp
+        >>> import jaxrnn
+        >>> from jaxrnn.linen import Classifier, Stack
+        >>> model = Classifier(Stack(jaxrnn.lstm(64)), num_classes=10)
+        >>> inputs = jnp.ones((8, 28, 28))  # rows of 8 images as sequences
+        >>> logits, variables = model.init_with_output(jax.random.key(0), inputs)
+        >>> logits.shape
+        (8, 10)
     """
 
     stack: Stack
@@ -400,22 +446,22 @@ class Classifier(nn.Module):
         resets: Any = None,
         reset_state: Carry | None = None,
     ) -> Any:
-        """Classifies the inputs up to the length of each example.
+        """Classifies the sequences.
 
         Args:
-            inputs: The sequences.
-            seq_lengths: `[*B]` integers, the length of each example.
+            inputs: The sequences `[*B, T, I]`.
+            seq_lengths: The lengths of the examples, integers `[*B]` in 0..T. Defaults to T.
             initial_carry: As in `Stack`.
             return_carry: Whether to return `(carry, logits)` instead of the logits.
             resets: As in `Stack`.
             reset_state: As in `Stack`.
 
         Returns:
-            Logits `[*B, C]`, or with `every_step` `[*B, T, C]`, in the dtype of the stack's
-            outputs; or `(carry, logits)` with `return_carry`.
+            The logits `[*B, C]`, or `[*B, T, C]` with `every_step`, in the dtype of the stack's
+            outputs. With `return_carry`, `(carry, logits)`.
 
         Raises:
-            ValueError: As `Stack`, or if `stack` is something else.
+            ValueError: As for `Stack`, or if `stack` is not a `Stack`.
         """
         if not isinstance(self.stack, Stack):
             raise ValueError(f"stack must be a Stack, got {type(self.stack).__name__}")
@@ -441,17 +487,21 @@ class Classifier(nn.Module):
 def last_output(
     outputs: Float[Array, "*B T P"], seq_lengths: Any = None, *, bidirectional: bool = False
 ) -> Float[Array, "*B P"]:
-    """The output of a stack after it has read the whole of each example.
+    """Selects the output of a stack after it has read the whole of each example.
 
-    A forward layer has done so at the example's last step, a backward layer at its first.
+    This is the output at the last step of an example in the forward direction, and at the first
+    step in the backward direction.
 
     Args:
-        outputs: The outputs of `Stack`.
-        seq_lengths: `[*B]` integers, the length of each example.
-        bidirectional: Whether the second half of the features is of a backward layer.
+        outputs: The outputs of `Stack`, `[*B, T, P]`.
+        seq_lengths: The lengths of the examples, integers `[*B]` in 0..T. Defaults to T.
+        bidirectional: Whether the second half of the features belongs to the backward direction.
 
     Returns:
-        The outputs, zero for an example of length 0.
+        The outputs `[*B, P]`, zero for an example of length 0.
+
+    Raises:
+        ValueError: If `seq_lengths` has a wrong dtype, shape or value.
     """
     *batch_shape, time, size = outputs.shape
     if not time:
@@ -460,7 +510,7 @@ def last_output(
     if seq_lengths is None:
         last = outputs[..., -1, :]
     else:
-        index = jnp.maximum(seq_lengths - 1, 0)  # at length 0 the outputs are zero everywhere
+        index = jnp.maximum(seq_lengths - 1, 0)  # for length 0, all outputs are zero
         index = jax.lax.expand_dims(index, (index.ndim, index.ndim + 1))
         last = jnp.take_along_axis(outputs, index, axis=-2)[..., 0, :]
     if bidirectional:
@@ -470,7 +520,7 @@ def last_output(
 
 
 def readout(hidden: Array, num_classes: int, dtype: Any, param_dtype: Any) -> Array:
-    """The logits of a classifier: a linear layer named `readout`, inside a compact method."""
+    """Computes logits by a linear layer named `readout`; for use in a compact method."""
     dense = nn.Dense(
         num_classes,
         dtype=dtype,
@@ -484,7 +534,7 @@ def readout(hidden: Array, num_classes: int, dtype: Any, param_dtype: Any) -> Ar
 def mask_inputs(
     inputs: Num[Array | np.ndarray, "*B T I"], seq_lengths: Any
 ) -> Num[Array, "*B T I"]:
-    """The inputs with zeros past each example's length."""
+    """Sets the inputs past the length of each example to zero."""
     inputs = jnp.asarray(inputs)
     seq_lengths = check_lengths(seq_lengths, inputs.shape[:-2], inputs.shape[-2], "seq_lengths")
     if seq_lengths is None:
@@ -495,18 +545,18 @@ def mask_inputs(
 
 
 def dropout_key(module: nn.Module) -> Array | None:
-    """A key from the stream "dropout" if the caller provided it, which is the case in training."""
+    """Returns a key from the stream "dropout", or None if the caller did not provide the stream."""
     return module.make_rng("dropout") if module.has_rng("dropout") else None
 
 
 def dropout(module: nn.Module, hidden: Array, rate: float | Array | None) -> Array:
-    """Dropout in training; the rate may be traced, unlike that of `flax.linen.Dropout`."""
+    """Applies dropout in training. Unlike in `flax.linen.Dropout`, the rate may be traced."""
     if rate is None or (key := dropout_key(module)) is None:
         return hidden
     return hidden * dropout_mask(key, hidden.shape, rate, hidden.dtype)
 
 
 def check_rate(name: str, value: Any) -> None:
-    """Raises ValueError if the value is neither None nor in [0, 1)."""
+    """Raises ValueError if the value is neither None nor a number in [0, 1)."""
     if value is not None:
         rate(name, value)

@@ -1,4 +1,4 @@
-"""A recurrent layer for Flax NNX over cells.
+"""A recurrent layer for Flax NNX.
 
 Shapes: B batch (any number of axes), T time, I input features, P output features.
 """
@@ -18,12 +18,11 @@ from jaxrnn.cell import Cell, S, State, broadcast
 from jaxrnn.regularize import Regularizer
 from jaxrnn.unroll import reverse_time, unroll
 
+__all__ = ["RNN"]
+
 
 class Tree(nnx.Module):
-    """A pytree of parameters, whose leaves are `nnx.Param`s named by their paths.
-
-    A call returns the tree of arrays.
-    """
+    """A pytree of parameters that stores each leaf as an `nnx.Param` named by its path."""
 
     def __init__(self, tree: Any):
         leaves, self._treedef = jax.tree_util.tree_flatten_with_path(tree)
@@ -40,7 +39,7 @@ class Tree(nnx.Module):
 
 
 class RNNOptions(TypedDict, total=False):
-    """Arguments of a call of `RNN`; see there."""
+    """The optional arguments of `RNN.__call__`."""
 
     initial_carry: State | None
     seq_lengths: Any
@@ -53,37 +52,51 @@ class RNNOptions(TypedDict, total=False):
 
 
 class RNN(nnx.Module, Generic[S]):
-    """A recurrent layer over `jaxrnn.unroll` that replaces `flax.nnx.RNN`.
+    """A recurrent layer that replaces `flax.nnx.RNN`.
 
-    A call takes the same arguments, and the layer can be used in `flax.nnx.Bidirectional`. It
-    differs from Flax's in three ways: outputs past an example's length are zero, an example of
-    length 0 returns its initial carry, and the carry is the cell's state, as
-    `LSTMState(hidden, cell)`.
+    `__call__` takes the same arguments as that of `flax.nnx.RNN`, and the layer can be used in
+    `flax.nnx.Bidirectional`. It differs from Flax's layer as follows:
+
+    - Outputs past the length of an example are zero.
+    - An example of length 0 returns its initial carry.
+    - The carry is the state of the cell, such as `LSTMState(hidden, cell)`.
 
     Each parameter of the cell is an `nnx.Param` of the same name in `layer.weights`. As with
-    `nnx.Dropout`, the regularizer applies unless the layer is deterministic: after `layer.eval()`,
-    or in `nnx.view(model, deterministic=True)`.
+    `nnx.Dropout`, the regularizer is applied unless the layer is deterministic. It is deterministic
+    after `layer.eval()` and in `nnx.view(model, deterministic=True)`.
 
     Args:
         cell: The recurrent cell.
-        in_features: I.
-        rngs: The stream "params" is for the initial parameters, "dropout" for the regularizer.
-        time_major: Whether time is the first axis.
+        in_features: I, the number of input features.
+        rngs: The random streams: "params" for the initial parameters, "dropout" for the
+            regularizer.
+        time_major: Whether time is the first axis of inputs and outputs.
         return_carry: Whether to return `(carry, outputs)` instead of the outputs.
         reverse: Whether to read each example from its end to its start.
-        keep_order: With `reverse`, whether outputs are returned in the order of the inputs rather
-            than in the order in which they were computed.
-        unroll: Steps per iteration of the loop.
-        learn_initial_state: Whether the initial carry is a parameter; its initial value is the
-            cell's own initial state.
-        regularizer: Recurrent regularization in training.
+        keep_order: With `reverse`, whether outputs are in the order of the inputs rather than in
+            the order in which they were computed.
+        unroll: The number of steps per iteration of the loop.
+        learn_initial_state: Whether the initial carry is a parameter. It is initialized to the
+            initial state of the cell.
+        regularizer: Recurrent regularization in training, or None.
         implementation: As in `jaxrnn.unroll`.
         memory: As in `jaxrnn.unroll`.
         truncate: As in `jaxrnn.unroll`.
         dtype: The dtype of the operands of the matrix products, as in `jaxrnn.unroll`.
-        param_dtype: The dtype of the parameters, and so of the carry and the outputs, unless the
-            cell keeps its state in a wider one, as the LRU does.
-        deterministic: Whether to turn the regularizer off, as at evaluation.
+        param_dtype: The dtype of the parameters. The carry and the outputs have the same dtype,
+            unless the cell needs a wider one for its state, as `jaxrnn.lru` does.
+        deterministic: Whether to disable the regularizer, as at evaluation.
+
+    Examples:
+        >>> import jax.numpy as jnp
+        >>> import jaxrnn
+        >>> from flax import nnx
+        >>> from jaxrnn.nnx import RNN
+        >>> layer = RNN(jaxrnn.lstm(64), 28, rngs=nnx.Rngs(0))
+        >>> lengths = jnp.array([20, 20, 15, 12, 9, 4, 1, 0])
+        >>> outputs = layer(jnp.ones((8, 20, 28)), seq_lengths=lengths)
+        >>> outputs.shape
+        (8, 20, 64)
     """
 
     def __init__(
@@ -125,10 +138,10 @@ class RNN(nnx.Module, Generic[S]):
         self.truncate = truncate
 
     def set_view(self, deterministic: bool | None = None):
-        """Sets the options that `nnx.view(model, deterministic=…)` passes.
+        """Sets the options of `nnx.view(model, deterministic=…)`.
 
         Args:
-            deterministic: Whether to turn the regularizer off; None changes nothing.
+            deterministic: Whether to disable the regularizer. If None, nothing changes.
         """
         if deterministic is not None:
             self.deterministic = deterministic
@@ -165,25 +178,29 @@ class RNN(nnx.Module, Generic[S]):
         """Applies the cell to every step of the inputs.
 
         Args:
-            inputs: `[*B, T, I]`, or `[T, *B, I]` with `time_major`.
-            initial_carry: The state before the first step.
-            seq_lengths: `[*B]` integers, the length of each example.
-            resets: Booleans shaped as the inputs without their features. Where True, the carry
-                becomes `reset_state` before the step.
-            reset_state: The state that a reset starts from; None takes the learned initial state
-                if there is one, else the cell's own.
-            return_carry: Overrides the layer's attribute of this name, as do the next three.
-            time_major: See above.
-            reverse: See above.
-            keep_order: See above.
-            rngs: The stream "dropout" of these is used for the regularizer in this call instead of
-                the layer's.
+            inputs: `[*B, T, I]`, or `[T, *B, I]` with `time_major`. Integers are cast to
+                `param_dtype`.
+            initial_carry: The state before the first step, leaves `[*B, ...]`. Defaults to
+                the learned initial state if there is one, otherwise to the initial state of the
+                cell.
+            seq_lengths: The lengths of the examples, integers `[*B]` in 0..T. Defaults to T.
+            resets: Booleans `[*B, T]`, or `[T, *B]` with `time_major`. Where True, the carry is
+                replaced by `reset_state` before the step.
+            reset_state: The state after a reset, leaves `[*B, ...]`. Defaults to the learned
+                initial state if there is one, otherwise to the initial state of the cell.
+            return_carry: Overrides the attribute `return_carry` unless None.
+            time_major: Overrides the attribute `time_major` unless None.
+            reverse: Overrides the attribute `reverse` unless None.
+            keep_order: Overrides the attribute `keep_order` unless None.
+            rngs: Random streams, of which "dropout" replaces the layer's own stream for the
+                regularizer in this call.
 
         Returns:
-            The outputs `[*B, T, P]` (or `[T, *B, P]`), or `(carry, outputs)` with `return_carry`.
+            The outputs `[*B, T, P]`, or `[T, *B, P]` with `time_major`. With `return_carry`,
+            `(carry, outputs)`.
 
         Raises:
-            ValueError: As `jaxrnn.unroll`.
+            ValueError: As for `jaxrnn.unroll`.
         """
         time_major = self.time_major if time_major is None else time_major
         reverse = self.reverse if reverse is None else reverse
@@ -199,7 +216,7 @@ class RNN(nnx.Module, Generic[S]):
             reset_state = learned if reset_state is None else reset_state
         key: jax.Array | None = None
         if self.rngs is not None and not self.deterministic:
-            # What nnx.Bidirectional passes is a stream for initial carries, not Rngs.
+            # nnx.Bidirectional passes a single stream, for initial carries, instead of Rngs.
             key = rngs.dropout() if isinstance(rngs, nnx.Rngs) else self.rngs()
         outputs, carry = unroll(
             self.cell,

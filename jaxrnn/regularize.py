@@ -1,6 +1,4 @@
-"""Recurrent regularization: zoneout, recurrent dropout, weight dropout.
-
-Without a key nothing is dropped, as at evaluation.
+"""Recurrent regularization: zoneout, recurrent dropout and weight dropout.
 
 Shapes: B batch (any number of axes), T time, H hidden units, G gates.
 """
@@ -19,20 +17,39 @@ from jaxrnn.cell import Cell, Params, State
 
 
 class Regularizer(NamedTuple):
-    """Rates of recurrent regularization, in [0, 1); None is none. No gradient reaches a rate.
+    """Rates of recurrent regularization, for the argument `regularizer` of `jaxrnn.unroll`.
+
+    Every rate is a number in [0, 1), possibly traced, or None to disable that regularization. No
+    gradient flows to a rate. Masks are drawn only if `unroll` receives a key. Without a key, as at
+    evaluation, there is no dropout, and zoneout takes the expected value.
 
     Attributes:
         zoneout: The probability that a unit of the state keeps its old value (Krueger et al.,
-            2017): one number for every leaf of the state, or one for each, as (hidden, cell) for
-            an LSTM. Without a key the state is the mean of old and new. The outputs are those of
-            the state under zoneout where they are the state (`Cell.outputs_state`).
-        recurrent_dropout: The share of the hidden state that is dropped from the recurrent
-            product; the rest is scaled up to make up for it. Gated cells only.
-        tied: Whether the recurrent-dropout mask is the same at every step of a sequence, as in
-            variational dropout (Gal & Ghahramani, 2016), or drawn anew at each. There is no
-            default.
-        weight_dropout: The share of the recurrent kernel that is zero, for all steps and examples
-            (DropConnect, Wan et al., 2013, as in the AWD-LSTM of Merity et al., 2018).
+            2017), either one number for all leaves of the state or a tuple with one per leaf, such
+            as (hidden, cell) for an LSTM. Without a key the state is the mean of the old and the
+            new value, weighted by this probability. If the outputs are the state
+            (`Cell.outputs_state`), they are the state after zoneout.
+        recurrent_dropout: The dropout rate of the hidden state where it enters the recurrent
+            product. The remaining units are divided by one minus the rate. For gated cells only.
+        tied: Whether all steps of a sequence share one recurrent-dropout mask, as in variational
+            dropout (Gal & Ghahramani, 2016), rather than drawing a new mask at each step. Required
+            with `recurrent_dropout`.
+        weight_dropout: The dropout rate of the recurrent kernel (DropConnect, Wan et al., 2013, as
+            in the AWD-LSTM of Merity et al., 2018). All steps and examples share one mask. The
+            remaining weights are divided by one minus the rate.
+
+    Examples:
+        >>> import jax
+        >>> import jax.numpy as jnp
+        >>> import jaxrnn
+        >>> cell, inputs = jaxrnn.lstm(64), jnp.ones((8, 28, 28))
+        >>> params = cell.init(jax.random.key(0), 28)
+        >>> regularizer = jaxrnn.Regularizer(zoneout=(0.05, 0.5))  # of h and c
+        >>> outputs, _ = jaxrnn.unroll(
+        ...     cell, params, inputs, regularizer=regularizer, key=jax.random.key(1)
+        ... )
+        >>> outputs.shape
+        (8, 28, 64)
     """
 
     zoneout: float | Array | tuple[float, ...] | None = None
@@ -42,10 +59,10 @@ class Regularizer(NamedTuple):
 
 
 def _check(regularizer: Regularizer, cell: Cell, params: Params) -> None:
-    """Raises ValueError if a rate is wrong or the regularizer not for this cell."""
+    """Raises ValueError if a rate is wrong or the cell does not support the regularizer."""
     if regularizer.recurrent_dropout is not None and not isinstance(regularizer.tied, bool):
         raise ValueError(
-            "regularizer.tied must be True (one mask for all steps) or False (one for each) "
+            "regularizer.tied must be True (one mask for all steps) or False (one mask per step) "
             f"with recurrent_dropout, got {regularizer.tied!r}"
         )
     rates = regularizer._replace(tied=None)._asdict()
@@ -58,15 +75,18 @@ def _check(regularizer: Regularizer, cell: Cell, params: Params) -> None:
     recurrent = getattr(params, "recurrent_kernel", None) is not None
     if regularizer.recurrent_dropout is not None and (cell.gate is None or not recurrent):
         raise ValueError(
-            "regularizer.recurrent_dropout needs a cell made by jaxrnn.gated with a recurrent "
-            "kernel, got one without"
+            "regularizer.recurrent_dropout needs a cell made by jaxrnn.gated with a "
+            f"recurrent kernel, got {'a cell with its own step' if recurrent else 'none'}"
         )
     if regularizer.weight_dropout is not None and not recurrent:
-        raise ValueError("regularizer.weight_dropout needs params with a recurrent_kernel")
+        raise ValueError(
+            "regularizer.weight_dropout needs params with a recurrent_kernel, "
+            f"got {type(params).__name__}"
+        )
     if regularizer.zoneout is not None and cell.recurrence is not None:
         raise ValueError(
-            "regularizer.zoneout needs a cell whose steps follow each other, "
-            "got a linear recurrence"
+            "regularizer.zoneout must be None for a cell made by jaxrnn.linear, "
+            f"got {regularizer.zoneout!r}"
         )
 
 
@@ -81,19 +101,20 @@ def regularize(
     """Draws the masks of a sequence.
 
     Args:
-        key: The random key; None, as at evaluation, draws nothing.
+        key: The random key. If None, as at evaluation, nothing is drawn.
         regularizer: The regularizer, or None.
         cell: The cell.
-        params: Its parameters.
-        state: A state, for its shapes.
-        time: T, the number of steps; may be a symbolic size without a regularizer.
+        params: The parameters of the cell.
+        state: A state of the cell, used for its shapes and dtypes.
+        time: T, the number of steps. May be a symbolic size if there is no regularizer.
 
     Returns:
-        The parameters, under weight dropout; the recurrent-dropout mask; and the zoneout mask: for
-        each leaf of the state `[T, *B, H]` ones and zeros, or without a key `[T]` probabilities.
+        The parameters after weight dropout, the recurrent-dropout mask or None, and the zoneout
+        mask or None. The zoneout mask has the structure of the state. Its leaves are zeros and ones
+        `[T, *B, H]`, or without a key probabilities `[T]`.
 
     Raises:
-        ValueError: If a rate is wrong or the regularizer not for this cell.
+        ValueError: If a rate is wrong or the cell does not support the regularizer.
     """
     if regularizer is None:
         return params, None, None
@@ -114,13 +135,15 @@ def regularize(
 
 
 def _zoneout_mask(key, zoneout, state, time):
+    """Draws the zoneout mask, or returns its expected value without a key."""
     if zoneout is None:
         return None
     leaves, structure = jax.tree.flatten(state)
     rates = zoneout if isinstance(zoneout, tuple) else (zoneout,) * len(leaves)
     if len(rates) != len(leaves):
         raise ValueError(
-            f"regularizer.zoneout must be a number or {len(leaves)} of them, got {rates}"
+            f"regularizer.zoneout must be a number or a tuple of length {len(leaves)}, one number "
+            f"per leaf of the state, got {rates}"
         )
 
     def mask(number, leaf, rate):
@@ -134,7 +157,7 @@ def _zoneout_mask(key, zoneout, state, time):
 
 
 def dropout_mask(key: Array, shape: tuple[int, ...], share: float | Array, dtype) -> Array:
-    """Zeros for the share that is dropped, else 1 / (1 - share); the share may be traced."""
+    """Draws a mask: 0 with probability `share`, which may be traced, otherwise 1 / (1 - share)."""
     kept = 1.0 - lax.stop_gradient(share)
     keep = jax.random.bernoulli(key, kept, shape)
     return jnp.where(keep, jnp.asarray(1 / kept, dtype), jnp.zeros((), dtype))

@@ -1,9 +1,9 @@
-"""ReNet: recurrent layers that read an image in place of convolutions.
+"""ReNet, an image classifier with recurrent layers in place of convolutions.
 
 Visin et al., "ReNet: A recurrent neural network based alternative to convolutional networks", 2015.
-A sequence is read as an image whose rows are the time steps. Dropout and shapes are as in
-`jaxrnn.linen`; in addition H height, W width, D features of a pixel, S side of a patch, R rows and
-Q columns of patches, F features of a patch.
+
+Shapes: as in `jaxrnn.linen`, and H height, W width, D features of a pixel, S side of a patch, R
+rows and Q columns of patches, F features of a patch.
 """
 
 from __future__ import annotations
@@ -19,15 +19,17 @@ from jaxtyping import Array, Float, Num
 from jaxrnn.cell import Cell
 from jaxrnn.linen import Stack, check_rate, dropout, mask_inputs, readout
 
+__all__ = ["ReNet", "ReNetLayer"]
+
 
 class ReNetLayer(nn.Module):
-    """One layer of ReNet: reads every column of patches in both directions, then every row.
+    """A ReNet layer, which reads every column of patches in both directions and then every row.
 
-    After the columns the features of a patch depend on its column, after the rows on the whole
-    image.
+    The features of a patch depend on its column after the first pass, and on the whole image after
+    the second.
 
     Attributes:
-        cell: The recurrent cell of the four directions, each with its own parameters.
+        cell: The recurrent cell. Each of the four directions has its own parameters.
         patch: S, the side of a patch in pixels.
         implementation: As in `jaxrnn.unroll`.
         dtype: As in `jaxrnn.unroll`.
@@ -44,11 +46,15 @@ class ReNetLayer(nn.Module):
     def __call__(self, image: Float[Array, "*B H W D"]) -> Float[Array, "*B R Q F"]:
         """Applies the layer to an image.
 
+        Args:
+            image: `[*B, H, W, D]`.
+
         Returns:
-            R = H / S rows of Q = W / S patches, each with the F = 2 P outputs of both directions.
+            The features `[*B, R, Q, F]` of R = H / S rows of Q = W / S patches, with the F = 2 P
+            outputs of both directions.
 
         Raises:
-            ValueError: If patches of this size do not tile the image.
+            ValueError: If `patch` does not divide the height and the width.
         """
         column, row = (
             Stack(
@@ -68,11 +74,16 @@ class ReNetLayer(nn.Module):
 def patchify(image: Float[Array, "*B H W D"], side: int) -> Float[Array, "*B R Q F"]:
     """Splits an image into square patches.
 
+    Args:
+        image: `[*B, H, W, D]`.
+        side: S, the side of a patch in pixels.
+
     Returns:
-        R = H / S rows of Q = W / S patches, each with the F = S·S·D features of its pixels.
+        The features `[*B, R, Q, F]` of R = H / S rows of Q = W / S patches, with the F = S·S·D
+        features of their pixels.
 
     Raises:
-        ValueError: If patches of this size do not tile the image.
+        ValueError: If `side` does not divide the height and the width.
     """
     *batch, height, width, depth = image.shape
     if height % side or width % side:
@@ -84,18 +95,30 @@ def patchify(image: Float[Array, "*B H W D"], side: int) -> Float[Array, "*B R Q
 
 
 class ReNet(nn.Module):
-    """An image classifier: layers of ReNet and a linear readout of all patches.
+    """An image classifier: ReNet layers followed by a linear readout of all patches.
 
-    Without the fully connected layer of Visin et al. (2015).
+    The fully connected layer of Visin et al. (2015) is omitted. Dropout is applied as in
+    `jaxrnn.linen`.
 
     Attributes:
         cell: The recurrent cell of every layer.
         num_classes: C, the number of classes.
-        patches: The side S of the patches of each layer.
-        dropout: The dropout rate of each layer's outputs in training, in [0, 1).
+        patches: The side S of the patches in pixels, one number per layer.
+        dropout: The dropout rate of each layer's outputs in training, in [0, 1), or None.
         implementation: As in `jaxrnn.unroll`.
-        dtype: As in `jaxrnn.unroll`; also of the readout's product.
+        dtype: The dtype of the operands of the matrix products, including that of the readout.
         param_dtype: The dtype of the parameters.
+
+    Examples:
+        >>> import jax
+        >>> import jax.numpy as jnp
+        >>> import jaxrnn
+        >>> from jaxrnn.renet import ReNet
+        >>> model = ReNet(jaxrnn.gru(16), num_classes=10)
+        >>> images = jnp.ones((2, 28, 28))
+        >>> logits, variables = model.init_with_output(jax.random.key(0), images)
+        >>> logits.shape
+        (2, 10)
     """
 
     cell: Cell
@@ -110,11 +133,19 @@ class ReNet(nn.Module):
     def __call__(
         self, inputs: Num[Array | np.ndarray, "*B T I"], seq_lengths: Any = None
     ) -> Float[Array, "*B C"]:
-        """Returns logits; steps past an example's length are read as zeros.
+        """Classifies images, or sequences read as images whose rows are the time steps.
+
+        Args:
+            inputs: Images with one feature per pixel, `[*B, T, I]` with height T and width I.
+            seq_lengths: Integers `[*B]` in 0..T. Rows of an image past its length are read as
+                zeros. Defaults to T.
+
+        Returns:
+            The logits `[*B, C]`.
 
         Raises:
-            ValueError: If the patches of a layer do not tile its input, or `dropout` is not in
-                [0, 1).
+            ValueError: If the patches of a layer do not divide the height and the width of its
+                inputs, or `dropout` is not in [0, 1).
         """
         check_rate("dropout", self.dropout)
         hidden = mask_inputs(inputs, seq_lengths)[..., None]

@@ -1,4 +1,4 @@
-"""`unroll`: a cell over time, with lengths, resets and directions.
+"""`unroll`, which runs a cell over a sequence.
 
 Shapes: B batch (any number of axes, also none), T time, I input features, P output features.
 """
@@ -41,69 +41,97 @@ def unroll(
     regularizer: Regularizer | None = None,
     key: Array | None = None,
 ) -> tuple[Float[Array, "..."], S]:
-    """Runs a cell over a sequence.
+    """Runs a cell over a sequence and returns its outputs and its last state.
 
-    The inputs are cast to the dtype of the parameters, and everything is computed in it, except for
+    The inputs are cast to the dtype of the parameters. All computation is in that dtype, except for
     the matrix products if `dtype` is given.
+
+    The argument `implementation` selects one of these backends:
+
+    - "scan": `jax.lax.scan` over `cell.step`, differentiated by JAX. It runs every cell and is the
+      only backend for gated cells that supports forward-mode differentiation.
+    - "fused": for cells made by `jaxrnn.gated`. The gradients of the kernels are computed after the
+      backward loop, as one matrix product over all steps instead of one product per step. It is
+      written for the caches of a CPU. Under `jax.disable_jit` it is "scan".
+    - "states": computes the same gradient, but saves only the states in the forward pass, for
+      accelerators. The gate must be elementwise. It must not close over an array or use a shape,
+      and it must split a parameter `[N, H]` by indexing or unpacking.
+    - "pallas": "states" as one kernel forward and one kernel backward, on TPUs and NVIDIA's Hopper
+      GPUs, in float32. On other platforms, and if the recurrent kernel does not fit into the
+      GPU's shared memory, it is "states". A program with "pallas" can be exported only for one
+      platform at a time.
+    - "parallel": for linear recurrences. It computes all steps in parallel; on a CPU it computes
+      the matrix products of all steps at once and then the states one after the other.
+    - "cudnn": NVIDIA's LSTM, for `jaxrnn.lstm` with default options, in float32, without resets or
+      a regularizer. It requires a GPU and does not support `jax.vmap`. A program that is lowered
+      for another platform uses "fused".
+    - None: "parallel" for linear recurrences and "scan" for cells with their own `step`. Gated
+      cells use "states" on an attached GPU and "pallas" on an attached TPU where these support the
+      cell, and otherwise "fused" ("scan" for the GRU on a CPU). See `jaxrnn.backends.choose` for
+      the measurements behind these defaults.
 
     Args:
         cell: The cell.
-        params: Its parameters, as `cell.init` gives them, or as nested dicts, as in the `params` of
-            a Flax module.
-        inputs: `[*B, T, I]`, or `[T, *B, I]` with `time_major`; floating-point.
-        initial_state: The state before the first step, leaves `[*B, ...]`; None takes
+        params: The parameters of the cell, as returned by `cell.init`, or as nested dicts, as in
+            the `params` of a Flax module.
+        inputs: Floating-point `[*B, T, I]`, or `[T, *B, I]` with `time_major`.
+        initial_state: The state before the first step, leaves `[*B, ...]`. Defaults to
             `cell.initial_state(params, B)`.
-        lengths: `[*B]` integers in 0..T. Past its length an example outputs zeros and its state is
-            copied through; an example of length 0 returns its initial state. Under `jit`, where
-            they cannot be checked, lengths beyond T count as T and negative ones as 0.
-        resets: Booleans shaped as `inputs` without the last axis. Where True, the state becomes
-            `reset_state` before the step.
-        reset_state: The state that a reset puts in place, leaves `[*B, ...]`; None takes
-            `cell.initial_state(params, B)`, also where `initial_state` was carried over from the
-            sequence before.
-        reverse: Read from the end to the start, each example within its own length. Outputs are in
-            the order of the inputs.
+        lengths: The lengths of the examples, integers `[*B]` in 0..T. Past its length, an example
+            outputs zeros and keeps its state. An example of length 0 returns its initial state. If
+            None, every example has length T. Under `jax.jit`, where lengths cannot be checked, they
+            are clipped to 0..T.
+        resets: Booleans `[*B, T]`, or `[T, *B]` with `time_major`. Where True, the state is
+            replaced by `reset_state` before the step. If None, there are no resets.
+        reset_state: The state after a reset, leaves `[*B, ...]`. Defaults to
+            `cell.initial_state(params, B)`, even if `initial_state` is given.
+        reverse: Whether to read each example from its end, at its own length, to its start.
+            Outputs are in the order of the inputs.
         time_major: Whether time is the first axis of inputs, resets and outputs.
-        dtype: The dtype of the operands of the matrix products, such as bfloat16; sums, gates,
-            state, outputs and gradients keep the dtype of the parameters. None is that of the
-            parameters.
-            A cell with a step of its own obeys it where it calls `jaxrnn.product`.
-        implementation: The backend. "scan" is `jax.lax.scan` and its autodiff, for every cell, and
-            also for forward mode. "fused", "states" and "pallas" are the deferred gradient, for
-            cells made by `jaxrnn.gated`: "fused" is shaped for the caches of a CPU and runs as
-            "scan" under `jax.disable_jit`; "states" saves the states alone, for accelerators;
-            "pallas" does so in one kernel forward and one backward, in float32, on TPUs and
-            NVIDIA's Hopper GPUs, and is "states" on other platforms and where a GPU has no room for
-            the recurrent kernel. These two need an elementwise gate that closes over no array, uses
-            no shape, and takes a parameter `[N, H]` apart by index or in turn; a program with
-            "pallas" is exported for one platform at a time. "parallel" computes all steps at once,
-            for linear recurrences; on a CPU all products at once and the states in turn. "cudnn" is
-            NVIDIA's LSTM, for `jaxrnn.lstm` without options, in float32, without resets or
-            regularizer, where there is a GPU; a program lowered there for another platform runs
-            "fused". JAX has no rule for it under `vmap`. None is "parallel" for linear recurrences
-            and "scan" for cells with a step of their own; for gated cells it is "fused" ("scan" for
-            the GRU on a CPU), on an attached GPU "states" and on an attached TPU "pallas"; see
-            `jaxrnn.backends.choose`.
-        memory: What the gradient is computed from. "save" keeps the residuals of every step;
-            "recompute" keeps the state before every 14th step and runs the steps between forward
-            again; "offload" does the same with those states in the host's memory (TF1's
-            `swap_memory`). None is "recompute" for long sequences with many residuals, and "save"
-            for others; for "parallel" it is "recompute" on a CPU from 112 steps on, for "states"
-            and "pallas" from 2 GiB of residuals on.
-        unroll: Steps per iteration of the loop, as in `jax.lax.scan`.
-        truncate: Truncated backpropagation (Williams & Peng, 1990): the state is carried on, but
-            no gradient reaches back across every `truncate`-th step. The gradient
-            recomputes blocks of that many steps, as "recompute" does.
-        regularizer: Recurrent regularization; see `jaxrnn.Regularizer`.
-        key: The random key for it; None, as at evaluation, is deterministic. Under `jax.shard_map`
-            fold the device's index into it.
+        dtype: The dtype of the operands of the matrix products, such as bfloat16. Accumulation,
+            gates, state, outputs and gradients keep the dtype of the parameters, which is also the
+            default. A cell with its own `step` obeys `dtype` if it computes its matrix products
+            with `jaxrnn.product`.
+        implementation: The backend: "scan", "fused", "states", "pallas", "parallel", "cudnn" or
+            None, as described above.
+        memory: How the backward pass obtains the intermediate values of the forward pass. "save"
+            keeps them for every step. "recompute" keeps the state before every 14th step and
+            recomputes the steps in between. "offload" is "recompute" with these states in host
+            memory, as with TF1's `swap_memory`. If None, long sequences with many intermediate
+            values use "recompute" and others "save". The exceptions are "parallel", which
+            recomputes on a CPU from 112 steps, and "states" and "pallas", which recompute if the
+            intermediate values exceed 2 GiB.
+        unroll: The number of steps per iteration of the loop, as in `jax.lax.scan`.
+        truncate: The number of steps of truncated backpropagation through time (Williams & Peng,
+            1990). The state is carried on, but the gradient is cut after every `truncate` steps.
+            The backward pass recomputes blocks of this length. If None, the gradient is not
+            truncated.
+        regularizer: Recurrent regularization, or None; see `jaxrnn.Regularizer`.
+        key: The random key of the regularizer. If None, as at evaluation, nothing is random. Under
+            `jax.shard_map`, fold the index of the device into the key.
 
     Returns:
-        The outputs, shaped as the inputs with P features, and the state after the last step.
+        The outputs `[*B, T, P]`, or `[T, *B, P]` with `time_major`, and the state after the last
+        step, leaves `[*B, ...]`.
 
     Raises:
-        ValueError: If an argument has a wrong type, shape, dtype or value, or a function of the
-            cell returns what it must not; names the argument or the function.
+        ValueError: If an argument has a wrong type, shape, dtype or value, or if a function of the
+            cell returns a wrong structure, shape or dtype. The message names the argument or the
+            function.
+
+    Examples:
+        An LSTM over a batch of 8 sequences of different lengths:
+
+        >>> import jax
+        >>> import jax.numpy as jnp
+        >>> import jaxrnn
+        >>> cell = jaxrnn.lstm(64)
+        >>> params = cell.init(jax.random.key(0), 28)
+        >>> inputs = jnp.ones((8, 20, 28))
+        >>> lengths = jnp.array([20, 20, 15, 12, 9, 4, 1, 0])
+        >>> outputs, state = jaxrnn.unroll(cell, params, inputs, lengths=lengths)
+        >>> outputs.shape, state.hidden.shape
+        ((8, 20, 64), (8, 64))
     """
     if not isinstance(cell, Cell):
         raise ValueError(f"cell must be a jaxrnn.Cell, got {arguments.describe(cell)}")
@@ -132,7 +160,7 @@ def unroll(
     reset_state = arguments.check_state("reset_state", reset_state, fresh)
     reset_state = None if resets is None else reset_state
     inputs = inputs.astype(_dtype_of(fresh, params))
-    cell = cell._replace(init=None)  # which may close over a tracer that no cache must keep
+    cell = cell._replace(init=None)  # may close over a tracer, which no cache must keep
     output = arguments.check_cell(cell, params, start, inputs)
     params, *masks = regularize(key, regularizer, cell, params, start, time)
 
@@ -158,6 +186,8 @@ def unroll(
 
 
 def _run(cell, plan, truncate, dtype, unroll, params, start, reset_state, steps):
+    """Runs the backend and memory option that `plan` lists for the platform of lowering."""
+
     def run(backend, memory, params, start, reset_state, steps):
         run = BACKENDS[backend].run
 
@@ -175,16 +205,16 @@ _jit_run = jax.jit(_run, static_argnums=range(5), inline=True)
 
 
 def _compiled(*options) -> Callable:
-    """`_run` under jit, which keeps the compiled loop for the next call outside of jit."""
+    """Returns `_run` under jit, which caches the compiled loop for later calls outside of jit."""
     try:
         hash(options)
-    except TypeError:  # a user's step that is no plain function
+    except TypeError:  # a user's step that is an unhashable callable
         return _run
     return _jit_run
 
 
 def reverse_time(outputs: Array, lengths: Any, *, time_major: bool) -> Array:
-    """Reverses each example in time within its own length; what lies past it stays there."""
+    """Reverses each example in time within its own length; steps past the length stay in place."""
     if not time_major:
         outputs = jnp.moveaxis(outputs, -2, 0)
     lengths = arguments.check_lengths(lengths, outputs.shape[1:-1], outputs.shape[0])
@@ -193,10 +223,10 @@ def reverse_time(outputs: Array, lengths: Any, *, time_major: bool) -> Array:
 
 
 def _vary_alike(tree):
-    """Makes all leaves vary over the mesh axes of a `jax.shard_map` over which any of them does.
+    """Casts all leaves to vary over the union of their mesh axes, inside a `jax.shard_map`.
 
-    The carry of a scan has one type, and a custom gradient has the type of its primal. The
-    transpose of `pcast` is a sum over these axes.
+    The carry of a scan must keep its type, and a custom gradient must have the type of its primal.
+    The transpose of `pcast` is a sum over these axes.
     """
 
     def varying(leaf):
@@ -212,6 +242,6 @@ def _vary_alike(tree):
 
 
 def _dtype_of(state, params):
-    """The dtype of the computation: that of the state, or of the parameters if it has no floats."""
+    """Returns the first floating dtype among the leaves of the state, then of the parameters."""
     dtypes = [leaf.dtype for leaf in jax.tree.leaves((state, params))]
     return next(dtype for dtype in dtypes if jnp.issubdtype(dtype, jnp.floating))

@@ -1,4 +1,4 @@
-"""Every cell of the library, small: each passes the same tests."""
+"""Small instances of every cell of the library, for tests that all cells must pass."""
 
 import jax
 

@@ -1,4 +1,4 @@
-"""Checks that hold for every test: shapes as annotated, no silent promotion of dtype or rank."""
+"""Settings of all tests: annotated shapes are checked, dtype and rank are never promoted."""
 
 import gc
 import importlib.metadata
@@ -7,9 +7,9 @@ import tempfile
 
 from jaxtyping import install_import_hook
 
-# Most of a test's time is compiling what runs once. Nothing is optimised, therefore, and a program
-# that another test or process of this run has compiled is taken from a folder of this run. Through
-# the environment both hold for the workers of xdist and for the processes that tests start.
+# Most of the time of the tests is spent on compiling programs that run once. XLA therefore does not
+# optimise them, and a cache folder shares compiled programs between the tests and processes of this
+# run. Environment variables pass both settings to xdist workers and to processes that tests start.
 if "PYTEST_XDIST_WORKER" not in os.environ:
     CACHE = tempfile.TemporaryDirectory(prefix="jaxrnn-compiled-", ignore_cleanup_errors=True)
     os.environ |= {
@@ -17,11 +17,11 @@ if "PYTEST_XDIST_WORKER" not in os.environ:
         "JAX_PERSISTENT_CACHE_MIN_COMPILE_TIME_SECS": "0",
         "JAX_PERSISTENT_CACHE_MIN_ENTRY_SIZE_BYTES": "-1",
         "JAX_DISABLE_MOST_OPTIMIZATIONS": "1",
-        # Interpreted, each warpgroup of a GPU's kernel takes one of XLA's threads and waits for the
-        # others; with as many threads as a small machine has cores they would wait for ever.
+        # In an interpreted GPU kernel, each warpgroup occupies one XLA thread and waits for the
+        # others. With one thread per core of a small machine this would deadlock.
         "NPROC": "16",
     }
-    # Each version has flags of its own for compiling sooner, and ends the process at unknown ones.
+    # The flags for faster compilation depend on the version, and unknown flags end the process.
     version = tuple(map(int, importlib.metadata.version("jaxlib").split(".")[:2]))
     own = "--xla_cpu_parallel_codegen_split_count=1"
     if version < (0, 12):
@@ -30,16 +30,17 @@ if "PYTEST_XDIST_WORKER" not in os.environ:
         own += " --xla_cpu_opt_preset=CPU_OPT_PRESET_FAST_COMPILE"
     if version <= (0, 12):
         os.environ["XLA_FLAGS"] = f"{os.environ.get('XLA_FLAGS', '')} {own}".strip()
-if not os.environ.get("JAXRNN_DATA_DIR"):  # empty is as good as unset
+if not os.environ.get("JAXRNN_DATA_DIR"):  # treat an empty value as unset
     os.environ.pop("JAXRNN_DATA_DIR", None)
 
-# JAX keeps many small objects, and going through them all again and again is a tenth of the time.
+# JAX keeps many small objects alive, and collecting garbage with the default thresholds takes a
+# tenth of the time.
 gc.set_threshold(100_000, 50, 50)
 
-# Before anything imports jaxrnn, so that its annotations are checked wherever it is called.
+# The hook must precede all imports of jaxrnn, so that its annotations are checked in all tests.
 hook = install_import_hook("jaxrnn", "beartype.beartype")
 
-# They need settings of their own, and libraries of gigabytes; see tests/accelerators/conftest.py.
+# These tests need other settings and large libraries; see tests/accelerators/conftest.py.
 collect_ignore = ["accelerators"]
 
 import jax  # noqa: E402
@@ -48,7 +49,7 @@ jax.config.update("jax_num_cpu_devices", 2)
 jax.config.update("jax_numpy_dtype_promotion", "strict")
 jax.config.update("jax_numpy_rank_promotion", "raise")
 
-# Tests choose their data themselves; only those of real MNIST read the folder named here.
+# Only the tests with real MNIST read this folder; all others choose their own data.
 MNIST_DIR = os.environ.get("JAXRNN_DATA_DIR")
 
 import functools  # noqa: E402
@@ -58,14 +59,14 @@ import pytest  # noqa: E402
 
 @pytest.fixture
 def standard_promotion():
-    """Optax counts in int32 and multiplies in float32, which the strict mode refuses."""
+    """Allows promotion of dtypes, because optax multiplies int32 counts by float32 numbers."""
     with jax.numpy_dtype_promotion("standard"):
         yield
 
 
 @pytest.fixture
 def home(tmp_path, monkeypatch):
-    """An empty home: its test does not see the user's own data or cache."""
+    """Replaces the home directory by an empty one, to hide the user's own data and cache."""
     folder = tmp_path / "home"
     folder.mkdir()
     monkeypatch.setenv("HOME", str(folder))
@@ -83,7 +84,7 @@ def no_network(monkeypatch):
 
 @pytest.fixture
 def load(home, tmp_path):
-    """`jaxrnn.training.data.load` with a cache of its own."""
+    """Returns `jaxrnn.training.data.load` with a separate cache."""
     from jaxrnn.training import data
 
     return functools.partial(data.load, validation_size=5, cache_dir=tmp_path / "cache")

@@ -1,4 +1,4 @@
-"""Small sets of images: written as IDX files, damaged, and compared with what was loaded."""
+"""Small sets of images: written as IDX files, damaged, and compared with the loaded arrays."""
 
 import functools
 import gzip
@@ -17,7 +17,7 @@ def encoded(array, magic=None):
 
 
 def forbidden(path, *_, **__):
-    """In place of a method of Path that the user may not call."""
+    """Replaces a method of Path by one that fails for lack of permission."""
     raise PermissionError(13, "Permission denied", str(path))
 
 
@@ -45,7 +45,7 @@ def write(folder, packed=True):
 
 
 def joined(dataset):
-    """The four original arrays put together again from the three splits."""
+    """Returns the four original arrays, joined from the three splits."""
     train = [np.concatenate(pair) for pair in zip(dataset.validation, dataset.train, strict=True)]
     return [*train, *dataset.test]
 

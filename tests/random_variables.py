@@ -1,12 +1,12 @@
-"""Variables of a Flax module without a run of its `init`, which takes longer to compile than most
-programs under test."""
+"""Random variables of a Flax module without running its `init`, which takes longer to compile
+than most programs under test."""
 
 import jax
 import numpy as np
 
 
 def random_variables(module, *inputs, **options):
-    """Normal numbers in the shapes of `module.init(key, *inputs, **options)`; none is zero."""
+    """Returns nonzero normal numbers in the shapes of `module.init(key, *inputs, **options)`."""
     shapes = jax.eval_shape(module.init, jax.random.key(0), *inputs, **options)
     rng = np.random.default_rng(0)
     return jax.tree.map(

@@ -1,4 +1,4 @@
-"""What `unroll` and the layers take, and the errors that name what they do not."""
+"""The arguments that `unroll` and the layers accept, and the errors for all others."""
 
 import functools
 import inspect
@@ -23,7 +23,7 @@ STATE = LSTM.initial_state(PARAMS, (B,))
 
 
 def unroll(cell=LSTM, params=PARAMS, inputs=INPUTS, **options):
-    # Without the checks of its annotations, which only tests have.
+    # Without the checks of the annotations, which are active only in tests.
     return inspect.unwrap(jaxrnn.unroll)(cell, params, inputs, **options)
 
 
@@ -55,7 +55,7 @@ WRONG = [
     ("lengths must be integers, got float", {"lengths": [2.9, 1.0, 0.0]}),
     ("lengths must be integers", {"lengths": "all"}),
     (r"lengths must have the batch's shape \(3,\)", {"lengths": [1, 2]}),
-    # Narrowed to int32 these would pass for 3, 0 and 0.
+    # In int32 these would become 3, 0 and 0.
     ("lengths must lie in 0..7", {"lengths": np.array([2**32 + 3, 2, 1])}),
     ("lengths must lie in 0..7", {"lengths": np.array([2**63, 2, 1], np.uint64)}),
     ("lengths must lie in 0..7", {"lengths": np.array([2**32, 2, 1], np.int64)}),
@@ -160,11 +160,11 @@ def test_options_of_numpy_make_the_same_cell():
     assert jaxrnn.lstm(H, forget_bias=jnp.full(1, 2.0)) is jaxrnn.lstm(H, forget_bias=2.0)
 
 
-# Cells of one's own
+# User-defined cells
 
 
 def own_cell(*, width=2, state=jaxrnn.RNNState, dtype=jnp.float32, bias=True):
-    """A gated cell of `width` gates, two of which its gate uses."""
+    """Returns a gated cell with kernels for `width` gates, of which its gate uses two."""
 
     def init(key, input_size, param_dtype=jnp.float32):
         zeros = functools.partial(jnp.zeros, dtype=param_dtype)

@@ -1,4 +1,4 @@
-"""The cells against their papers' equations in NumPy, and against Flax with the same weights."""
+"""Compares the cells with the equations of the papers in NumPy, and with Flax."""
 
 from functools import partial
 
@@ -16,7 +16,7 @@ T = 6
 LENGTHS = jnp.array([T, 1, 4])
 
 
-# The papers' equations, one row of float64 numbers. Every gate has its own matrices here.
+# The equations of the papers for one example in float64, with separate matrices per gate.
 
 
 def σ(x):
@@ -24,7 +24,7 @@ def σ(x):
 
 
 def gates(matrix, names):
-    """The gates' parts of a matrix or vector whose last axis holds them side by side."""
+    """Splits the last axis of a matrix or vector into the blocks of the gates."""
     return dict(zip(names, np.split(matrix, len(names), axis=-1), strict=True))
 
 
@@ -53,7 +53,7 @@ def lstm(p, xs, h, c, *, clip=np.inf, activation=np.tanh):
     return ys, (h, c)
 
 
-# The gates that stand in the kernels of each variant, and those with peepholes.
+# The gates in the kernels of each variant, and the gates with peepholes.
 ODYSSEY = {
     "V": ("ifgo", "ifo"),
     "NIG": ("fgo", "fo"),
@@ -68,14 +68,14 @@ ODYSSEY = {
 
 
 def odyssey(p, xs, h, c, *last_gates, variant):
-    """Greff et al., 2017: the vanilla LSTM of section II, and section IV.B's change in each."""
+    """The vanilla LSTM of Greff et al. (2017), section II, and the variants of section IV.B."""
     names, peeping = ODYSSEY[variant]
     U, W, b = (gates(each, names) for each in (p.kernel, p.recurrent_kernel, p.bias))
     peep = dict(zip(peeping, p.peephole, strict=True)) if peeping else dict.fromkeys("ifo", 0)
     ys = []
     for x in xs:
         z = {name: x @ U[name] + h @ W[name] + b[name] for name in names}
-        if variant == "FGR":  # every gate sees the three of the step before
+        if variant == "FGR":  # the gates receive i, f and o of the previous step
             for name, seen in zip("ifo", np.split(last_gates[0] @ p.gate_kernel, 3), strict=True):
                 z[name] = z[name] + seen
         f = 1 if variant == "NFG" else σ(z["f"] + peep["f"] * c)
@@ -190,7 +190,7 @@ def relu(x):
     return np.where(x > 0, x, 0)
 
 
-# name: the cell's equations, and their options
+# By name: the equations of the cell, and their options.
 EQUATIONS = {
     "rnn": (elman, {}),
     "rnn-relu": (elman, {"activation": relu}),
@@ -215,7 +215,7 @@ EQUATIONS = {
 
 
 def numbers(name, dtype):
-    """Random parameters, inputs and state; no zeros."""
+    """Returns random nonzero parameters, inputs and state."""
     cell = CELLS[name]
     random = np.random.default_rng(0)
     normal = lambda leaf: jnp.asarray(random.normal(size=leaf.shape), dtype)  # noqa: E731
@@ -231,7 +231,7 @@ def assert_close(actual, expected, tolerance):
 
 
 def run(cell, params, inputs, state):
-    """Through `unroll`, and the first step of every row through `step`."""
+    """Checks the outputs of `unroll`, and of `step` for the first step of every example."""
     return (
         jaxrnn.unroll(cell, params, inputs, initial_state=state),
         cell.step(params, state, inputs[:, 0]),
@@ -266,7 +266,7 @@ def test_the_clip_clips():
 
 
 def dense(names, kernel, bias=None):
-    """Our gates side by side as Flax's dense layers of those names."""
+    """Converts kernels with gates side by side to Flax's dense layers of the given names."""
     kernels = np.split(np.asarray(kernel), len(names), axis=-1)
     layers = {name: {"kernel": each} for name, each in zip(names, kernels, strict=True)}
     if bias is not None:
@@ -320,12 +320,12 @@ def test_equals_flax(name, flax_cell, layers, carry, reverse):
         return (outputs, final), (ours[0], carry(ours[1]))
 
     (outputs, final), (our_outputs, our_final) = both(inputs)
-    for row, length in enumerate(LENGTHS):  # past it, Flax's outputs are not zero
+    for row, length in enumerate(LENGTHS):  # Flax's outputs past the length are not zero
         assert_close(our_outputs[row, :length], outputs[row, :length], 1e-5)
     assert_close(our_final, final, 1e-5)
 
 
-# How parameters start
+# Initialization
 
 
 SHAPES = {
@@ -412,7 +412,7 @@ def test_kernels_start_glorot_uniform(cell, leaf, fans):
 
 
 def test_each_kernel_and_each_key_has_its_own_numbers():
-    cell = jaxrnn.gru(3 * H)  # its two kernels have the same shape, given as many inputs
+    cell = jaxrnn.gru(3 * H)  # with 3·H inputs, both kernels have the same shape
     init = jit(lambda seed: cell.init(jax.random.key(seed), 3 * H))
     one, same, other = init(0), init(0), init(1)
     jax.tree.map(np.testing.assert_array_equal, one, same)
@@ -475,12 +475,12 @@ def test_scaled_kernels_start_so_many_times_as_large(name):
 
 
 def test_a_cell_without_a_kernel_cannot_be_scaled():
-    with pytest.raises(ValueError, match="scale needs params with a kernel, got LRUParams"):
+    with pytest.raises(ValueError, match=r"cell must have params with a kernel.* got LRUParams"):
         jaxrnn.scaled(CELLS["lru"], 2.0).init(jax.random.key(0), I)
 
 
 def test_chrono_biases_span_the_lengths_asked_for():
-    def bias(cell):  # alone, without its large kernels
+    def bias(cell):  # returns the bias only, without the large kernels
         return np.asarray(jit(lambda: cell.init(jax.random.key(0), 1).bias)())
 
     i, f, g, o = np.split(bias(jaxrnn.lstm(2000, chrono=784.0)), 4)

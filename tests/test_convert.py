@@ -1,4 +1,4 @@
-"""Weights of other libraries: what they compute (golden/make.py), round trips, complaints."""
+"""Conversion of weights: outputs of other libraries (golden/make.py), round trips, errors."""
 
 import functools
 import inspect
@@ -31,7 +31,7 @@ def kind_of(name):
 
 @functools.cache
 def golden(name):
-    """The arrays of one file, as a tree."""
+    """Returns the arrays of one file as a tree."""
     tree = {}
     with np.load(GOLDEN / f"{name}.npz") as file:
         for key in file:
@@ -45,7 +45,7 @@ def golden(name):
 
 @functools.cache
 def random(name):
-    """Parameters that are random all over: none is zero or a round number."""
+    """Returns parameters of random numbers, none of which is zero."""
     rng = np.random.default_rng(0)
     shapes = jax.eval_shape(lambda: CELLS[name].init(KEY, I))
     return jax.tree.map(lambda leaf: rng.normal(size=leaf.shape).astype(leaf.dtype), shapes)
@@ -56,7 +56,7 @@ def cosines(shape):
 
 
 def everything(run):
-    """Outputs, last states and the gradients of the loss of golden/make.py, as one program."""
+    """Computes outputs, last states and gradients of the loss of golden/make.py in one program."""
 
     def compute(params, inputs):
         made, pull = jax.vjp(run, params, inputs)
@@ -67,7 +67,7 @@ def everything(run):
 
 @functools.cache
 def one_layer(name):
-    """The same program for every library that has this cell."""
+    """Returns the program, which is cached for all libraries that have this cell."""
 
     def run(params, inputs):
         outputs, state = jaxrnn.unroll(CELLS[name], params, inputs)
@@ -89,7 +89,7 @@ def check_one_layer(file, name, params, back):
     assert_close(back(CELLS[name], d_params), given["d_weights"])
 
 
-# What each library computes: our cells, with the files made by the library's own.
+# The cells of each library, with the files that the library's own cells produced.
 
 TF1 = {
     "rnn": "rnn",
@@ -135,7 +135,7 @@ LIBRARIES = {
     **{"tf1": TF1, "keras": KERAS, "torch": TORCH, "linen": FLAX, "nnx": FLAX},
     **{"equinox": EQUINOX, "haiku": HAIKU},
 }
-# The same cell under another name: what is written and computed for the one is for the other.
+# Equal cells under different names, which have the same weights and outputs.
 SAME = {"odyssey-V": "lstm-peephole", "odyssey-NP": "lstm"}
 
 
@@ -143,7 +143,7 @@ SAME = {"odyssey-V": "lstm-peephole", "odyssey-NP": "lstm"}
 def test_tf1_computes_the_same(name):
     file, forget_bias = f"tf1_{TF1[name]}", FORGET_BIAS[name]
     params = convert.from_tf1(kind_of(name), golden(file)["weights"], forget_bias=forget_bias)
-    # Gradients go the way of the weights, but nothing is added to them.
+    # Gradients are converted like weights, except that the forget bias is not added.
     check_one_layer(file, name, params, functools.partial(convert.to_tf1, forget_bias=0.0))
 
 
@@ -152,7 +152,7 @@ def test_keras_computes_the_same(name):
     def back(cell, d_params):
         weights = convert.to_keras(cell, d_params)
         if name == "gru":
-            # Outside the reset its two biases only add up, so both have the gradient of the sum.
+            # Without a reset the two biases are added, so both have the gradient of the sum.
             weights["bias"][1, : 2 * H] = weights["bias"][0, : 2 * H]
         return weights
 
@@ -182,7 +182,7 @@ def test_torch_computes_the_same(name):
     assert_close(d_inputs, given["d_inputs"])
     for key, value in convert.to_torch(cell, d_layers).items():
         expected = given["d_weights"][key]
-        if "bias_hh" in key:  # of which only what stands inside the GRU's reset is ours
+        if "bias_hh" in key:  # of which jaxrnn has only the bias that the reset gate multiplies
             value, expected = value[2 * H :], expected[2 * H :] * (kind == "gru")
         assert_close(value, expected)
 
@@ -282,7 +282,7 @@ ACTIVATIONS = {
 
 
 def nnx_layer(make, options):
-    """An NNX layer as a function of its cell's weights, and these."""
+    """Returns an NNX layer as a function of the weights of its cell, and these weights."""
     zeros = jax.nn.initializers.zeros
     if "LSTM" in make.__name__ or "GRU" in make.__name__:
         options = options | {"recurrent_kernel_init": zeros}
@@ -320,7 +320,7 @@ def test_a_cell_of_another_name_is_written_as_what_it_computes(name):
 
 TRIPS = {
     "tf1": (
-        # Without a forget bias: adding one rounds.
+        # Without a forget bias, because adding one rounds.
         functools.partial(convert.to_tf1, forget_bias=0.0),
         functools.partial(convert.from_tf1, forget_bias=0.0),
         TF1,
@@ -340,7 +340,7 @@ TRIPS = {
 
 
 def fitting(library, name):
-    """Random parameters that the library can hold."""
+    """Returns random parameters that the library can represent."""
     params = random(name)
     if library.startswith("nnx") and name == "gru":
         return params._replace(recurrent_bias=np.zeros(H, np.float32))
@@ -376,7 +376,7 @@ def test_arrays_written_are_contiguous_copies(library, name):
 
 @pytest.mark.parametrize(("library", "name"), EVERY_TRIP)
 def test_written_by_safetensors_they_come_back_exactly(library, name):
-    import safetensors.numpy  # an extra of the tests
+    import safetensors.numpy  # in the extra `test` only
 
     there, back, _ = TRIPS[library]
     params = fitting(library, name)
@@ -441,7 +441,7 @@ def test_keras_come_back_exactly_with_the_sum_of_the_biases(name):
 
 
 def assert_same_biases(one, other, kind):
-    """Pairs with the same sum; a GRU's second stays apart inside the reset, its last part."""
+    """Splits a bias into two with this sum, except for the GRU's bias inside the reset."""
     np.testing.assert_array_equal(one[0] + one[1], other[0] + other[1])
     if kind == "gru":
         np.testing.assert_array_equal(one[1][2 * H :], other[1][2 * H :])
@@ -462,7 +462,7 @@ FOREIGN = {
 
 
 def foreign(name):
-    """Reads weights of this kind, and such weights, all in one mapping."""
+    """Returns a function that reads weights of this kind, and such weights in one mapping."""
     library, kind = name.split("_")[0], FOREIGN[name]
     if library in ("tf1", "torch", "keras", "equinox", "haiku"):
         return functools.partial(getattr(convert, f"from_{library}"), kind), golden(name)["weights"]
@@ -488,7 +488,7 @@ def test_arrays_are_read_in_any_form(form):
         read, weights = foreign(name)
         returned = read({key: form(array) for key, array in weights.items()})
         assert all(leaf.dtype == jnp.float32 for leaf in jax.tree.leaves(returned))
-        # Sums are rounded once only, if they are made in float64.
+        # Sums in float64 are rounded only once.
         jax.tree.map(
             functools.partial(np.testing.assert_allclose, rtol=1e-6, atol=1e-7),
             returned,
@@ -524,7 +524,7 @@ def test_what_was_read_does_not_change_with_its_source():
     )
 
 
-# Complaints
+# Errors
 
 
 def complaint(read, *args):
@@ -538,7 +538,7 @@ def without(weights, part):
 
 
 class Attached:
-    """As a PyTorch tensor that requires grad."""
+    """Behaves like a PyTorch tensor that requires grad."""
 
     dtype = "torch.float32"
 
@@ -549,10 +549,10 @@ class Attached:
 @pytest.mark.parametrize(
     ("array", "words"),
     [
-        (np.zeros((3, 4), np.int8), "kernel must be of floating-point numbers, got int8"),
-        (np.zeros((3, 4), bool), "kernel must be of floating-point numbers, got bool"),
-        (np.zeros((3, 4), complex), "kernel must be of floating-point numbers, got complex128"),
-        (None, "kernel must be of floating-point numbers, got object"),
+        (np.zeros((3, 4), np.int8), "kernel must be floating-point, got int8"),
+        (np.zeros((3, 4), bool), "kernel must be floating-point, got bool"),
+        (np.zeros((3, 4), complex), "kernel must be floating-point, got complex128"),
+        (None, "kernel must be floating-point, got object"),
         ([[1.0], [2.0, 3.0]], "kernel must be an array: "),
         (Attached(), "kernel must be an array: Use tensor.detach().numpy() instead."),
     ],
@@ -566,7 +566,8 @@ def test_what_is_no_array_of_numbers_is_named(array, words):
 def test_weights_without_names_are_refused(library):
     read = getattr(convert, f"from_{library.split('-')[0]}")
     read = functools.partial(inspect.unwrap(read), "rnn")
-    assert complaint(read, [np.zeros((3, 4))]) == "weights must be arrays by name, got list"
+    words = complaint(read, [np.zeros((3, 4))])
+    assert words == "weights must be a mapping from names to arrays, got list"
 
 
 @pytest.mark.parametrize("name", FOREIGN)
@@ -577,10 +578,11 @@ def test_complaints_name_the_array(name):
         wrong = complaint(read, weights | {key: array[None]})
         assert wrong.startswith(f"{key} must have shape ["), wrong
         if key in ("projection/kernel", "vanilla_rnn/linear_1/b"):
-            continue  # what is left is an LSTM of fewer inputs, or a core with one bias
+            continue  # the rest is an LSTM with fewer inputs, or a core with one bias
         missing = complaint(read, {other: weights[other] for other in weights if other != key})
         assert missing.startswith(f"{key} is missing"), missing
-    assert complaint(read, weights | {"surplus": np.zeros(2)}) == "surplus: not expected here"
+    surplus = complaint(read, weights | {"surplus": np.zeros(2)})
+    assert surplus.startswith("surplus: unexpected, expected only ["), surplus
 
 
 @pytest.mark.parametrize("name", FOREIGN)
@@ -592,7 +594,7 @@ def test_sizes_that_do_not_fit_are_named(name):
     for key, array in weights.items():
         for axis in range(array.ndim):
             longer = weights | {key: np.concatenate([array, array.take([0], axis)], axis)}
-            if (key, axis) in free:  # more inputs, or less projected
+            if (key, axis) in free:  # another number of inputs or projected features is valid
                 read(longer)
             else:
                 words = complaint(read, longer)
@@ -603,7 +605,7 @@ def test_sizes_that_do_not_fit_are_named(name):
 def test_tf1_kernels_without_rows_for_inputs_are_named(name, key):
     read, weights = foreign(f"tf1_{name}")
     short = {each: array[-H:] if "kernel" in each else array for each, array in weights.items()}
-    assert complaint(read, short) == f"{key} must have more than 4 rows, got 4"
+    assert complaint(read, short) == f"{key} must have length > 4 on axis 0, got 4"
 
 
 @pytest.mark.parametrize(
@@ -642,7 +644,7 @@ def test_unknown_kinds_are_refused(library):
         TRIPS[library][1]("lstn", {})
 
 
-# What a library has not: of all cells, those that it does not compute above.
+# The cells that a library does not have: all that are not listed for it above.
 NAMES = {
     "tf1": "TF1",
     "torch": "PyTorch",
@@ -780,7 +782,7 @@ def test_a_traced_start_is_not_kept():
         ("keras", "lstm", "gru", "params.recurrent_kernel must have shape [4, 16], got [4, 12]"),
         ("keras", "lstm", "janet", "params.recurrent_kernel must have shape [4, 16], got [4, 8]"),
         ("keras", "rnn", "min-gru", "params.recurrent_kernel is missing"),
-        ("tf1", "lstm", "lstm-peephole", "params.peephole: not expected here"),
+        ("tf1", "lstm", "lstm-peephole", "params.peephole: unexpected"),
         ("tf1", "lstm-peephole", "lstm", "params.peephole is missing"),
         ("torch", "lstm-projection", "lstm", "params.recurrent_kernel must have shape [2, 16]"),
         ("torch", "lstm", "lstm-projection", "params.recurrent_kernel must have shape [4, 16]"),
@@ -814,16 +816,16 @@ def test_torch_projects_to_fewer_only(size):
     params = jax.eval_shape(lambda: cell.init(KEY, I))
     params = jax.tree.map(lambda leaf: np.ones(leaf.shape, leaf.dtype), params)
     words = complaint(convert.to_torch, cell, params)
-    assert words.endswith(f"no projection_size that is not below hidden_size, got {size} and 4")
+    assert words.endswith(f"needs projection_size < hidden_size, got {size} and 4")
 
 
 @pytest.mark.parametrize(
     ("layers", "words"),
     [
-        ([], "one direction a layer"),
-        ([["lstm"] * 3], "one direction a layer, or two each, got \\[3\\]"),
-        ([["lstm"] * 2, ["lstm"]], "one direction a layer, or two each, got \\[2, 1\\]"),
-        (["lstm", "lstm"], "or two each, got \\['LSTMParams', 'LSTMParams'\\]"),
+        ([], "one direction per layer"),
+        ([["lstm"] * 3], "two directions per layer, got \\[3\\]"),
+        ([["lstm"] * 2, ["lstm"]], "two directions per layer, got \\[2, 1\\]"),
+        (["lstm", "lstm"], "or two directions per layer, got \\['LSTMParams', 'LSTMParams'\\]"),
         ([["lstm"], ["lstm"]], "weight_ih_l1 must have shape \\[16, 4\\], got \\[16, 3\\]"),
         ([["lstm", "gru"]], "params\\[0\\]\\[1\\].recurrent_kernel must have shape"),
     ],

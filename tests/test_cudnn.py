@@ -1,4 +1,4 @@
-"""cuDNN's LSTM: the layout of its weights, and what stands around the call, without a GPU."""
+"""cuDNN's LSTM without a GPU: the layout of its weights and the code around the call."""
 
 import functools
 
@@ -18,7 +18,7 @@ CELL = jaxrnn.lstm(H)
 
 
 def reference(inputs, hidden, cell, weights, lengths, input_size, hidden_size, *rest):
-    """`jax.experimental.rnn.lstm` as JAX itself writes it for comparison, in plain operations."""
+    """Computes `jax.experimental.rnn.lstm` by the reference implementation of JAX."""
     layers, _, bidirectional = rest
     unpacked = rnn.unpack_lstm_weights(weights, input_size, hidden_size, layers, bidirectional)
     with jax.numpy_rank_promotion("allow"):
@@ -29,13 +29,13 @@ def reference(inputs, hidden, cell, weights, lengths, input_size, hidden_size, *
 
 @pytest.fixture
 def without_gpu(monkeypatch):
-    """Lets implementation="cudnn" run here as on a GPU, on the reference."""
+    """Makes implementation="cudnn" run without a GPU, by the reference implementation."""
     on_cuda = functools.partial(cudnn._run_on_cuda, lstm=reference)
     monkeypatch.setattr(cudnn, "_has_gpu", lambda: True)
     monkeypatch.setattr(cudnn, "_run_on_cuda", on_cuda)
     monkeypatch.setattr(cudnn, "run", lambda cell, *arguments, **_: on_cuda(*arguments))
     yield
-    jax.clear_caches()  # which hold programs made of it
+    jax.clear_caches()  # which contain programs with the replacement
 
 
 def problem(batch):
@@ -48,7 +48,7 @@ def problem(batch):
 
 
 def everything(params, inputs, state, implementations, **options):
-    """By each implementation outputs and final state, and all gradients of a linear function."""
+    """Computes outputs, final state and gradients of a linear function by each implementation."""
 
     def each(implementation, params, inputs, state):
         def run(params, inputs, state):
@@ -118,15 +118,15 @@ def test_an_empty_row_gives_back_its_state():
 @pytest.mark.parametrize(
     ("cell", "dtype", "resets", "reason"),
     [
-        (jaxrnn.gru(H), jnp.float32, False, "its cell is not jaxrnn.lstm without options"),
-        (jaxrnn.rnn(H), jnp.float32, False, "its cell is not"),
-        (jaxrnn.lstm(H, peephole=True), jnp.float32, False, "its cell is not"),
-        (jaxrnn.lstm(H, projection_size=2), jnp.float32, False, "its cell is not"),
-        (jaxrnn.lstm(H, cell_clip=1.0), jnp.float32, False, "its cell is not"),
-        (jaxrnn.lstm(H, activation=jax.nn.relu), jnp.float32, False, "its cell is not"),
-        (CELL, jnp.bfloat16, False, "its inputs are bfloat16, not float32"),
-        (CELL, jnp.float64, False, "its inputs are float64, not float32"),
-        (CELL, jnp.float32, True, "it has resets"),
+        (jaxrnn.gru(H), jnp.float32, False, "cell must be jaxrnn.lstm with default options"),
+        (jaxrnn.rnn(H), jnp.float32, False, "cell must be jaxrnn.lstm"),
+        (jaxrnn.lstm(H, peephole=True), jnp.float32, False, "cell must be jaxrnn.lstm"),
+        (jaxrnn.lstm(H, projection_size=2), jnp.float32, False, "cell must be jaxrnn.lstm"),
+        (jaxrnn.lstm(H, cell_clip=1.0), jnp.float32, False, "cell must be jaxrnn.lstm"),
+        (jaxrnn.lstm(H, activation=jax.nn.relu), jnp.float32, False, "cell must be jaxrnn.lstm"),
+        (CELL, jnp.bfloat16, False, "params must be float32, got bfloat16"),
+        (CELL, jnp.float64, False, "params must be float32, got float64"),
+        (CELL, jnp.float32, True, "resets must be None"),
     ],
 )
 def test_says_what_it_cannot_compute(cell, dtype, resets, reason):
@@ -143,7 +143,7 @@ def test_says_what_it_cannot_compute(cell, dtype, resets, reason):
 @pytest.mark.skipif(cudnn._has_gpu(), reason="there is a GPU")
 def test_says_that_there_is_no_gpu():
     params, inputs, _ = problem((2,))
-    with pytest.raises(ValueError, match="there is no NVIDIA GPU here"):
+    with pytest.raises(ValueError, match="there is no NVIDIA GPU"):
         jaxrnn.unroll(CELL, params, inputs, implementation="cudnn")
 
 
@@ -163,7 +163,7 @@ def test_the_platform_of_lowering_decides(monkeypatch):
     }
     assert ["stablehlo.sine" in text[platform] for platform in ("cpu", "cuda")] == [False, True]
     assert_close(run("cudnn"), run("fused"))
-    jax.clear_caches()  # which hold programs made of the reference
+    jax.clear_caches()  # which contain programs with the reference
 
 
 @pytest.mark.skipif(

@@ -9,8 +9,8 @@ import jax.numpy as jnp
 import numpy as np
 import pytest
 from all_cells import CELLS, H, I
+from baselines import MLP
 from jax import jit
-from networks import MLP
 from random_variables import random_variables
 
 import jaxrnn
@@ -24,7 +24,7 @@ B, T = 2, 8
 
 
 def make(name, *shape, seed=0):
-    """A cell, parameters with no zeros among them, and inputs of this shape."""
+    """Returns a cell, nonzero parameters and inputs of this shape."""
     cell = CELLS[name]
     random = np.random.default_rng(seed)
     normal = lambda shape: jnp.asarray(random.normal(size=shape), jnp.float32)  # noqa: E731
@@ -45,7 +45,7 @@ def close(actual, expected, tolerance=1e-5):
 @pytest.mark.parametrize("implementation", [None, "scan"])
 @pytest.mark.parametrize("name", ["lstm", "gru-before", "lru"])
 def test_chunks_with_resets_that_carry_the_state_are_the_whole(name, implementation):
-    """As recurrent reinforcement learning reads: a reset is to a fresh state, whatever came in."""
+    """In recurrent reinforcement learning, a reset starts from the initial state of the cell."""
     cell, params, inputs = make(name, B, T)
     resets = np.zeros((B, T), bool)
     resets[0, 5] = resets[1, 4] = True  # within the second chunk, and at its start
@@ -64,7 +64,7 @@ def test_chunks_with_resets_that_carry_the_state_are_the_whole(name, implementat
     first, state = read(inputs[:, :4], resets[:, :4], start)
     second, state = read(inputs[:, 4:], resets[:, 4:], state)
     close((jnp.concatenate([first, second], 1), state), (whole, end))
-    # From the reset on it is as if nothing had been before.
+    # After the reset, the outputs equal those of a sequence that starts there.
     alone, _ = read(inputs[:, 4:], np.zeros((B, 4), bool), cell.initial_state(params, (B,)))
     close(second[1], alone[1])
 
@@ -103,7 +103,7 @@ def test_layers_reset_too(learn):
     layer = RNN(cell, learn_initial_state=learn)
     variables = {"params": {"cell": as_dict(params)}}
     start = cell.initial_state(params)
-    if learn:  # a reset is to the learned state
+    if learn:  # a reset starts from the learned state
         start = jax.tree.map(lambda leaf: leaf + 0.5, start)
         variables["params"]["initial_state"] = as_dict(start)
     states = jax.tree.map(lambda leaf: jnp.broadcast_to(leaf, (B, H)), start)
@@ -217,9 +217,9 @@ def test_programs_of_any_batch_and_any_number_of_steps(name):
         jax.ShapeDtypeStruct((batch, time, I), jnp.float32),
         jax.ShapeDtypeStruct((batch,), jnp.int32),
     )
-    if name not in ("lstm", "mgu", "lru"):  # lowered is enough of the others
+    if name not in ("lstm", "mgu", "lru"):  # the others are only lowered
         return
-    lengths = jnp.array([T + 5, 3])  # one too long
+    lengths = jnp.array([T + 5, 3])  # one length is too large
     close(exported.call(inputs, lengths), jit(read)(inputs, jnp.array([T, 3])))
 
 
@@ -271,7 +271,7 @@ def test_a_nan_before_a_reset_does_not_outlive_it(name):
     close(d_dirty[:, 5:], d_inputs[:, 5:])
     if cell.recurrence is None:
         return
-    # In rounds, as on an accelerator, too.
+    # Also in log₂ T rounds, as on an accelerator.
     a, b = (jnp.full((T, B, H), value) for value in (0.5, 1.0))
     a, b = a.at[5].set(0.0), b.at[2].set(jnp.nan)
     for way in (parallel._at_once, parallel._in_turn):
@@ -298,7 +298,7 @@ OF_EVERY_KIND = ("rnn", "lstm-peephole", "lstm-projection", "gru", "mgu", "lru")
 @pytest.mark.parametrize("name", CELLS)
 def test_products_in_bfloat16_are_near_those_in_float32(name):
     cell, params, inputs = make(name, B, T)
-    # From a state of zeros the gradient of a layer normalization is too large to compare.
+    # At a zero state the gradient of layer normalization is too large to compare.
     state = jax.tree.map(
         lambda leaf: jax.random.normal(KEY, leaf.shape), cell.initial_state(params, (B,))
     )
@@ -314,7 +314,7 @@ def test_products_in_bfloat16_are_near_those_in_float32(name):
 
     low = functools.partial(everything, dtype=jnp.bfloat16)
     ways = [None, "scan"]
-    if cell.gate is None and cell.recurrence is None:  # for it "scan" is the default
+    if cell.gate is None and cell.recurrence is None:  # their default is "scan"
         ways = [None]
     expected, *found = jit(lambda: (everything(), *(low(implementation=way) for way in ways)))()
     for each in found:
@@ -353,7 +353,7 @@ def test_layers_keep_parameters_in_float32_whatever_is_read():
             assert 0 < np.abs(a - b).max() < 0.05
 
 
-# Cells of one's own
+# User-defined cells
 
 
 def test_coefficients_of_a_linear_recurrence_may_lack_axes():
@@ -404,7 +404,7 @@ def test_a_gated_cell_may_count_in_integers():
     close(gradient(cell)(params), gradient(plain)(params))
     _, state = jaxrnn.unroll(cell, params, inputs, **options)
     np.testing.assert_array_equal(state.count[:, 0], [3, 2])
-    with pytest.raises(ValueError, match="'fused' cannot compute this: it needs a state of floats"):
+    with pytest.raises(ValueError, match="'fused' cannot compute this: the state must be"):
         jaxrnn.unroll(cell, params, inputs, implementation="fused")
 
 

@@ -1,4 +1,4 @@
-"""The fast ways of `unroll` against "scan" in float64: outputs, final states, every gradient."""
+"""Compares the backends with "scan" in float64: outputs, final states and all gradients."""
 
 import contextlib
 import functools
@@ -21,8 +21,8 @@ from jax.test_util import check_grads, check_jvp, check_vjp
 import jaxrnn
 from jaxrnn.backends.blocks import BLOCK
 
-T, H = BLOCK + 3, 4  # one block and a rest
-NARROW, WIDE = 3, 6  # inputs narrower than the state share one product with it, wider ones do not
+T, H = BLOCK + 3, 4  # one block and a remainder
+NARROW, WIDE = 3, 6  # inputs narrower than the state share one product with it
 
 
 @pytest.fixture(autouse=True, scope="module")
@@ -45,7 +45,7 @@ class SlowState(NamedTuple):
 
 
 def slow_cell(size):
-    """A gated cell as a user might write one: three leaves of state, and a tree of rates."""
+    """A user-defined gated cell with three leaves of state and a tree of rates."""
 
     def init(key, input_size, dtype=jnp.float32):
         zeros = functools.partial(jnp.zeros, dtype=dtype)
@@ -86,7 +86,7 @@ def normal_like(tree, *seed):
 
 
 def problem(cell, batch=(4,), *, input_size=NARROW, time=T, lengths=False, resets=False, seed=0):
-    """Random everything, no zeros among the numbers; 0 and `time` among the lengths."""
+    """Returns random nonzero arguments, with 0 and `time` among the lengths."""
     random = np.random.default_rng(seed)
     params = jax.eval_shape(lambda: cell.init(jax.random.key(0), input_size, jnp.float64))
     state = jax.eval_shape(lambda params: cell.initial_state(params, batch), params)
@@ -112,12 +112,12 @@ def run(cell, **options):
 
 
 def fast(cell):
-    """The backend that is not "scan", also where "scan" is the default, as for the GRU on a CPU."""
+    """Returns the backend other than "scan", even where "scan" is the default."""
     return "fused" if cell.gate is not None else None
 
 
 def everything(run, problem):
-    """Outputs and final state, and all gradients of a random linear function of both."""
+    """Computes outputs, final state and all gradients of a random linear function of both."""
     result, pull = jax.vjp(lambda *floats: run(*floats, problem.masks), *problem[:3])
     return result, pull(normal_like(result, 4))
 
@@ -129,7 +129,7 @@ def assert_close(actual, expected, tolerance=1e-10):
 
 
 def assert_same(problem, reference, *runs):
-    """Every run gives the reference's outputs, final state and gradients."""
+    """Checks that every run returns the outputs, final state and gradients of the reference."""
     together = jit(lambda problem: [everything(run, problem) for run in (reference, *runs)])
     expected, *actual = together(problem)
     for each in actual:
@@ -137,7 +137,7 @@ def assert_same(problem, reference, *runs):
 
 
 def curved(run):
-    """A curved function of outputs and final state."""
+    """A nonlinear function of outputs and final state."""
 
     def function(*arguments, **masks):
         result = run(*arguments, **masks)
@@ -146,7 +146,7 @@ def curved(run):
     return function
 
 
-# fused = scan
+# "fused" equals "scan"
 
 
 @pytest.mark.parametrize(
@@ -155,13 +155,14 @@ def curved(run):
 )
 def test_every_gradient_is_that_of_the_scan(name, input_size):
     cell = CELLS[name]
-    # What is left over of the blocks makes a program half as long again; one of each kind has it.
+    # A remainder after the blocks makes a program half as long again, so only one cell of each kind
+    # has one.
     time = T if name in ("lstm-peephole", "mgu", "lru") else 2 * BLOCK
     given = problem(cell, input_size=input_size, time=time, lengths=True, resets=True)
     reverse = input_size == WIDE
     scan = run(cell, implementation="scan", memory="save", reverse=reverse)
     others = [run(cell, implementation=fast(cell), memory="recompute", reverse=reverse)]
-    if cell.gate is not None or cell.recurrence is not None:  # for the rest "scan" is the default
+    if cell.gate is not None or cell.recurrence is not None:  # the default of all others is "scan"
         others.append(run(cell, implementation=fast(cell), reverse=reverse))
     if cell.gate is not None:
         others.append(run(cell, implementation="states", reverse=reverse))
@@ -187,7 +188,7 @@ def test_masks_and_batch_axes(name, batch, lengths, resets, reverse):
     assert_same(given, scan, run(cell, implementation=fast(cell), reverse=reverse))
 
 
-# Every example compiles, so a failing one is shown as drawn, not shrunk.
+# Every example compiles a program, so a failing example is not shrunk.
 @settings(max_examples=6, deadline=None, phases=[Phase.reuse, Phase.generate])
 @given(st.data())
 def test_drawn_cases(data):
@@ -271,7 +272,7 @@ def test_numerical_gradients(implementation):
 
 
 def products(jaxpr, in_loop=False):
-    """The shape of every matrix product, and whether it is made inside a loop."""
+    """Returns the shape of every matrix product, and whether it is inside a loop."""
     for equation in jaxpr.eqns:
         if equation.primitive.name == "dot_general":
             yield equation.outvars[0].aval.shape, in_loop
@@ -303,10 +304,10 @@ def test_the_kernels_gradients_are_one_product_after_the_loops(name, input_size,
         )
 
     assert kernel_gradients("fused") == sorted((shape, False) for shape in shapes)
-    assert all(in_loop for _, in_loop in kernel_gradients("scan"))  # what is avoided
+    assert all(in_loop for _, in_loop in kernel_gradients("scan"))
 
 
-# Whatever changes only how a result comes about leaves the result
+# Transformations and options that must not change the result
 
 
 @pytest.mark.parametrize("time", [BLOCK - 1, BLOCK + 1, 2 * BLOCK])
@@ -389,7 +390,7 @@ def test_gradient_steps_inside_a_scan():
 
 @functools.cache
 def unsharded(cell):
-    """The program with which the sharded ones are compared."""
+    """The reference program for the sharded programs."""
     scan, fused = (run(cell, implementation=name) for name in ("scan", "fused"))
     return jit(lambda *given: (scan(*given), jax.grad(curved(fused), (0, 1))(*given)))
 
@@ -429,7 +430,7 @@ def test_the_batch_sharded_over_devices(check_vma, state):
 
 @contextlib.contextmanager
 def compilations():
-    """The list of what is compiled meanwhile, by jax's own count."""
+    """Lists the compilations that JAX reports inside the context."""
     heard = []
     listener = lambda event, *_, **__: heard.append(event) if "compile" in event else None  # noqa: E731
     jax.monitoring.register_event_duration_secs_listener(listener)
@@ -449,13 +450,13 @@ def test_a_second_call_does_not_compile(implementation):
         jax.block_until_ready(function(*second))
         assert not compiled
         jax.block_until_ready(function(*problem(cell, (1,), lengths=True, resets=True)))
-        assert compiled  # the counter counts
+        assert compiled  # the counter works
     assert function._cache_size() == 2
 
 
 @pytest.mark.parametrize("name", ["lstm", "mgu", "lru"])
 def test_a_second_call_outside_of_jit_does_not_compile(name):
-    """Rows that arrive one at a time are often fed so."""
+    """This is common for rows that arrive one at a time."""
     cell = CELLS[name]
     params, state = cell.init(jax.random.key(0), NARROW), None
     with compilations() as compiled:
@@ -465,7 +466,7 @@ def test_a_second_call_outside_of_jit_does_not_compile(name):
     assert not compiled
 
 
-# What an output depends on
+# Dependencies of outputs
 
 
 @pytest.mark.parametrize("reverse", [False, True])
@@ -523,7 +524,7 @@ def test_low_precision_is_near_the_high(dtype, tolerance):
     assert_close(outputs, function(*high, given.masks), tolerance)
 
 
-# Corners
+# Edge cases
 
 
 @pytest.mark.parametrize("implementation", ["fused", "scan"])
@@ -550,11 +551,11 @@ def test_lengths_of_any_integer_dtype(dtype):
     np.testing.assert_array_equal((outputs != 0).any(-1).sum(-1), lengths)
 
 
-# A cell that is only an init, an initial_state and a step
+# A cell made of init, initial_state and step
 
 
 def plain_cell(size):
-    """A layer-normalised network; its state is a dict, counts its steps, and is no output."""
+    """A layer-normalised network whose state is a dict with a step count and not the output."""
 
     def init(key, input_size, dtype=jnp.float32):
         kernel = jax.random.normal(key, (input_size + size, size), dtype)
@@ -576,7 +577,7 @@ PLAIN = plain_cell(H)
 
 
 def plain_run(**options):
-    """Its run as a function of float states only, so that it can be differentiated."""
+    """Runs it as a function of the floating-point states only, to be differentiable."""
 
     def function(params, inputs, memory, masks):
         state = {"memory": memory, "count": jnp.zeros(memory.shape[:-1], jnp.int32)}

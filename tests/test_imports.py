@@ -1,4 +1,4 @@
-"""What importing the library costs in modules; one process tells."""
+"""The modules that importing the library loads, in one process."""
 
 import subprocess
 import sys
@@ -12,7 +12,7 @@ print(*sorted({name for name in sys.modules if name not in before}))
 import jaxrnn.training.data, jaxrnn.training.report
 print(*sorted(sys.modules))
 """
-HEAVY = {"flax", "matplotlib", "optax", "orbax", "rich", "sklearn", "tensorflow", "tyro"}
+HEAVY = {"flax", "matplotlib", "optax", "orbax", "rich", "sklearn", "tensorflow"}
 HEAVY |= {"onnx", "scipy.ndimage", "tensorflow_datasets", "PIL", "pyarrow"}
 
 
@@ -22,7 +22,7 @@ def test_importing_loads_no_more_than_is_used():
     )
     library, training = (line.split() for line in done.stdout.splitlines())
     assert not HEAVY & set(library)
-    # Everything else that comes with it is JAX's own; today none of that is new.
+    # All other new modules belong to JAX; currently there are none.
     others = [name for name in library if not name.startswith(("jaxrnn", "jax."))]
     assert len(others) < 20, others
     # Data and pictures import their libraries where they are used; training needs Flax and optax.

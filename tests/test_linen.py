@@ -53,7 +53,7 @@ def test_rnn_is_unroll_with_the_parameters_held_by_flax():
 
 
 def flax_twin(**options):
-    """flax.linen.RNN and ours with the same weights, as functions of the call's arguments."""
+    """Returns flax.linen.RNN and our layer with the same weights, as functions of the arguments."""
     inputs = jax.random.normal(KEY, (3, 5, 2))
     theirs = nn.RNN(nn.GRUCell(4), **options)
     variables = random_variables(theirs, inputs)
@@ -90,7 +90,7 @@ def test_rnn_goes_where_flaxs_goes(attributes, call):
     if isinstance(expected, tuple):
         (carry, expected), (state, actual) = expected, actual
         np.testing.assert_allclose(state.hidden, carry, atol=1e-6)
-    if "seq_lengths" in call:  # past it, Flax's outputs are not zero
+    if "seq_lengths" in call:  # Flax's outputs past the length are not zero
         read = np.arange(5) < np.asarray(call["seq_lengths"])[:, None]
         assert not np.any(actual[~read])
         actual, expected = actual[read], expected[read]
@@ -175,7 +175,7 @@ def test_residual_layers_in_both_directions_add_them_where_each_ends():
 def test_the_last_output_is_where_each_direction_ends():
     lengths = np.array([[4, 1, 2], [3, 4, 0]])
     outputs = np.random.default_rng(0).normal(size=(2, 3, 4, 6)).astype(np.float32)
-    outputs[1, 2] = 0  # as of an example of length 0
+    outputs[1, 2] = 0  # as for an example of length 0
     forward, backward = np.zeros((2, 3, 6)), outputs[:, :, 0]
     for example, length in np.ndenumerate(lengths):
         forward[example] = outputs[example][length - 1]
@@ -235,7 +235,7 @@ def test_flaxs_tools_know_their_way_in_the_parameters():
 
 @pytest.mark.parametrize("residual", [False, True])
 def test_both_directions_give_and_take_their_carry(residual):
-    """As flax.linen.Bidirectional: layer by layer a pair, of the states where each has ended."""
+    """As in flax.linen.Bidirectional, one pair per layer of the last states of both directions."""
     cell, inputs = jaxrnn.gru(3), jax.random.normal(KEY, (2, 5, 6))
     model = Stack(cell, 2, bidirectional=True, residual=residual)
     variables = random_variables(model, inputs)
@@ -286,7 +286,8 @@ def test_bidirectional_reads_the_whole_sequence_in_both_directions():
         return jnp.abs(jacobian(variables, inputs)).sum(axis=(0, 2))
 
     assert sensitivity(variables).min() > 0
-    # With the readout of the forward half taken away, the last step still matters: backward's own.
+    # Without the readout of the forward half, the logits still depend on the last step, through the
+    # backward direction.
     readout = variables["params"]["readout"]["kernel"].at[:6].set(0)
     variables["params"]["readout"]["kernel"] = readout
     steps = sensitivity(variables)

@@ -1,4 +1,4 @@
-"""The NNX layer against flax.nnx.RNN with the same weights, and how it trains."""
+"""The NNX layer against flax.nnx.RNN with the same weights, and its training."""
 
 import jax
 import jax.numpy as jnp
@@ -90,7 +90,7 @@ def test_noise_until_evaluation():
     viewed = nnx.view(both, deterministic=True)
     still = viewed(INPUTS)
     np.testing.assert_array_equal(still, viewed(INPUTS))
-    assert np.any(both(INPUTS) != still)  # the model itself is as it was
+    assert np.any(both(INPUTS) != still)  # the model itself is unchanged
     assert np.any(nnx.view(viewed, deterministic=False)(INPUTS) != still)
     layer.eval()
     np.testing.assert_array_equal(layer(INPUTS), still[..., :4])

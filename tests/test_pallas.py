@@ -1,6 +1,6 @@
-"""The kernels of a whole sequence, interpreted, against "scan"; what they refuse; when they run.
+"""The Pallas kernels, interpreted, against "scan"; their refusals and their default.
 
-`tests/accelerators` compiles them. Their work as a loop of XLA is tested by test_fused.
+`tests/accelerators` compiles them. test_fused tests the same backend as XLA loops.
 """
 
 import functools
@@ -27,14 +27,14 @@ B, T, I, H = 3, 4, 3, 4  # noqa: E741
 CELLS = {name: cell for name, cell in LIBRARY.items() if cell.gate is not None}
 CELLS["user-gated"] = slow_cell(H)
 KERNELS = {"tpu": tpu, "gpu": gpu}
-# Each is compiled in seconds; the others differ in their gates alone.
+# Each takes seconds to compile. The other cells differ only in their gates.
 QUICK = [("tpu", "lstm-peephole"), ("tpu", "user-gated"), ("tpu", "indrnn"), ("gpu", "gru")]
 INTERPRETED = {"tpu": True, "gpu": jax.__version_info__ >= (0, 11)}
 
 
 @pytest.fixture(autouse=True)
 def interpreted(monkeypatch):
-    """Backends by the names of `KERNELS`, whose kernels are interpreted on a CPU."""
+    """Registers backends under the names in `KERNELS`, whose kernels are interpreted on a CPU."""
     for name, module in KERNELS.items():
         monkeypatch.setitem(BACKENDS, name, pallas.interpreted(module))
 
@@ -51,7 +51,7 @@ def normal_like(tree, seed):
 
 
 def problem(cell, batch=(B,)):
-    """Parameters, inputs, initial and reset state, in which no number is zero."""
+    """Returns nonzero parameters, inputs, initial state and reset state."""
     params = jax.eval_shape(lambda: cell.init(jax.random.key(0), I))
     state = jax.eval_shape(lambda params: cell.initial_state(params, batch), params)
     params = jax.tree.map(lambda leaf: 0.7 * leaf, normal_like(params, 10))
@@ -59,7 +59,7 @@ def problem(cell, batch=(B,)):
 
 
 def everything(cell, implementation, given, **options):
-    """Outputs, final state, and all gradients of a random linear function of both."""
+    """Computes outputs, final state and all gradients of a random linear function of both."""
 
     def run(params, inputs, state, reset_state):
         return jaxrnn.unroll(
@@ -114,7 +114,7 @@ def test_interpreted_kernels_are_the_scan(kernels, name):
         jit(functools.partial(everything, cell, each, **options))(given)
         for each in ("scan", kernels)
     )
-    # A float32 product of the GPU's kernels is three of bfloat16 halves.
+    # A float32 product of the GPU kernels is a sum of three products of bfloat16 halves.
     assert_close(own, scan, {"tpu": 1e-5, "gpu": 1e-4}[kernels])
 
 
@@ -143,7 +143,7 @@ def test_vmap_over_parameters_makes_runs(kernels):
 
 
 def test_second_derivatives_are_those_of_the_scan():
-    """No kernel has one; those of all platforms are traced on each."""
+    """No kernel can be differentiated, and every platform traces the kernels of all platforms."""
     cell = CELLS["lstm-peephole"]
     params, inputs, *states = problem(cell)
     options = {"lengths": jnp.array([T, 0, 2]), "resets": jnp.eye(B, T, 1) > 0}
@@ -159,7 +159,7 @@ def test_second_derivatives_are_those_of_the_scan():
 
 
 def test_what_is_added_to_fill_a_tile_meets_no_other_values():
-    """The gate is infinite at zero, which a tile filled up with zeros would hold."""
+    """The gate is infinite at zero, so a tile must not be padded with zeros."""
 
     def gate(params, z, state):
         return jaxrnn.RNNState(jnp.tanh(jnp.log(jnp.square(z.a)) / state.hidden))
@@ -176,7 +176,7 @@ def test_what_is_added_to_fill_a_tile_meets_no_other_values():
 
 
 def test_high_and_low_halves_give_a_float32_product():
-    """As XLA does for "high"; one product of bfloat16 would be wrong by a thousandth."""
+    """As XLA does for "high". A single bfloat16 product has a relative error of 1e-3."""
     high, low = gpu._parts(normal(1, 64, 64))
     whole = high.astype(jnp.float32) + low.astype(jnp.float32)
     np.testing.assert_allclose(whole, normal(1, 64, 64), rtol=2e-5)
@@ -254,19 +254,19 @@ def user_cell(gate):
 @pytest.mark.parametrize(
     ("cell", "dtype", "words"),
     [
-        (jaxrnn.mgu(H), jnp.float32, "a cell made by jaxrnn.gated"),
-        (jaxrnn.lstm(H), jnp.bfloat16, "it needs float32"),
-        (jaxrnn.lstm(2000), jnp.float32, "the recurrent kernel takes 64 MiB"),
-        (user_cell(mixing), jnp.float32, "in its gate is not known to be elementwise"),
-        (user_cell(closing_over), jnp.float32, r"not run on single tiles.*\[4\].*units"),
-        (user_cell(closing_over_a_number), jnp.float32, "its gate closes over an array"),
-        (user_cell(of_a_shape), jnp.float32, "in its gate is not known to be elementwise"),
+        (jaxrnn.mgu(H), jnp.float32, "cell must be made by jaxrnn.gated"),
+        (jaxrnn.lstm(H), jnp.bfloat16, "params must be float32"),
+        (jaxrnn.lstm(2000), jnp.float32, "recurrent_kernel must have at most 32 MiB, got 64"),
+        (user_cell(mixing), jnp.float32, "must consist of known elementwise operations"),
+        (user_cell(closing_over), jnp.float32, r"gate fails on arrays.*\[4\].*units"),
+        (user_cell(closing_over_a_number), jnp.float32, "gate must not close over an array"),
+        (user_cell(of_a_shape), jnp.float32, "must consist of known elementwise operations"),
         (
             user_cell(lambda params, z, state: jaxrnn.RNNState(mixed_backwards(z.a))),
             jnp.float32,
-            "in its gate is not known to be elementwise",
+            "must consist of known elementwise operations",
         ),
-        (with_peepholes(twice_a_peephole), jnp.float32, "does not run on single tiles"),
+        (with_peepholes(twice_a_peephole), jnp.float32, "gate fails on arrays"),
     ],
     ids=[
         *("step", "bfloat16", "large", "mixes", "closes over", "closes over a number"),
@@ -282,7 +282,7 @@ def test_what_it_cannot_compute_is_refused(cell, dtype, words):
 
 
 def test_the_gates_of_the_library_are_elementwise_also_under_a_mesh():
-    """Where autodiff adds reshapes that change nothing."""
+    """Autodiff adds reshapes there that do not change the shape."""
     cell = CELLS["lstm-peephole"]
     params, _, state, _ = problem(cell)
     gate = cell.gate._replace(function=lambda *given: cell.gate.function(*given))  # in no cache
@@ -301,7 +301,7 @@ def test_the_gates_of_the_library_are_elementwise_also_under_a_mesh():
 def test_products_in_float64_are_refused():
     params, inputs, *_ = problem(CELLS["lstm"])
     options = {"dtype": jnp.float64, "implementation": "pallas"}
-    with jax.enable_x64(True), pytest.raises(ValueError, match="products in float32 or less"):
+    with jax.enable_x64(True), pytest.raises(ValueError, match="have at most 32 bits"):
         jaxrnn.unroll(CELLS["lstm"], params, inputs, **options)
 
 
@@ -316,7 +316,7 @@ def test_a_function_that_no_kernel_has_runs_in_a_loop():
         jit(functools.partial(everything, cell, each))(given) for each in ("scan", "states")
     )
     assert_close(own, scan, 1e-5)
-    with pytest.raises(ValueError, match=r"'pallas' cannot compute this.*log1p in its gate"):
+    with pytest.raises(ValueError, match=r"'pallas' cannot compute this.*operations, got log1p"):
         everything(cell, "pallas", given)
 
 
@@ -337,7 +337,7 @@ def test_the_default_memory_of_a_long_sequence(backend, time, memory):
 
 @pytest.fixture
 def attached(monkeypatch):
-    """Sets how many devices of each platform seem to be attached."""
+    """Sets the apparent number of attached devices of each platform."""
 
     def attach(**platforms):
         monkeypatch.setattr(backends, "_attached", lambda platform: platforms.get(platform, 0))
@@ -346,7 +346,7 @@ def attached(monkeypatch):
 
 
 def chosen(cell, dtype=jnp.float32):
-    """The default by platform."""
+    """Returns the default backends by platform."""
     params = jax.eval_shape(lambda: cell.init(jax.random.key(0), I, dtype))
     state = jax.eval_shape(lambda params: cell.initial_state(params, (B,)), params)
     steps = Steps(jax.ShapeDtypeStruct((T, B, I), dtype), None, None)
@@ -381,7 +381,7 @@ def test_kernels_only_where_the_compiler_need_not_divide_them(attached):
 
 def test_a_program_lowered_for_a_tpu_has_the_kernel(attached):
     attached(tpu=1)
-    cell = jaxrnn.lstm(H + 1)  # no other test has traced it
+    cell = jaxrnn.lstm(H + 1)  # a cell that no other test has traced
     params = jax.eval_shape(lambda: cell.init(jax.random.key(0), I))
     run = jit(lambda params, inputs: jaxrnn.unroll(cell, params, inputs)[0])
     traced = run.trace(params, jax.ShapeDtypeStruct((B, T, I), jnp.float32))
@@ -393,5 +393,5 @@ def test_a_program_lowered_for_a_tpu_has_the_kernel(attached):
 
 
 def test_the_axes_of_a_kernel_have_names_of_their_own():
-    """Compiled under `jax.shard_map`, the index of an axis is the device's if the mesh has it."""
+    """Under `jax.shard_map`, an axis index is that of the device if the mesh has its name."""
     assert not {gpu.RUN, gpu.BLOCK, gpu.WARPGROUP} & {train.RUN, train.BATCH}

@@ -1,4 +1,4 @@
-"""Linear recurrences: all steps in rounds on accelerators, one after the other on a CPU."""
+"""Linear recurrences, in log₂ T rounds on accelerators and step by step on a CPU."""
 
 import jax
 import jax.numpy as jnp
@@ -64,7 +64,7 @@ def test_a_long_sequence_on_a_cpu_goes_in_blocks_to_the_same_gradient():
         jax.jit(jax.value_and_grad(loss), static_argnums=1).lower(params, memory).compile()
         for memory in (None, "save")
     )
-    # What is kept of 10 x 230 steps decides the peak; blocks keep a state each.
+    # The peak is determined by the residuals of 10 x 230 steps. A block keeps only one state.
     sizes = [one.memory_analysis().temp_size_in_bytes for one in (chosen, saved)]
     assert sizes[0] < 0.7 * sizes[1]
     for one, other in zip(

@@ -1,4 +1,4 @@
-"""Noise between the steps, truncated backpropagation, streaming."""
+"""Recurrent regularization, truncated backpropagation and streaming."""
 
 import functools
 
@@ -43,7 +43,7 @@ def test_every_gradient_is_that_of_the_scan(name):
 
 
 def loop(cell, params, inputs, state, *, drop=None, mix=None):
-    """The words of the documentation, one Python step at a time."""
+    """Implements the documentation in a Python loop over time steps."""
     outputs = []
     for t in range(inputs.shape[1]):
         seen = state if drop is None else state._replace(hidden=state.hidden * drop[t])
@@ -59,7 +59,7 @@ def loop(cell, params, inputs, state, *, drop=None, mix=None):
 
 @pytest.mark.parametrize("tied", [True, False])
 def test_recurrent_dropout_is_what_the_product_does_not_see(tied):
-    cell = jaxrnn.lstm(H)  # in it nothing but the product sees the hidden state
+    cell = jaxrnn.lstm(H)  # its hidden state is used only in the recurrent product
     params, inputs, state, _ = problem(cell, time=6)
     regularizer = Regularizer(recurrent_dropout=0.5, tied=tied)
     _, drop, mix = regularize(KEY, regularizer, cell, params, state, 6)
@@ -86,7 +86,7 @@ def test_zoneout_keeps_old_values():
     many = jax.tree.map(lambda leaf: jnp.zeros((500, H)), state)
     *_, mix = regularize(KEY, regularizer, cell, params, many, 6)
     np.testing.assert_allclose([leaf.mean() for leaf in mix], [0.8, 0.3], atol=0.02)
-    # Without a key, one step is the mean over the noise.
+    # Without a key, one step is the expectation over the masks.
     one = jaxrnn.unroll(cell, params, inputs[:, :1], initial_state=state, regularizer=regularizer)[
         1
     ]
@@ -143,8 +143,8 @@ def test_no_key_is_evaluation_and_keys_are_all_there_is_of_chance(name):
         (jaxrnn.mgu(H), Regularizer(recurrent_dropout=0.5, tied=True), "needs a cell made by"),
         (jaxrnn.indrnn(H), Regularizer(recurrent_dropout=0.5, tied=True), "recurrent kernel"),
         (jaxrnn.min_gru(H), Regularizer(weight_dropout=0.5), "needs params with a recurrent"),
-        (jaxrnn.lru(H), Regularizer(zoneout=0.5), "got a linear recurrence"),
-        (jaxrnn.gru(H), Regularizer(zoneout=(0.5, 0.5)), "zoneout must be a number or 1"),
+        (jaxrnn.lru(H), Regularizer(zoneout=0.5), "zoneout must be None"),
+        (jaxrnn.gru(H), Regularizer(zoneout=(0.5, 0.5)), "a number or a tuple of length 1"),
     ],
 )
 def test_errors_say_what_does_not_fit(cell, regularizer, words):
@@ -217,10 +217,10 @@ def test_a_row_that_ended_blocks_ago_keeps_the_gradient_of_its_last_state():
 
 @pytest.mark.parametrize("name", [*all_cells.CELLS, "the tutorial's"])
 def test_steps_as_they_arrive_are_the_whole(name):
-    """To rounding: a program of many steps and one of a single step may differ in the last bits."""
+    """The programs of many steps and of a single step may differ by rounding."""
     with jax.enable_x64(False):
         cell = all_cells.CELLS.get(name)
-        # The tutorial's in full; of the rest as many steps as tell whether the state is carried.
+        # All steps of the tutorial's cell, and a few of the others, enough to detect a lost state.
         cell, time, size = (jaxrnn.lstm(128), 28, 28) if cell is None else (cell, 8, all_cells.I)
         shapes = jax.eval_shape(lambda: cell.init(KEY, size))
         random = np.random.default_rng(3)

@@ -15,7 +15,7 @@ T = 7
 
 
 def make(name, batch=(3,), seed=0):
-    """A cell, parameters with no zeros among them, inputs and an initial state."""
+    """Returns a cell, nonzero parameters, inputs and an initial state."""
     cell = CELLS[name]
     random = np.random.default_rng(seed)
     normal = lambda leaf: jnp.asarray(random.normal(size=leaf.shape), jnp.float32)  # noqa: E731
@@ -27,12 +27,12 @@ def make(name, batch=(3,), seed=0):
 
 @functools.cache
 def compiled(step):
-    """The step of each of some examples, from its own state."""
+    """Computes one step of some of the examples, each from its own state."""
     return jit(jax.vmap(step, (None, 0, 0)))
 
 
 def loop(cell, params, inputs, state, lengths=None, resets=None, reverse=False):
-    """Every example by itself, one Python step at a time, by the words of the documentation."""
+    """Implements the documentation in a Python loop over examples and time steps."""
     inputs, state, fresh = jax.tree.map(
         np.asarray, (inputs, state, cell.initial_state(params, inputs.shape[:1]))
     )
@@ -42,7 +42,7 @@ def loop(cell, params, inputs, state, lengths=None, resets=None, reverse=False):
         return jax.tree.map(lambda a, b: np.where(which[:, None], a, b), this, that)
 
     for i in range(T):
-        # The step that each example takes now; past its length it takes none.
+        # The time step that each example reads now, or none past its length.
         now = np.full(len(inputs), i) if lengths is None else np.minimum(i, lengths - 1)
         reads = np.full(len(inputs), True) if lengths is None else i < lengths
         if reverse:

@@ -1,6 +1,6 @@
-"""Uses of the public names with the types that pyright must find; only pyright reads this file.
+"""Uses of the public names with the types that pyright must infer. This file is never run.
 
-A line with `pyright: ignore` is a mistake that pyright must report; else it reports the comment.
+A line with `pyright: ignore` is an error that pyright must report, or else it reports the comment.
 """
 # pyright: reportUnnecessaryTypeIgnoreComment=true
 
@@ -51,7 +51,7 @@ def linen_layers(lstm: LSTM, x: Array, lengths: Array, flag: bool) -> None:
     layer = RNN(lstm, reverse=True)
     assert_type(layer(x, return_carry=False), Array)
     assert_type(layer(x, seq_lengths=lengths, return_carry=True), tuple[jaxrnn.LSTMState, Array])
-    # The attribute decides.
+    # The attribute determines the type.
     assert_type(layer(x), Array | tuple[jaxrnn.LSTMState, Array])
     assert_type(layer(x, return_carry=flag), Array | tuple[jaxrnn.LSTMState, Array])
     layer(x, lengths=lengths)  # pyright: ignore[reportCallIssue]

@@ -1,17 +1,19 @@
-"""Ways to run a cell over a sequence, each a module with the same two functions.
+"""Backends of `jaxrnn.unroll`: modules that run a cell over a sequence.
 
-supports(cell, params, state, steps, dtype) -> None, or why the backend cannot compute this
-run(cell, params, start, reset_state, steps, *, dtype, unroll) -> (outputs, state)
+Each backend has the same two functions:
 
-cell         the cell
-params       its parameters
-start        the state before the first step, leaves [*B, ...]
-reset_state  the state that a reset puts in place, or None if there are no resets
-steps        the sequence, time first; see `jaxrnn.backends.steps`
-dtype        the dtype of the products' operands; None is that of the kernels
-unroll       steps per iteration of the loop
-outputs      [T, *B, P]; past an example's length they may be anything
-state        the state after the last step
+    supports(cell, params, state, steps, dtype) -> reason
+    run(cell, params, start, reset_state, steps, *, dtype, unroll) -> (outputs, state)
+
+- `reason`: None if the backend supports these arguments, otherwise a sentence that says why not.
+- `cell`, `params`: The cell and its parameters.
+- `start`: The state before the first step, leaves `[*B, ...]`.
+- `reset_state`: The state after a reset, or None if there are no resets.
+- `steps`: The inputs and masks, time first; see `jaxrnn.backends.steps`.
+- `dtype`: The dtype of the operands of the matrix products, or None for that of the kernels.
+- `unroll`: The number of steps per iteration of the loop.
+- `outputs`: `[T, *B, P]`. The values past the length of an example are unspecified.
+- `state`: The state after the last step.
 """
 
 from __future__ import annotations
@@ -37,44 +39,47 @@ BACKENDS: dict[str, Any] = {
 def choose(
     cell: Cell, params: Params, state: State, steps: Steps, dtype: Any, name: str | None
 ) -> dict[str, str]:
-    """The backend asked for, or the default, by the platform that a program is lowered for.
+    """Chooses the backend for each platform that a program may be lowered for.
 
-    The default is "parallel" for linear recurrences and "scan" for cells with a step of their own.
-    Gated cells take
+    The default is "parallel" for linear recurrences and "scan" for cells with their own step. For
+    gated cells it depends on the platform:
 
     - on a CPU "fused", or "scan" if some gates are separate, as in the GRU;
-    - on a GPU that is attached "states", on a TPU that is attached "pallas";
-    - elsewhere, as in a program lowered for an accelerator that is not attached, "fused": tracing
-      the others too takes up to a quarter of a second a call.
+    - on an attached GPU "states", on an attached TPU "pallas";
+    - on all other platforms "fused". These include accelerators that are not attached, because
+      tracing the other backends as well takes up to 0.25 s per call.
 
-    On two cores of an AMD EPYC (H 32 to 512, B 1 to 512, T 28 and 784) "fused" took 0.95 to 1.05 of
-    the time of "scan" without a gradient. With one it took 0.7 to 1.0 for the LSTM and the tanh RNN
-    (1.2 for an LSTM of 512 units and one example). For the GRU it took 1.01 to 1.13 from 100
-    examples on, and 0.8 to 1.25 for one: it writes two gradients of pre-activations a step, and
-    there is less to gain by waiting, because a GRU's step has fewer products.
+    The choice for a CPU was measured on two cores of an AMD EPYC with H from 32 to 512, B from 1 to
+    512, and T of 28 and 784. Without a gradient, "fused" took 0.95 to 1.05 times as long as "scan".
+    With a gradient, it took 0.7 to 1.0 times as long for the LSTM and the tanh RNN (1.2 times for
+    an LSTM of 512 units with one example). For the GRU it took 1.01 to 1.13 times as long from 100
+    examples, and 0.8 to 1.25 times for one example. A GRU step has fewer matrix products to defer,
+    and it must store two gradients of pre-activations.
 
-    For accelerators the rule is reasoning. At B 100, H 128 a launch takes longer than what it
-    computes, and compiled for an H100 a step of an LSTM has 5 launches forward and 6 backward in
-    "states", 13 and 6 in "fused", 13 and 11 in "scan" (of a GRU 4 and 7, 11 and 7, 13 and 14). On a
-    TPU "pallas" has none. Its kernels for a GPU have been compiled and interpreted, but not run,
-    and are taken only where they are named, as is "cudnn", which was slower than "fused".
+    The choice for accelerators was not measured. It follows from the number of kernel launches,
+    because with B = 100 and H = 128 a launch takes longer than the computation. Compiled for an
+    H100, an LSTM step has 5 launches forward and 6 backward in "states", 13 and 6 in "fused", and
+    13 and 11 in "scan". A GRU step has 4 and 7, 11 and 7, and 13 and 14. On a TPU, "pallas" has no
+    launches within the sequence. The GPU kernels of "pallas" have been compiled and interpreted,
+    but not run, so they are used only on request. So is "cudnn", which was slower than "fused".
 
     Args:
         cell: The cell.
-        params: Its parameters.
-        state: A state of it.
-        steps: The sequence.
-        dtype: The dtype of the products' operands, or None.
-        name: A name of `BACKENDS`, or None for the default.
+        params: The parameters of the cell.
+        state: A state of the cell.
+        steps: The inputs and masks.
+        dtype: The dtype of the operands of the matrix products, or None.
+        name: A name in `BACKENDS`, or None for the default.
 
     Returns:
-        Names of `BACKENDS` as `jax.lax.platform_dependent` takes its branches: that of "default"
-        is for all platforms that are not named.
+        The names of the backends by platform. The key "default" applies to all platforms that are
+        not listed, as in `jax.lax.platform_dependent`.
 
     Raises:
-        ValueError: If the backend asked for cannot compute this.
+        ValueError: If the backend `name` does not support the other arguments.
     """
-    # Without jit a scan is a Python loop, whose pullbacks are different functions and do not stack.
+    # Without jit a scan is a Python loop, and its pullbacks are different functions, which cannot
+    # be stacked.
     without_jit = jax.config.jax_disable_jit  # pyright: ignore[reportAttributeAccessIssue]
     if name is not None:
         if reason := BACKENDS[name].supports(cell, params, state, steps, dtype):
@@ -97,7 +102,7 @@ def choose(
 
 
 def _attached(platform: str) -> int:
-    """The number of devices of a platform."""
+    """Returns the number of attached devices of a platform."""
     try:
         return jax.device_count(platform)
     except RuntimeError:
@@ -105,9 +110,9 @@ def _attached(platform: str) -> int:
 
 
 def _tpu_runs_kernels() -> bool:
-    """Whether the compiler need not divide a program between devices, as it cannot a kernel.
+    """Whether a program runs on a single TPU, or in a `jax.shard_map` over all axes of the mesh.
 
-    Under `jax.shard_map` over all axes of the mesh it does not have to.
+    Otherwise the compiler may partition the program, and it cannot partition a Pallas kernel.
     """
     mesh = jax.sharding.get_abstract_mesh()
     whole = bool(mesh.axis_names) and {*mesh.manual_axes} == {*mesh.axis_names}

@@ -1,4 +1,4 @@
-"""Memory of the gradient: residuals of all steps, or recomputed blocks of steps.
+"""The memory of the backward pass: saved residuals of all steps, or recomputed blocks of steps.
 
 Shapes: B batch (any number of axes), T time.
 """
@@ -19,13 +19,15 @@ from jaxtyping import Array, Float
 from jaxrnn.backends.steps import Steps, select
 from jaxrnn.cell import Params, State
 
-# Steps of a block. Longer blocks hold more residuals at once, shorter ones keep more states.
+# The number of steps in a block. Longer blocks hold more residuals at a time, shorter blocks keep
+# more states.
 BLOCK = 14
-# On long sequences, once what the steps save outgrows the caches by far, recomputing blocks is
-# faster than writing and reading it; on short ones it never paid.
+# On a CPU, recomputing blocks is faster than writing and reading the residuals if the sequence is
+# long and its residuals are much larger than the caches. On short sequences it was never faster.
 LONG = 8 * BLOCK
 SAVE_BYTES = 2**26
-# On an accelerator blocks cost launches, so that memory alone decides; the smallest has 16 GB.
+# On an accelerator blocks add kernel launches, so blocks are used only to save memory. The smallest
+# accelerator has 16 GB.
 AT_ONCE_BYTES = 2**31
 
 Run = Callable[[State, Steps], tuple[Float[Array, "T *B P"], State]]
@@ -34,17 +36,21 @@ Run = Callable[[State, Steps], tuple[Float[Array, "T *B P"], State]]
 def choose_memory(
     backend: str, memory: str | None, truncate: int | None, params: Params, inputs: Array
 ) -> str:
-    """The kind of memory asked for, or the default; "by platform" where it is decided at lowering.
+    """Returns `memory`, or its default if it is None.
 
     Args:
         backend: The name of the backend.
         memory: "save", "recompute", "offload" or None.
-        truncate: Steps between two cuts of the gradient, or None.
+        truncate: The number of steps between two cuts of the gradient, or None.
         params: The parameters.
         inputs: The inputs, time first.
 
+    Returns:
+        "save", "recompute", "offload", or "by platform" if the default depends on the platform that
+        the program is lowered for.
+
     Raises:
-        ValueError: If blocks are asked for of a number of steps that is symbolic.
+        ValueError: If the number of steps is symbolic and `memory` or `truncate` needs blocks.
     """
     time = inputs.shape[0]
     if not isinstance(time, int):  # a symbolic size, as in jax.export
@@ -57,7 +63,7 @@ def choose_memory(
     if truncate is not None:
         return "recompute"
     if backend in ("states", "pallas"):
-        # They save little, but make the pre-activations of all steps and their gradients at once.
+        # They save little, but hold the pre-activations of all steps and their gradients at once.
         return "save" if _residual_bytes(params, inputs) <= AT_ONCE_BYTES else "recompute"
     if backend == "parallel":
         return "save" if time < LONG else "by platform"
@@ -70,7 +76,7 @@ def _is_short(params: Params, inputs: Array) -> bool:
 
 
 def _residual_bytes(params: Params, inputs: Array) -> int:
-    """About what all steps together save; 0 for a symbolic size of the batch."""
+    """Estimates the bytes of residuals of all steps, or returns 0 for a symbolic batch size."""
     if not all(isinstance(length, int) for length in inputs.shape):
         return 0
     leaves = [leaf for leaf in jax.tree.leaves(params) if leaf.ndim == 2]
@@ -81,18 +87,19 @@ def _residual_bytes(params: Params, inputs: Array) -> int:
 def run_in_memory(
     run: Run, start: State, steps: Steps, memory: str, truncate: int | None
 ) -> tuple[Any, State]:
-    """Runs the steps, whose gradient is computed from what `memory` names."""
+    """Runs the steps with the backward pass that `memory` and `truncate` select."""
     if memory == "save" and truncate is None:
         return run(start, steps)
     if memory == "by platform":
-        # Blocks run in sequence. On a CPU all steps do, and a block's residuals stay in the caches.
+        # Blocks run one after the other, as all steps do on a CPU, where the residuals of a block
+        # stay in the caches.
         blocks = partial(_in_blocks, run, memory="recompute", truncate=None)
         return lax.platform_dependent(start, steps, cpu=blocks, default=run)
     return _in_blocks(run, start, steps, memory, truncate)
 
 
 def _in_blocks(run: Run, start: State, steps: Steps, memory: str, truncate: int | None):
-    """Runs blocks of steps one after the other; the gradient recomputes each from its start."""
+    """Runs the steps in blocks, which the backward pass recomputes from their first states."""
     length = truncate or BLOCK
     policy = None
     if memory == "offload":
@@ -115,7 +122,7 @@ def _in_blocks(run: Run, start: State, steps: Steps, memory: str, truncate: int 
         state, outputs = block(state, steps)
         if truncate is not None:
             cut = lax.stop_gradient(state)
-            # The state of an example that has ended is copied on and keeps its gradient.
+            # Past its length, the state of an example is only copied, so its gradient is not cut.
             state = cut if goes_on is None else select(goes_on, cut, state)
         return state, outputs
 
@@ -128,7 +135,7 @@ def _in_blocks(run: Run, start: State, steps: Steps, memory: str, truncate: int 
     if truncate is not None and steps.mask is not None:
         goes_on = steps.mask[length : end + 1 : length]
     state, parts = start, []
-    if blocks:  # under jax.disable_jit a scan must not be empty
+    if blocks:  # under jax.disable_jit a scan must have at least one step
         state, outputs = lax.scan(advance, state, (whole, goes_on))
         parts.append(outputs.reshape(end, *outputs.shape[2:]))
     if rest:

@@ -1,4 +1,4 @@
-"""The LSTM of NVIDIA's cuDNN, through `jax.experimental.rnn`; float32, no resets.
+"""NVIDIA's cuDNN LSTM, through `jax.experimental.rnn`.
 
 Shapes: B batch (any number of axes), T time, I input features, H hidden units, N weights.
 """
@@ -21,28 +21,28 @@ from jaxrnn.cells.lstm import lstm
 
 
 def supports(cell: Cell, params: Params, state: State, steps: Steps, dtype: Any) -> str | None:
-    """None if cuDNN can compute this, or why not."""
+    """Returns None if cuDNN supports these arguments, else the reason."""
     if not _is_plain_lstm(cell):
-        return "its cell is not jaxrnn.lstm without options"
+        return "cell must be jaxrnn.lstm with default options"
     if steps.inputs.dtype != jnp.float32:
-        return f"its inputs are {steps.inputs.dtype}, not float32"
+        return f"params must be float32, got {steps.inputs.dtype}"
     if dtype not in (None, jnp.float32):
-        return f"its products are to be in {dtype}, not float32"
+        return f"dtype must be None or float32, got {dtype}"
     if not isinstance(steps.inputs.shape[0], int):
-        return "its number of steps is symbolic"
+        return f"inputs must have a fixed number of steps, got {steps.inputs.shape[0]}"
     if 0 in steps.inputs.shape[:-1]:
-        return "it has no steps or no examples"
+        return "inputs must have at least one step and one example, got none"
     if steps.resets is not None:
-        return "it has resets"
+        return "resets must be None"
     if steps.dropout_mask is not None or steps.zoneout_mask is not None:
-        return "it has a regularizer"
+        return "regularizer must be None"
     if not _has_gpu():
-        return "there is no NVIDIA GPU here"
+        return "there is no NVIDIA GPU"
     return None
 
 
 def _has_gpu() -> bool:
-    """Whether there is an NVIDIA GPU, which JAX queries while it traces, for any platform."""
+    """Whether there is an NVIDIA GPU. JAX queries it during tracing, for any platform."""
     try:
         return bool(jax.devices("cuda"))
     except RuntimeError:
@@ -50,6 +50,7 @@ def _has_gpu() -> bool:
 
 
 def _is_plain_lstm(cell: Cell) -> bool:
+    """Whether the cell is `jaxrnn.lstm` with default options."""
     origin = cell.origin
     if origin is None or origin.constructor is not lstm or not origin.describes(cell):
         return False
@@ -67,7 +68,10 @@ def run(
     dtype: Any = None,
     unroll: int = 1,
 ) -> tuple[Float[Array, "T *B H"], State]:
-    """Runs `jaxrnn.lstm`; see `jaxrnn.backends`. Lowered for another platform it is "fused"."""
+    """Runs `jaxrnn.lstm`; see `jaxrnn.backends`.
+
+    A program that is lowered for another platform runs "fused" instead.
+    """
     other = partial(fused.run, cell, dtype=dtype, unroll=unroll)
     return lax.platform_dependent(
         params, start, reset_state, steps, cuda=_run_on_cuda, default=other
@@ -75,7 +79,7 @@ def run(
 
 
 def _run_on_cuda(params, start, reset_state, steps, *, lstm: Any = rnn.lstm):
-    """Runs the LSTM with cuDNN, or with a function of the signature of its `lstm`."""
+    """Runs the LSTM with `lstm`, by default that of cuDNN; tests pass another function."""
     time, *batch_shape, input_size = steps.inputs.shape
     hidden_size = params.recurrent_kernel.shape[0]
     inputs = steps.inputs.reshape(time, -1, input_size).swapaxes(0, 1)
@@ -87,7 +91,7 @@ def _run_on_cuda(params, start, reset_state, steps, *, lstm: Any = rnn.lstm):
         start.hidden.reshape(1, -1, hidden_size),
         start.cell.reshape(1, -1, hidden_size),
         pack(params),
-        jnp.maximum(lengths, 1),  # cuDNN takes no empty examples; they are put right below
+        jnp.maximum(lengths, 1),  # cuDNN rejects length 0, which is handled below
         input_size,
         hidden_size,
         1,
@@ -104,6 +108,6 @@ def _run_on_cuda(params, start, reset_state, steps, *, lstm: Any = rnn.lstm):
 
 
 def pack(params: Params) -> Float[Array, " N"]:
-    """The flat weights of cuDNN: output-first kernels, gates i, f, g, o, and two biases."""
+    """Packs the weights as cuDNN does: output-first kernels with gates i, f, g, o, two biases."""
     kernels = params.kernel.T.ravel(), params.recurrent_kernel.T.ravel()
     return jnp.concatenate([*kernels, params.bias, jnp.zeros_like(params.bias)])

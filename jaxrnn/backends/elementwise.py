@@ -1,7 +1,10 @@
-"""What the kernels do in a step besides the product: a gate between masks, on tiles.
+"""The elementwise part of a step and of its gradient, on tiles, for "states" and its kernels.
 
-A tile is a block of examples by units. In a kernel every array is one, also the parameters that a
-gate sees and the masks, so an elementwise gate serves both kinds of tile, `[N, H]` and `[H, N]`.
+A tile is an array of a block of examples and a block of units. In a kernel, the parameters of the
+gate and the masks are tiles too. An elementwise gate therefore works in kernels with tiles `[N, H]`
+and in kernels with transposed tiles `[H, N]`.
+
+Shapes: N examples, T time, H hidden units, G gates, S separate gates.
 """
 
 from __future__ import annotations
@@ -19,17 +22,17 @@ from jaxtyping import Array
 from jaxrnn.backends.steps import Steps, begin, finish, recurrent_input
 from jaxrnn.cell import Gate, Params, State, _named
 
-UNITS, EXAMPLES = 128, 16  # of the smallest tile of all kernels
-MASKED, RESET = 1, 2  # bits of the flags of a step
+UNITS, EXAMPLES = 128, 16  # the smallest tile that all kernels support
+MASKED, RESET = 1, 2  # bits of `Masks.flags`
 
 
 class Masks(NamedTuple):
-    """The masks of all steps, or their tiles at one.
+    """The masks of all steps, or their tiles at one step.
 
     Attributes:
-        flags: `[T, N, 1]` integers of the bits `MASKED` and `RESET`, or None.
+        flags: Integers `[T, N, 1]` with the bits `MASKED` and `RESET`, or None.
         dropout: The recurrent-dropout mask `[T, N, H]`, or None.
-        zoneout: The leaves of the zoneout mask `[T, N, H]`; none without zoneout.
+        zoneout: The leaves of the zoneout mask `[T, N, H]`, empty without zoneout.
     """
 
     flags: Array | None
@@ -37,8 +40,8 @@ class Masks(NamedTuple):
     zoneout: Sequence[Array]
 
     @classmethod
-    def of(cls, steps: Steps) -> Masks:
-        """The masks of `steps`, whose batch has one axis."""
+    def from_steps(cls, steps: Steps) -> Masks:
+        """Collects the masks of `steps`, whose inputs have one batch axis."""
         flags = None
         if steps.mask is not None or steps.resets is not None:
             flags = jnp.zeros((*steps.inputs.shape[:2], 1), jnp.int32)
@@ -50,15 +53,16 @@ class Masks(NamedTuple):
 
 
 class ForwardInputs(NamedTuple):
-    """What the forward kernel reads.
+    """The inputs of the forward loop over time.
 
     Attributes:
-        kernel: The recurrent kernel `[H, G·H]` in the dtype of the products' operands, or None.
-        weights: The leaves of the parameters that the gate sees, `[H]`.
-        drive: `[T, N, G·H]`.
+        kernel: The recurrent kernel `[H, G·H]` in the dtype of the operands of the products, or
+            None.
+        weights: The leaves of the parameters of the gate, `[H]`.
+        drive: The drives `[T, N, G·H]`.
         start: The leaves of the state before the first step, `[N, H]`.
-        reset: Those of the state that a reset puts in place; none without resets.
-        masks: The masks.
+        reset: The leaves of the state after a reset, `[N, H]`, empty without resets.
+        masks: The masks of all steps.
     """
 
     kernel: Array | None
@@ -70,17 +74,17 @@ class ForwardInputs(NamedTuple):
 
 
 class BackwardInputs(NamedTuple):
-    """What the backward kernel reads.
+    """The inputs of the backward loop over time.
 
     Attributes:
         kernel: The transposed recurrent kernel `[G·H, H]`, or None.
         weights: As in `ForwardInputs`.
-        arguments: The gate's arguments `[T, N, G·H]` and, if some gates are separate, their
-            products `[T, N, S·H]`.
-        before: The leaves of the state before each step, and after a reset, `[T, N, H]`.
+        arguments: The pre-activations `[T, N, G·H]` and, if some gates are separate, their products
+            `[T, N, S·H]`.
+        before: The leaves of the state before each step, after any reset, `[T, N, H]`.
         d_outputs: The gradients of the outputs, `[T, N, H]`.
-        d_state: Those of the leaves of the last state, `[N, H]`.
-        masks: The masks.
+        d_state: The gradients of the leaves of the last state, `[N, H]`.
+        masks: The masks of all steps.
     """
 
     kernel: Array | None
@@ -93,14 +97,14 @@ class BackwardInputs(NamedTuple):
 
 
 class Step(NamedTuple):
-    """A cell's step on tiles, forward and backward, but for the products.
+    """One step of a gated cell on tiles, forward and backward, without the matrix products.
 
     Attributes:
-        gate: The cell's gate.
-        state: The structure of its state.
-        weights: The structure of the parameters that the gate sees.
-        simplify: Given a function of tiles, the same function with fewer kinds of operations, for
-            compilers that do not know all that autodiff makes.
+        gate: The gate of the cell.
+        state: The tree structure of the state.
+        weights: The tree structure of the parameters of the gate.
+        simplify: Rewrites a function of tiles to use fewer primitives, for compilers that do not
+            support all primitives that autodiff produces.
     """
 
     gate: Gate
@@ -109,7 +113,7 @@ class Step(NamedTuple):
     simplify: Callable[[Callable], Callable] = lambda function: function
 
     def now(self, masks: Masks, shape: tuple[int, int], resets: bool) -> Steps:
-        """The masks of one step as tiles of this shape."""
+        """Returns the masks of one step as tiles of the given shape."""
         mask = reset = zoneout = None
         if masks.flags is not None:
             flags = jnp.broadcast_to(masks.flags, shape)
@@ -121,24 +125,27 @@ class Step(NamedTuple):
         return Steps(nothing, mask, reset, masks.dropout, zoneout)
 
     def split(self, arguments: Sequence[Array]) -> list[list[Array]]:
-        """The gate's arguments `[…, G·H]` and `[…, S·H]` as one array for each gate."""
+        """Splits the arguments of the gate `[…, G·H]` and `[…, S·H]` into one array per gate."""
         names = self.gate.names, self.gate.separate
         return [split(each, len(n)) for n, each in zip(names, arguments, strict=False)]
 
     def named(self, arguments: Sequence[Sequence[Array]]) -> tuple:
-        """The gate's arguments by name."""
+        """Returns the arguments of the gate as named tuples."""
         names = self.gate.names, self.gate.separate
         return tuple(_named(n)(*tiles) for n, tiles in zip(names, arguments, strict=False))
 
     def before(
         self, state: Sequence[Array], reset: Sequence[Array], now: Steps
     ) -> tuple[list[Array], Array]:
-        """The leaves of the state after a reset, and what the recurrent kernel sees.
+        """Applies resets to the state before a step.
 
         Args:
             state: The leaves of the state before the step.
-            reset: Those of the state that a reset puts in place; none without resets.
-            now: The masks.
+            reset: The leaves of the state after a reset, empty without resets.
+            now: The masks of the step.
+
+        Returns:
+            The leaves of the state after any reset, and the operand of the recurrent product.
         """
         again = self.state.unflatten(reset) if reset else None
         before = begin(now, again, self.state.unflatten(state))
@@ -152,14 +159,14 @@ class Step(NamedTuple):
         before: Sequence[Array],
         now: Steps,
     ) -> list[Array]:
-        """The leaves of the state after the step.
+        """Returns the leaves of the state after the step.
 
         Args:
-            weights: The leaves of the parameters that the gate sees.
+            weights: The leaves of the parameters of the gate.
             drives: The drive of each gate.
             products: The product of each gate, or None.
-            before: The leaves of the state before, and after a reset.
-            now: The masks.
+            before: The leaves of the state before the step, after any reset.
+            now: The masks of the step.
         """
         arguments = self.gate.named(drives, products)
         return self.simplify(partial(_after, self, now))(weights, arguments, before)
@@ -172,16 +179,17 @@ class Step(NamedTuple):
         d_after: Sequence[Array],
         now: Steps,
     ) -> tuple[list[Array], list[list[Array]], list[Array]]:
-        """The gradients of the weights, the gate's arguments and the state before.
+        """Computes the gradients of the weights, the arguments of the gate and the state before.
 
-        That of the state lacks what comes through the product; see `before_reset`.
+        The gradient of the state excludes the path through the recurrent product, which
+        `before_reset` adds.
 
         Args:
-            weights: The leaves of the parameters that the gate sees.
-            arguments: What the gate got in this step.
-            before: The leaves of the state before, and after a reset.
+            weights: The leaves of the parameters of the gate.
+            arguments: The arguments of the gate in this step.
+            before: The leaves of the state before the step, after any reset.
             d_after: The gradients of the leaves of the state after the step.
-            now: The masks.
+            now: The masks of the step.
         """
 
         def gradient(weights, arguments, before, d_after):
@@ -194,19 +202,24 @@ class Step(NamedTuple):
         return d_weights, [list(each) for each in d_arguments], d_before
 
     def of_products(self, d_arguments: Sequence[Sequence[Array]]) -> list[Array]:
-        """The gradient of each gate's product, from those of the gate's arguments."""
+        """Returns the gradient of each gate's product, given those of the arguments of the gate."""
         z, *product = self.named(d_arguments)
         return list(z._replace(**product[0]._asdict()) if product else z)
 
     def before_reset(
         self, d_before: Sequence[Array], d_hidden: Array | None, now: Steps
     ) -> tuple[list[Array], list[Array]]:
-        """The gradients of the state before a reset and of the reset state, none without resets.
+        """Computes the gradients of the state before a reset and of the reset state.
 
         Args:
-            d_before: Those of the leaves of the state after it, without the product.
-            d_hidden: That of what the recurrent kernel saw, or None.
-            now: The masks.
+            d_before: The gradients of the leaves of the state after the reset, excluding the path
+                through the recurrent product.
+            d_hidden: The gradient of the operand of the recurrent product, or None.
+            now: The masks of the step.
+
+        Returns:
+            The gradients of the leaves of the state before the reset and of the reset state. The
+            latter are empty without resets.
         """
         first, *others = d_before
         if d_hidden is not None:
@@ -221,23 +234,23 @@ class Step(NamedTuple):
 
 
 def _after(step, now, weights, arguments, before):
-    """The leaves of the state after the gate, zoneout and the mask."""
+    """Applies the gate, zoneout and the mask, and returns the leaves of the new state."""
     state = step.state.unflatten(before)
     after = step.gate(step.weights.unflatten(weights), arguments, state)
     return jax.tree.leaves(finish(now, after, state))
 
 
 def split(x: Array, count: int) -> list[Array]:
-    """`[…, count·H]` as `count` arrays `[…, H]`."""
+    """Splits an array `[…, count·H]` into `count` arrays `[…, H]`."""
     return jnp.split(x, count, axis=-1)
 
 
 def tiles(weights: Sequence[Array], like: Array) -> list[Array]:
-    """Parameters `[H]` or `[1, H]`, for every example of a tile `[N, H]`."""
+    """Broadcasts parameters `[H]` or `[1, H]` to tiles `[N, H]`."""
     return [jnp.broadcast_to(leaf, like.shape) for leaf in weights]
 
 
-# Primitives that treat each unit of each example alone, and that the compilers of kernels know.
+# Elementwise primitives that the compilers of kernels support.
 _ELEMENTWISE = {
     *("add", "sub", "mul", "div", "neg", "abs", "sign", "max", "min", "square", "integer_pow"),
     "one_minus_square",
@@ -245,55 +258,58 @@ _ELEMENTWISE = {
     *("eq", "ne", "lt", "le", "gt", "ge", "and", "or", "select_n", "clamp"),
     *("convert_element_type", "stop_gradient", "add_any", "broadcast_in_dim"),
 }
-# Those of them besides that XLA computes.
-_IN_A_LOOP = {
+# Elementwise primitives that only XLA supports.
+_ELEMENTWISE_IN_XLA = {
     *("log1p", "expm1", "pow", "sqrt", "cbrt", "tan", "asin", "acos", "atan", "atan2"),
     *("sinh", "cosh", "asinh", "acosh", "atanh", "erf", "erfc", "erf_inv", "lgamma", "digamma"),
     *("floor", "ceil", "round", "rem", "is_finite", "not", "xor"),
 }
-SAME = {"copy", "reshape", "reshard", "stop_gradient"}  # if the shape stays
+# Primitives that return their operand if its shape does not change.
+SAME = {"copy", "reshape", "reshard", "stop_gradient"}
+# Primitives that call another jaxpr.
 CALLS = {"jit", "pjit", "closed_call", "custom_jvp_call", "custom_vjp_call"}
 
 
 def refusal(gate: Gate, weights: Params, state: State, *, in_kernels: bool) -> str | None:
-    """Why a gate cannot run on tiles, or None.
+    """Returns the reason why a gate cannot run on tiles, or None.
 
     Args:
         gate: The gate.
-        weights: The parameters that it sees.
+        weights: The parameters of the gate.
         state: A state, leaves `[..., H]`.
-        in_kernels: Whether the compilers of kernels must know all of it, or XLA alone.
+        in_kernels: Whether the gate must run in a kernel rather than only in XLA.
     """
     hidden = jax.tree.leaves(state)[0]
     size = hidden.shape[-1]
-    weights = each_alone(weights)
+    weights = as_parts(weights)
     for leaf in jax.tree.leaves(weights):
         if leaf.shape not in ((), (size,)):
-            return f"its gate sees a parameter of shape {leaf.shape}, which does not end in {size}"
+            return f"the last axis of the gate's parameters must be {size}, got shape {leaf.shape}"
     structures = jax.tree.structure(weights), jax.tree.structure(state)
     try:
         hash(gate)
-    except TypeError:  # a user's function that is no plain one
+    except TypeError:  # a user's function that is an unhashable callable
         found = _operations.__wrapped__(gate, *structures, hidden.dtype)
     else:
         found = _operations(gate, *structures, hidden.dtype)
     if isinstance(found, str):
         return found
-    known = _ELEMENTWISE if in_kernels else _ELEMENTWISE | _IN_A_LOOP
+    known = _ELEMENTWISE if in_kernels else _ELEMENTWISE | _ELEMENTWISE_IN_XLA
     for name, on_tiles, same_shape in found:
         if not (on_tiles and (name in known or (name in SAME and same_shape))):
-            return f"{name} in its gate is not known to be elementwise"
+            return f"the gate must consist of known elementwise operations, got {name}"
     return None
 
 
 @lru_cache(maxsize=256)
 def _operations(gate, weights, state, dtype):
-    """What a gate and its gradient are made of, or why they cannot be traced on tiles.
+    """Returns the operations of a gate and its gradient, or why they cannot be traced on tiles.
 
-    For each operation its name, whether it sees tiles and scalars alone, and whether it sees but
-    one shape.
+    Each operation is a tuple of its name, whether all its operands and results are tiles or
+    scalars, and whether they all have the same shape.
     """
-    # A tile is of no certain size, so what a gate takes from a shape is none of these primitives.
+    # The size of a tile is symbolic, so that a gate that uses a shape is traced to a primitive that
+    # is not elementwise.
     tile = jax.ShapeDtypeStruct(export.symbolic_shape("examples, units"), dtype)
 
     def gradient(weights, z, state, d_after):
@@ -307,11 +323,11 @@ def _operations(gate, weights, state, dtype):
     given = tiles(weights), [tile] * len(gate.names), tiles(state), tiles(state)
     try:
         jaxpr = jax.make_jaxpr(gradient)(*given)
-    except Exception as error:  # whatever a gate raises that computes with more than tiles
+    except Exception as error:  # a gate that uses other arrays may raise any type
         reason, *_ = str(error).splitlines() or [type(error).__name__]
-        return f"its gate does not run on single tiles: {reason}"
+        return f"the gate fails on arrays [examples, units]: {reason}"
     if jaxpr.consts:
-        return "its gate closes over an array"
+        return "the gate must not close over an array"
     found = []
     for equation in _equations(jaxpr.jaxpr):
         avals: list[Any] = [each.aval for each in (*equation.invars, *equation.outvars)]
@@ -322,9 +338,9 @@ def _operations(gate, weights, state, dtype):
 
 @jax.tree_util.register_pytree_node_class
 class Parts:
-    """The parts of a parameter with more than one axis, by index or in turn.
+    """The slices of a parameter along its first axis, which a gate may index or unpack.
 
-    It is no tuple, whose `+` and `*` are not those of an array.
+    This is not a tuple, because `+` and `*` of a tuple differ from those of an array.
     """
 
     def __init__(self, parts: Iterable[Any]):
@@ -338,19 +354,19 @@ class Parts:
         return Parts(found) if isinstance(index, slice) else found
 
     def tree_flatten(self) -> tuple[tuple, None]:
-        """As JAX asks for it."""
+        """Implements the interface of `jax.tree_util.register_pytree_node_class`."""
         return self.parts, None
 
     @classmethod
     def tree_unflatten(cls, _: None, parts: Iterable[Any]) -> Parts:
-        """As JAX asks for it."""
+        """Implements the interface of `jax.tree_util.register_pytree_node_class`."""
         return cls(parts)
 
 
-def each_alone(weights: Params) -> Params:
-    """Parameters with more than one axis, such as peepholes `[3, H]`, as `Parts`.
+def as_parts(weights: Params) -> Params:
+    """Converts parameters with more than one axis, such as peepholes `[3, H]`, to `Parts`.
 
-    No kernel could cut these out of an array.
+    A kernel cannot slice an array.
     """
 
     def parts(leaf):
@@ -360,6 +376,7 @@ def each_alone(weights: Params) -> Params:
 
 
 def _equations(jaxpr: Jaxpr) -> Iterator[JaxprEqn]:
+    """Yields the equations of a jaxpr and of the jaxprs that it calls."""
     for equation in jaxpr.eqns:
         if equation.primitive.name not in CALLS:
             yield equation

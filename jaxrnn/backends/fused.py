@@ -1,13 +1,14 @@
-"""The deferred gradient: matrix products that can wait are computed once, over all steps.
+"""The deferred gradient: the gradients of the kernels are computed after the backward loop.
 
-Autodiff through a scan adds up dW inside the loop, one small product a step. Here the forward loop
-saves what the gate's own pullback needs, the backward loop runs that pullback and the one product
-that cannot wait (dh = dr·Wᵀ), and after the loop
+Autodiff through a scan accumulates dW inside the loop, with one small matrix product per step. Here
+the forward loop saves the residuals of the gate's pullback. The backward loop runs this pullback
+and the only product that the recurrence needs, dh = dr·Wᵀ. After the loop,
 
-    dW = [h_0 … h_{T-1}]ᵀ · [dr_1 … dr_T]        dU = [x_1 … x_T]ᵀ · [dz_1 … dz_T]
+    dW = [h_0 … h_{T-1}]ᵀ · [dr_1 … dr_T]
+    dU = [x_1 … x_T]ᵀ · [dz_1 … dz_T]
 
-are one product each, over the T·B rows of all steps and examples. U is `kernel`, W is
-`recurrent_kernel`.
+are computed by one product each, over all steps and examples. U is `kernel`, W is
+`recurrent_kernel`, z is the drive x·U + b and r is the product h·W.
 
 Shapes: B batch (any number of axes), T time, I input features, H hidden units, G gates.
 """
@@ -28,12 +29,12 @@ from jaxrnn.cell import Cell, Params, State, affine, elementwise, product, with_
 
 
 def supports(cell: Cell, params: Params, state: State, steps: Steps, dtype: Any) -> str | None:
-    """None for a gated cell, or why not."""
+    """Returns None for a gated cell with a floating-point state, else the reason."""
     if cell.gate is None:
-        return "it needs a cell made by jaxrnn.gated, got one with a step of its own"
+        return "cell must be made by jaxrnn.gated, got one with its own step"
     # The backward pass needs a floating-point cotangent for every leaf.
     if not all(jnp.issubdtype(leaf.dtype, jnp.inexact) for leaf in jax.tree.leaves(state)):
-        return f"it needs a state of floats, got {describe(state)}"
+        return f"the state must be floating-point, got {describe(state)}"
     return None
 
 
@@ -53,12 +54,14 @@ def run(
 
 @partial(jax.custom_vjp, nondiff_argnums=(0, 1, 2))
 def _fused(cell, unroll, dtype, params, start, reset_state, steps):
+    """Runs the forward loop; its gradient is `_fused_backward`."""
     arguments = params, start, reset_state, steps
     outputs, state, _, _ = _forward(cell, unroll, dtype, *arguments, with_pullbacks=False)
     return outputs, state
 
 
 def _forward(cell, unroll, dtype, params, start, reset_state, steps, *, with_pullbacks):
+    """Runs the forward loop and returns outputs, last state, pullbacks and operands of products."""
     weights = elementwise(params)
     products = _Products(cell, params, dtype, gradient=with_pullbacks)
 
@@ -88,12 +91,14 @@ def _fused_forward(cell, unroll, dtype, *arguments):
 
 
 def _fused_backward(cell, unroll, dtype, residuals, cotangents):
+    """Runs the backward loop, then computes the gradients of the kernels over all steps."""
     params, start, reset_state, steps, pullbacks, saved = residuals
     d_outputs, d_state = cotangents
     products = _Products(cell, params, dtype, gradient=True)
     kernel: Any = None
     if products.recurrent:
-        # Transposed once: XLA:CPU takes a fifth longer to multiply by a transposed view.
+        # The barrier makes XLA transpose the kernel once. On a CPU a product with a transposed view
+        # takes a fifth longer.
         kernel = lax.optimization_barrier(products.params.recurrent_kernel.T)
 
     def body(carry, now):
@@ -130,11 +135,11 @@ _fused.defvjp(_fused_forward, _fused_backward)
 
 
 class _Products:
-    """The products of a step, and the gradients of the kernels over all steps.
+    """The matrix products of a step, and the gradients of the kernels over all steps.
 
-    Where every gate sees only the sum of drive and product, and the inputs are not wider than the
-    state, one product of (h, x, 1) with the stacked (W; U; b) computes both where a gradient is
-    taken: what is saved of the steps then gives dW, dU and db in one product as well.
+    If a gradient is taken, no gate is separate, and the inputs are not wider than the state, one
+    product of (h, x, 1) with the stacked matrix (W; U; b) computes the sum of drive and product.
+    The saved (h, x, 1) of all steps then give dW, dU and db in one product as well.
     """
 
     def __init__(self, cell, params, dtype, *, gradient):
@@ -154,14 +159,15 @@ class _Products:
             self.matrix = jnp.concatenate(kernels)
 
     def drive(self, x):
+        """Computes the drive x·U + b."""
         return affine(x, self.params.kernel, self.params.bias)
 
     def ahead(self, inputs):
-        """What a step reads: its inputs, and its drive unless it is stacked."""
+        """Returns what the loop reads in each step: the inputs, and the drive or None."""
         return inputs, None if self.stacked else self.drive(inputs)
 
     def make(self, hidden, ahead):
-        """What to save of a step, and the gate's arguments."""
+        """Returns the operand of the product, to be saved, and the arguments of the gate."""
         x, drive = ahead
         if self.stacked:
             one = jnp.ones((*hidden.shape[:-1], 1), hidden.dtype)
@@ -170,14 +176,14 @@ class _Products:
         if not self.recurrent:
             return None, self.gate.arguments(drive, None)
         if self.narrow:
-            # On a CPU the drive takes longer to read from memory than to compute from what is in
-            # the caches. XLA removes the one that is not used.
+            # On a CPU, reading the drive from memory takes longer than computing it from inputs in
+            # the cache. XLA removes the drive that is not used.
             make, read = lambda x, _: self.drive(x), lambda _, drive: drive
             drive = lax.platform_dependent(x, drive, cpu=make, default=read)
         return hidden, self.gate.arguments(drive, product(hidden, self.params.recurrent_kernel))
 
     def gradients(self, inputs, saved, d_drives, d_products):
-        """The gradients of the kernels, the bias and the inputs over all steps."""
+        """Computes the gradients of the kernel, the recurrent kernel, the bias and the inputs."""
         if not self.stacked:
             return kernel_gradients(
                 self.params, self.kernel_dtype, inputs, saved, d_drives, d_products
@@ -190,15 +196,20 @@ class _Products:
 
 
 def kernel_gradients(params, kernel_dtype, inputs, hidden, d_drives, d_products):
-    """The gradients of the kernels, the bias and the inputs over all steps, one product each.
+    """Computes the gradients of the kernels, the bias and the inputs over all steps.
 
     Args:
-        params: The parameters, with the kernels in the dtype of the products' operands.
-        kernel_dtype: That of the kernels themselves.
-        inputs: `[T, *B, I]`.
-        hidden: What the recurrent products saw, `[T, *B, H]`; of no use without a recurrent kernel.
+        params: The parameters, with the kernels in the dtype of the operands of the products.
+        kernel_dtype: The dtype of the kernels before the cast.
+        inputs: The inputs `[T, *B, I]`.
+        hidden: The operands of the recurrent products, `[T, *B, H]`; ignored without a recurrent
+            kernel.
         d_drives: The gradients of the drives, `[T, *B, G·H]`.
-        d_products: Those of the recurrent products, or None where they are equal.
+        d_products: The gradients of the recurrent products, `[T, *B, G·H]`, or None if they equal
+            `d_drives`.
+
+    Returns:
+        The gradients of the kernel, the recurrent kernel (or None), the bias and the inputs.
     """
     transposed = partial(_transposed_product, params.kernel.dtype, kernel_dtype)
     d_products = d_drives if d_products is None else d_products
@@ -208,12 +219,13 @@ def kernel_gradients(params, kernel_dtype, inputs, hidden, d_drives, d_products)
 
 
 def _transposed_product(dtype, result_dtype, left, right):
-    """`leftᵀ·right` over all steps and examples, with operands in `dtype`."""
+    """Computes `leftᵀ·right` over all steps and examples, with operands in `dtype`."""
     left, right = (_rows(side).astype(dtype) for side in (left, right))
     return jnp.matmul(left.T, right, preferred_element_type=result_dtype)
 
 
 def _add_hidden(state: State, hidden: Array) -> State:
+    """Adds to the first leaf of a state."""
     return state._replace(**{state._fields[0]: state[0] + hidden})
 
 
@@ -222,5 +234,5 @@ def _add(a: State, b: State) -> State:
 
 
 def _rows(sequence: Float[Array, "T *B N"]) -> Float[Array, "R N"]:
-    """All steps of all examples as one matrix."""
+    """Merges the axes of time and batch, R = T·B."""
     return sequence.reshape(-1, sequence.shape[-1])

@@ -1,4 +1,4 @@
-"""The loops over time of `states` for XLA, forward and backward.
+"""The forward and the backward loop over time of "states", as XLA loops.
 
 Shapes: N examples, T time, H hidden units.
 """
@@ -21,13 +21,13 @@ def forward(
 
     Args:
         given: The inputs.
-        step: The cell's step.
+        step: The elementwise part of a step.
         save: Whether to return the states of all steps.
-        unroll: Steps per iteration.
+        unroll: The number of steps per iteration.
 
     Returns:
-        The leaves of the states after each step `[T, N, H]`, or the outputs alone without `save`,
-        and the leaves of the last state `[N, H]`.
+        The leaves of the states after each step `[T, N, H]`, without `save` only the first leaf,
+        which is the output; and the leaves of the last state `[N, H]`.
     """
     weights, gates = tiles(given.weights, given.start[0]), len(step.gate.names)
 
@@ -48,17 +48,18 @@ def forward(
 def backward(
     given: BackwardInputs, *, step: Step, resets: bool, unroll: int = 1
 ) -> tuple[list[Array], list[Array], list[Array], list[Array]]:
-    """Runs all steps backwards.
+    """Computes the gradients of all steps, from the last to the first.
 
     Args:
         given: The inputs.
-        step: The cell's step.
+        step: The elementwise part of a step.
         resets: Whether there are resets.
-        unroll: Steps per iteration.
+        unroll: The number of steps per iteration.
 
     Returns:
-        The gradients of the parameters that the gate sees, of the gate's arguments, of the state
-        before the first step, and of the state that a reset puts in place (none without resets).
+        The gradients of the leaves of the gate's parameters `[H]`, of the gate's arguments
+        `[T, N, G·H]`, of the state before the first step `[N, H]`, and of the reset state `[N, H]`
+        (empty without resets).
     """
     weights = tiles(given.weights, given.d_state[0])
 

@@ -1,10 +1,11 @@
-"""Linear recurrences, all steps at once.
+"""Linear recurrences, computed for all steps in parallel.
 
-    s_t = a_t∘s_{t-1} + b_t        a and b depend on the inputs only, not on the state
+    s_t = a_t∘s_{t-1} + b_t
 
-`jax.lax.associative_scan` makes all T states in log₂ T rounds (Blelloch, 1990; Martin & Cundy,
-"Parallelizing linear recurrent neural nets over sequence length", 2018). On a CPU all products are
-still made at once, and only the elementwise recurrence runs step by step.
+The coefficients a and b are functions of the inputs only. `jax.lax.associative_scan` computes all T
+states in log₂ T rounds (Blelloch, 1990; Martin & Cundy, "Parallelizing linear recurrent neural nets
+over sequence length", 2018). On a CPU the matrix products of all steps are also computed at once,
+but the elementwise recurrence is computed step by step.
 
 Shapes: B batch (any number of axes), T time, H hidden units, P output features.
 """
@@ -22,11 +23,11 @@ from jaxrnn.cell import Cell, Params, State, with_kernels_in
 
 
 def supports(cell: Cell, params: Params, state: State, steps: Steps, dtype: Any) -> str | None:
-    """None for linear recurrences, or why not."""
+    """Returns None for a cell made by `jaxrnn.linear`, else the reason."""
     if cell.recurrence is None:
         return (
-            "it needs a linear recurrence, such as jaxrnn.lru, "
-            "got a cell whose steps depend on the state"
+            "cell must be a linear recurrence, such as jaxrnn.lru, "
+            "got one that was not made by jaxrnn.linear"
         )
     return None
 
@@ -41,11 +42,11 @@ def run(
     dtype: Any = None,
     unroll: int = 1,
 ) -> tuple[Float[Array, "T *B P"], State]:
-    """Runs all steps at once; see `jaxrnn.backends`. There is no loop to unroll."""
+    """Runs a linear recurrence; see `jaxrnn.backends`. `unroll` has no effect."""
     recurrence: Any = cell.recurrence
     params, packed_start = with_kernels_in(dtype, params), recurrence.pack(start)
     a, b = recurrence.coefficients(params, steps.inputs)
-    # A coefficient may lack axes, as a decay [H] that is the same for all examples and steps.
+    # A coefficient may have fewer axes, such as a decay [H] shared by all examples and steps.
     shape = jnp.broadcast_shapes(a.shape, b.shape, steps.inputs.shape[:1] + packed_start.shape)
     a, b = jnp.broadcast_to(a, shape), jnp.broadcast_to(b, shape)
     if steps.resets is not None:
@@ -55,7 +56,7 @@ def run(
         a = select(steps.mask, a, jnp.ones_like(a))
         b = zeros_where(~steps.mask, b)
     first = a[0] * packed_start
-    if steps.resets is not None:  # 0 · NaN would carry on what a reset ends
+    if steps.resets is not None:  # a reset must also remove a NaN, but 0 · NaN is NaN
         first = zeros_where(steps.resets[0], first)
     packed = states_of(a, b.at[0].add(first), steps.resets)
     outputs = recurrence.readout(params, packed, steps.inputs)
@@ -67,15 +68,17 @@ def states_of(
     b: Inexact[Array, "T *B H"],
     resets: Bool[Array, "T *B"] | None = None,
 ) -> Inexact[Array, "T *B H"]:
-    """All states `s_t = a_t∘s_{t-1} + b_t` with s before the first step zero.
+    """Computes all states `s_t = a_t∘s_{t-1} + b_t` from a zero initial state.
 
-    The states solve the bidiagonal system `s_t - a_t∘s_{t-1} = b_t`, so their derivative, in
-    either mode, is a solution of the same system and its transpose the recurrence in reverse.
+    The states are the solution of the bidiagonal linear system `s_t - a_t∘s_{t-1} = b_t`. Their
+    derivatives solve the same system in forward mode, and the transposed system, which is the
+    recurrence reversed in time, in reverse mode.
 
     Args:
-        a: The coefficients of the states; at a reset they must be zero.
-        b: The coefficients added.
-        resets: Where nothing of an earlier state, not even NaN, is to reach a state.
+        a: The factors of the states, zero at a reset.
+        b: The summands.
+        resets: Where True, the previous state is ignored even if it is NaN. If None, there are no
+            resets.
     """
 
     def system(states):
@@ -87,7 +90,7 @@ def states_of(
         return _solve(a, b, resets)
 
     def transpose_solve(_, g):
-        # s_t + a_{t+1}∘s_{t+1}: the recurrence backwards, its coefficients one step later.
+        # The transpose is the recurrence reversed in time, g_t + a_{t+1}∘s_{t+1}.
         later = jnp.concatenate([a[1:], jnp.zeros_like(a[:1])])
         ends = None
         if resets is not None:
@@ -99,14 +102,15 @@ def states_of(
 
 
 def _solve(a, b, resets):
-    if not isinstance(a.shape[0], int):  # a symbolic size cannot be halved
+    """Computes all states from a zero initial state, in the way that suits the platform."""
+    if not isinstance(a.shape[0], int):  # associative_scan needs a fixed number of steps
         return _in_turn(a, b, resets)
-    # On a CPU, with few cores, each of the log₂ T rounds is only another pass over memory.
+    # On the few cores of a CPU, each of the log₂ T rounds takes as long as a pass over all states.
     return lax.platform_dependent(a, b, resets, cpu=_in_turn, default=_at_once)
 
 
 def _at_once(a, b, resets):
-    """All states in log₂ T rounds."""
+    """Computes all states in log₂ T rounds."""
 
     def join(earlier, later):
         carried = later[0] * earlier[1]
@@ -119,7 +123,7 @@ def _at_once(a, b, resets):
 
 
 def _in_turn(a, b, resets):
-    """All states, one after the other."""
+    """Computes the states one after the other."""
 
     def body(state, now):
         a, b, reset = now

@@ -1,4 +1,4 @@
-"""The reference: `jax.lax.scan` over the cell's step, and JAX's autodiff, in every mode."""
+"""The reference backend: `jax.lax.scan` over the cell's step, differentiated by JAX."""
 
 from __future__ import annotations
 
@@ -13,7 +13,7 @@ from jaxrnn.cell import Cell, Params, State, gated_step, with_kernels_in
 
 
 def supports(cell: Cell, params: Params, state: State, steps: Steps, dtype: Any) -> str | None:
-    """None: it runs every cell."""
+    """Returns None, because this backend supports every cell."""
     return None
 
 
@@ -30,7 +30,8 @@ def run(
     """Runs the cell over time; see `jaxrnn.backends`."""
 
     def body(state, now):
-        # Within the step, because the gradients of the kernels must be summed in their own dtype.
+        # The cast is inside the loop, so that the gradients of the kernels are summed in the dtype
+        # of the kernels.
         cast = with_kernels_in(dtype, params)
         before = begin(now, reset_state, state)
         if now.dropout_mask is None or cell.gate is None:

@@ -1,18 +1,19 @@
-"""The deferred gradient of saved states: the forward loop saves the states and nothing else.
+"""The deferred gradient with saved states: the forward loop saves only the states.
 
-As in `jaxrnn.backends.fused`, where U is `kernel` and W is `recurrent_kernel`, but with few writes
-in a step, which on an accelerator take longer than to compute something twice:
+The gradients of the kernels are computed after the backward loop, as in `jaxrnn.backends.fused`.
+But the loops write as little as possible in each step, because on an accelerator a write takes
+longer than computing a value twice:
 
-    drive     x·U + b, one product
-    forward   h_t from h_{t-1}·W and the gate; saves the states
-    z         drive + h·W, one product: the pre-activations of all steps once more
-    backward  dz_t by the gate's own pullback and dh_{t-1} = dz_t·Wᵀ; saves dz
-    dU, dW, db and dx, one product each
+1. The drives x·U + b of all steps are computed by one product.
+2. The forward loop computes h_t from h_{t-1}·W and the gate, and saves the states.
+3. The pre-activations z = x·U + b + h·W of all steps are computed again, by one product.
+4. The backward loop computes dz_t by the pullback of the gate, and dh_{t-1} = dz_t·Wᵀ. It saves dz.
+5. dU, dW, db and dx are computed by one product or sum each.
 
-The two loops over time are those of `loop`, for XLA, or kernels in which time is a loop, as in
-`pallas`. A kernel computes whole tiles: N and H are rounded up. What is added copies the last
-example and the last unit, so that a gate meets no values there that it does not meet elsewhere; no
-unit reads what is added.
+U is `kernel` and W is `recurrent_kernel`. The two loops are XLA loops, in `loop`, or kernels, in
+`pallas`. A kernel computes whole tiles, so N and H are rounded up. The padding repeats the last
+example and the last unit, so that the gate receives only values that occur elsewhere. The recurrent
+kernel is padded with zeros, so that no unit depends on the padding.
 
 Shapes: B batch (any number of axes), N examples, T time, I input features, H hidden units, G gates,
 S separate gates.
@@ -37,7 +38,7 @@ from jaxrnn.backends.elementwise import (
     ForwardInputs,
     Masks,
     Step,
-    each_alone,
+    as_parts,
     refusal,
 )
 from jaxrnn.backends.fused import kernel_gradients
@@ -46,11 +47,11 @@ from jaxrnn.cell import Cell, Params, State, affine, elementwise, product, with_
 
 
 class Kernels(NamedTuple):
-    """The two loops over time.
+    """An implementation of the two loops over time.
 
     Attributes:
-        forward: As `jaxrnn.backends.loop.forward`.
-        backward: As `jaxrnn.backends.loop.backward`.
+        forward: A function like `jaxrnn.backends.loop.forward`.
+        backward: A function like `jaxrnn.backends.loop.backward`.
     """
 
     forward: Callable[..., Any]
@@ -61,16 +62,16 @@ LOOP = Kernels(loop.forward, loop.backward)
 
 
 def supports(cell: Cell, params: Params, state: State, steps: Steps, dtype: Any) -> str | None:
-    """None for a gated cell whose gate is elementwise, or why not."""
+    """Returns None for a gated cell with an elementwise gate and fixed sizes, else the reason."""
     if cell.gate is None:
-        return "it needs a cell made by jaxrnn.gated, got one with a step of its own"
+        return "cell must be made by jaxrnn.gated, got one with its own step"
     if not all(isinstance(length, int) for length in steps.inputs.shape):
-        return f"it needs fixed sizes, got inputs of shape {steps.inputs.shape}"
+        return f"inputs must have fixed sizes, got shape {steps.inputs.shape}"
     leaves = jax.tree.leaves(state)
     if any(leaf.shape != leaves[0].shape for leaf in leaves):
-        return f"it needs a state whose leaves have one shape, got {describe(state)}"
+        return f"the leaves of the state must have the same shape, got {describe(state)}"
     if any(leaf.dtype != steps.inputs.dtype for leaf in jax.tree.leaves((state, params))):
-        return f"it needs one dtype of floats, got {describe((state, params))}"
+        return f"state and params must have one floating dtype, got {describe((state, params))}"
     return refusal(cell.gate, elementwise(params), state, in_kernels=False)
 
 
@@ -90,14 +91,14 @@ def run(
 
     Args:
         cell: The cell.
-        params: Its parameters.
+        params: The parameters of the cell.
         start: The state before the first step.
-        reset_state: The state that a reset puts in place, or None.
-        steps: The sequence.
-        dtype: The dtype of the products' operands.
-        unroll: Steps per iteration of a loop of XLA.
+        reset_state: The state after a reset, or None.
+        steps: The inputs and masks.
+        dtype: The dtype of the operands of the products, or None.
+        unroll: The number of steps per iteration of an XLA loop.
         kernels: The loops over time.
-        tile: The numbers of examples and of units of which they compute multiples.
+        tile: The shape of a tile: the numbers of examples and units are padded to its multiples.
 
     Returns:
         The outputs and the last state.
@@ -108,7 +109,7 @@ def run(
         return jnp.zeros((time, *start[0].shape), start[0].dtype), start
 
     def tiles(leaf, leading=0):
-        """`[T, N]` or `[T, N, H]` of whole tiles; without T if `leading` is 0."""
+        """Merges the batch axes and pads `[T, N]` or `[T, N, H]`, without T if `leading` is 0."""
         shape = *leaf.shape[:leading], examples, *leaf.shape[leading + len(batch) :]
         leaf = _extend(leaf.reshape(shape), leading, tile[0])
         return _extend(leaf, -1, tile[1]) if leaf.ndim > leading + 1 else leaf
@@ -120,7 +121,7 @@ def run(
     gate: Any = cell.gate
     padded = _padded(params, units, len(gate.names), tile[1])
     step = Step(gate, jax.tree.structure(start), jax.tree.structure(elementwise(padded)))
-    # What is added has no part in the outputs, so the gradients that come back to it are zeros.
+    # The padding is cut off from the outputs, so its gradients are zero.
     sequence: Any = _sequence
     outputs, state = sequence(kernels, step, dtype, unroll, padded, *begun, steps)
     cut = lambda leaf: leaf[..., :examples, :units].reshape(*leaf.shape[:-2], *batch, units)  # noqa: E731
@@ -128,7 +129,7 @@ def run(
 
 
 def _for_examples(mask, batch):
-    """A mask of one value a step `[T]`, as zoneout has it at evaluation, for every example."""
+    """Broadcasts mask leaves `[T]`, as zoneout has them at evaluation, to every example."""
 
     def spread(leaf):
         if leaf.ndim > 1:
@@ -139,7 +140,7 @@ def _for_examples(mask, batch):
 
 
 def _extend(x: Array, axis: int, tile: int) -> Array:
-    """Copies the last entry along an axis until there are whole tiles."""
+    """Pads an axis to a multiple of `tile` by repeating its last entry."""
     missing = -x.shape[axis] % tile
     if not missing:
         return x
@@ -148,7 +149,7 @@ def _extend(x: Array, axis: int, tile: int) -> Array:
 
 
 def _padded(params: Params, units: int, gates: int, tile: int) -> Params:
-    """The parameters for whole tiles of units; those that a gate sees one for each unit."""
+    """Pads the parameters to whole tiles of units, and broadcasts those of the gate to `[H]`."""
 
     def extend(x):
         split = x.reshape(*x.shape[:-1], gates, units)
@@ -160,14 +161,14 @@ def _padded(params: Params, units: int, gates: int, tile: int) -> Params:
     recurrent = params.recurrent_kernel
     if recurrent is not None:
         recurrent = jnp.pad(extend(recurrent), ((0, -units % tile), (0, 0)))
-    return jax.tree.map(one_each, each_alone(elementwise(params)))._replace(
+    return jax.tree.map(one_each, as_parts(elementwise(params)))._replace(
         kernel=extend(params.kernel), recurrent_kernel=recurrent, bias=extend(params.bias)
     )
 
 
 @partial(jax.custom_vjp, nondiff_argnums=(0, 1, 2, 3))
 def _sequence(kernels, step, dtype, unroll, params, start, reset_state, steps):
-    """The outputs and the last state, all in whole tiles."""
+    """Runs the forward loop on padded arrays and returns the outputs and the last state."""
     outputs, state, _ = _forward(
         kernels, step, dtype, unroll, params, start, reset_state, steps, save=False
     )
@@ -175,6 +176,7 @@ def _sequence(kernels, step, dtype, unroll, params, start, reset_state, steps):
 
 
 def _forward(kernels, step, dtype, unroll, params, start, reset_state, steps, *, save):
+    """Runs the forward loop and returns the outputs, the last state and the states to save."""
     cast = with_kernels_in(dtype, params)
     given = ForwardInputs(
         cast.recurrent_kernel,
@@ -182,7 +184,7 @@ def _forward(kernels, step, dtype, unroll, params, start, reset_state, steps, *,
         affine(steps.inputs, cast.kernel, cast.bias),
         jax.tree.leaves(start),
         jax.tree.leaves(reset_state),
-        Masks.of(steps),
+        Masks.from_steps(steps),
     )
     sequences, last = kernels.forward(given, step=step, save=save, unroll=unroll)
     return sequences[0], step.state.unflatten(last), sequences
@@ -194,6 +196,7 @@ def _sequence_forward(kernels, step, dtype, unroll, *arguments):
 
 
 def _sequence_backward(kernels, step, dtype, unroll, residuals, cotangents):
+    """Runs the backward loop, then computes the gradients of the kernels over all steps."""
     params, start, reset_state, steps, states = residuals
     d_outputs, d_state = jax.tree.map(jnp.asarray, cotangents)
     cast, gate = with_kernels_in(dtype, params), step.gate
@@ -218,7 +221,7 @@ def _sequence_backward(kernels, step, dtype, unroll, residuals, cotangents):
         jax.tree.leaves(before),
         d_outputs,
         jax.tree.leaves(d_state),
-        Masks.of(steps),
+        Masks.from_steps(steps),
     )
     resets = steps.resets is not None
     d_weights, d_arguments, d_start, d_reset = kernels.backward(

@@ -1,10 +1,11 @@
-"""The steps that every backend runs, and what surrounds the cell in each of them.
+"""The inputs and masks of a sequence, and the operations on the state around the cell in a step.
 
-    state ─ begin ─→ before ─ the cell ─→ after ─ finish ─→ state
+    state ── begin ──→ before ── cell ──→ after ── finish ──→ state
 
-The mask that `finish` applies to the state is `Steps.mask`; `unroll` applies it to the outputs.
-"parallel" applies resets and mask to its coefficients instead, "cudnn" passes lengths. `begin` and
-`finish` are linear in the states: a backend with a gradient of its own transposes them.
+`begin` applies resets. `finish` applies zoneout and keeps the state past the length of an example;
+`unroll` sets the outputs there to zero. "parallel" applies resets and mask to the coefficients of
+the recurrence instead, and "cudnn" passes lengths. `begin` and `finish` are linear in the states,
+so that a backend with its own gradient can transpose them.
 
 Shapes: B batch (any number of axes), T time, I input features, H hidden units.
 """
@@ -21,16 +22,18 @@ from jaxrnn.cell import State
 
 
 class Steps(NamedTuple):
-    """What a loop over time runs over, time first, in the order of processing.
+    """The inputs and masks of all steps or of one step, time first, in the order of processing.
 
     Attributes:
-        inputs: The inputs; zeros past an example's length.
-        mask: False past an example's length, or None if there are no lengths.
-        resets: True where the state is reset before the step, or None; False past the length.
-        dropout_mask: The recurrent-dropout mask, by which the recurrent product sees the hidden
-            state multiplied, or None.
-        zoneout_mask: A tree like the state, 1 where a unit is updated and 0 where it keeps its old
-            value, at evaluation the expected value; None without zoneout.
+        inputs: The inputs, zero past the length of an example.
+        mask: True within the length of an example, or None if there are no lengths.
+        resets: True where the state is reset before the step, and False past the length of an
+            example. None if there are no resets.
+        dropout_mask: The recurrent-dropout mask, which multiplies the hidden state as operand of
+            the recurrent product, or None.
+        zoneout_mask: A tree in the structure of the state with leaves `[T, *B, H]`, 1 where a unit
+            is updated and 0 where it keeps its old value, or at evaluation leaves `[T]` with the
+            expected value. None without zoneout.
     """
 
     inputs: Float[Array, "T *B I"]
@@ -48,7 +51,16 @@ def make_steps(
     dropout_mask: Float[Array, "T *B H"] | None,
     zoneout_mask: State | None,
 ) -> Steps:
-    """The steps in the order of processing; see `jaxrnn.unroll` for the arguments."""
+    """Returns the steps in the order of processing.
+
+    Args:
+        inputs: The inputs.
+        lengths: The lengths of the examples, or None.
+        resets: The resets, or None.
+        reverse: Whether to process each example from its end to its start.
+        dropout_mask: The recurrent-dropout mask in the order of processing, or None.
+        zoneout_mask: The zoneout mask in the order of processing, or None.
+    """
     mask = None
     if lengths is not None:
         mask = _times(inputs, lengths) < lengths[None]
@@ -56,7 +68,7 @@ def make_steps(
         inputs = reverse_each(inputs, lengths)
         resets = None if resets is None else reverse_each(resets, lengths)
     if mask is not None:
-        # A NaN in the padding would reach the gradients of the kernels as 0 · NaN.
+        # A NaN in the padding would make the gradients of the kernels NaN, as 0 · NaN.
         inputs = zeros_where(~mask, inputs)
         resets = None if resets is None else resets & mask
     return Steps(inputs, mask, resets, dropout_mask, zoneout_mask)
@@ -65,7 +77,7 @@ def make_steps(
 def reverse_each(
     sequence: Shaped[Array, "..."], lengths: Int[Array, "*B"] | None
 ) -> Shaped[Array, "..."]:
-    """Reverses the first axis, each example within its own length; an involution."""
+    """Reverses the first axis, each example within its own length; it is its own inverse."""
     if lengths is None:
         return jnp.flip(sequence, axis=0)
     time = _times(sequence, lengths)
@@ -75,13 +87,13 @@ def reverse_each(
 
 
 def _times(sequence, lengths):
-    """0..T-1, with an axis for each of the batch's."""
+    """Returns 0..T-1 with one more axis of size 1 for every batch axis."""
     time = jnp.arange(sequence.shape[0], dtype=lengths.dtype)
     return time.reshape((-1,) + (1,) * lengths.ndim)
 
 
 def select(condition: Bool[Array, "*B"], this: State, that: State) -> State:
-    """`this` for the examples where the condition holds, else `that`; over trees."""
+    """Selects the leaves of `this` for the examples where `condition` is True, else of `that`."""
 
     def one(a, b):
         extra = a.ndim - condition.ndim
@@ -91,22 +103,22 @@ def select(condition: Bool[Array, "*B"], this: State, that: State) -> State:
 
 
 def zeros_where(condition: Bool[Array, "*B"], tree: State) -> State:
-    """Zeros for the examples where the condition holds, also in place of NaN; over trees."""
+    """Sets the leaves to zero, even if they are NaN, for the examples where `condition` is True."""
     return select(condition, jax.tree.map(jnp.zeros_like, tree), tree)
 
 
 def begin(now: Steps, reset_state: State | None, state: State) -> State:
-    """The state from which a step starts: after a reset, the reset state."""
+    """Returns the state before a step: the reset state for the examples that are reset."""
     return state if now.resets is None else select(now.resets, reset_state, state)
 
 
 def recurrent_input(now: Steps, state: State) -> Float[Array, "*B H"]:
-    """What the recurrent product sees of the state: the hidden state, under recurrent dropout."""
+    """Returns the operand of the recurrent product: the hidden state after recurrent dropout."""
     return state[0] if now.dropout_mask is None else state[0] * now.dropout_mask
 
 
 def finish(now: Steps, after: State, before: State) -> State:
-    """The state that a step leaves: under zoneout, and past an example's length as it was."""
+    """Applies zoneout to the state after a step, and keeps it past the length of an example."""
     if now.zoneout_mask is not None:
         after = jax.tree.map(
             lambda new, old, mask: old + mask * (new - old), after, before, now.zoneout_mask

@@ -1,1 +1,1 @@
-"""The library's cells, one family a file, each beside its equations."""
+"""The cells of the library, one family per file, with their equations in the docstrings."""

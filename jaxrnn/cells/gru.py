@@ -1,6 +1,6 @@
 """Gated recurrent units.
 
-Kernels and initialization as in `rnn.py`.
+Kernels and their initialization are as in `jaxrnn.cells.rnn`.
 
 Shapes: B batch (any number of axes), I input features, H hidden units.
 """
@@ -20,7 +20,15 @@ from jaxrnn.initializers import Initializer, chrono_bias, kernels
 
 
 class GRUParams(NamedTuple):
-    """Parameters of `gru`; gates in the order r, z, n."""
+    """Parameters of `gru`, with the gates in the order r, z, n.
+
+    Attributes:
+        kernel: U, the input kernel.
+        recurrent_kernel: W, the recurrent kernel.
+        bias: b, the bias.
+        recurrent_bias: The bias of n that the reset gate multiplies; None with
+            `reset_after=False`.
+    """
 
     kernel: Float[Array, "I 3H"] | None
     recurrent_kernel: Float[Array, "H 3H"] | None
@@ -29,7 +37,11 @@ class GRUParams(NamedTuple):
 
 
 class GRUState(NamedTuple):
-    """State of `gru`."""
+    """State of `gru`.
+
+    Attributes:
+        hidden: The hidden state, which is also the output.
+    """
 
     hidden: Float[Array, "*B H"]
 
@@ -45,25 +57,31 @@ def gru(
 ) -> Cell[GRUParams, GRUState]:
     """Gated recurrent unit (Cho et al., 2014).
 
-        r = σ(x·Ur + h·Wr + br)               how much of the past the candidate sees
-        z = σ(x·Uz + h·Wz + bz)               how much of the past to keep
-        n = tanh(x·Un + bn + r∘(h·Wn + recurrent_bias))      reset_after, as in cuDNN and Flax
-        n = tanh(x·Un + bn + (r∘h)·Wn)                       otherwise, as in the paper and TF1
+        r = σ(x·Ur + h·Wr + br)                            reset gate
+        z = σ(x·Uz + h·Wz + bz)                            update gate
+        n = tanh(x·Un + bn + r∘(h·Wn + recurrent_bias))    candidate, reset_after
+        n = tanh(x·Un + bn + (r∘h)·Wn)                     candidate, otherwise
         h' = (1 - z)∘n + z∘h
+
+    Cho et al., "Learning phrase representations using RNN encoder–decoder for statistical machine
+    translation", apply the reset before the product, as TF1 does. cuDNN, PyTorch and Flax apply it
+    after the product.
 
     Args:
         hidden_size: H, the number of units.
-        reset_after: Whether the reset gate acts after the product with the past.
-        chrono: Initialize the bias of z for time scales of up to this many steps (Tallec &
-            Ollivier, 2018).
-        kernel_init: Initializer of the kernel; see `jaxrnn.initializers.kernels`.
-        recurrent_kernel_init: Initializer of the recurrent kernel.
+        reset_after: Whether the reset gate is applied after the recurrent product.
+        chrono: If given, the bias of z is initialized for time scales of up to this many steps
+            (Tallec & Ollivier, 2018). If None, it is initialized to zero.
+        kernel_init: Initializer of the kernel; see `jaxrnn.initializers.kernels`. Defaults to
+            glorot-uniform.
+        recurrent_kernel_init: Initializer of the recurrent kernel. Defaults to glorot-uniform.
 
     Returns:
         A cell with `GRUParams` and `GRUState`.
 
     Raises:
-        ValueError: If `hidden_size` is not a positive integer, or `chrono` not more than 2.
+        ValueError: If `hidden_size` is not a positive integer, or in the cell's `init` if `chrono`
+            is not greater than 2.
     """
     hidden_size = size("hidden_size", hidden_size)
 
@@ -93,7 +111,7 @@ def gru(
         return GRUState(new_hidden(pre.r, pre.z, pre.n, past, state.hidden))
 
     def reset_before_step(params, state, x):
-        # The reset stands inside the product, so `gated` cannot express it.
+        # The reset is applied to an operand of a product, which `gated` cannot express.
         rz_kernel, n_kernel = jnp.split(params.recurrent_kernel, [2 * hidden_size], axis=-1)
         drive = affine(x, params.kernel, params.bias)
         rz_drive, n_drive = jnp.split(drive, [2 * hidden_size], axis=-1)
@@ -116,14 +134,15 @@ def mgu(
 ) -> Cell[RNNParams, RNNState]:
     """Minimal gated unit (Zhou et al., "Minimal gated unit for recurrent neural networks", 2016).
 
-        f = σ(x·Uf + h·Wf + bf)               how much to renew
-        n = tanh(x·Un + bn + (f∘h)·Wn)
+        f = σ(x·Uf + h·Wf + bf)               how much of the state to replace
+        n = tanh(x·Un + bn + (f∘h)·Wn)        candidate
         h' = (1 - f)∘h + f∘n
 
     Args:
         hidden_size: H, the number of units.
-        kernel_init: Initializer of the kernel; see `jaxrnn.initializers.kernels`.
-        recurrent_kernel_init: Initializer of the recurrent kernel.
+        kernel_init: Initializer of the kernel; see `jaxrnn.initializers.kernels`. Defaults to
+            glorot-uniform.
+        recurrent_kernel_init: Initializer of the recurrent kernel. Defaults to glorot-uniform.
 
     Returns:
         A cell with `RNNParams` (gates f, n) and `RNNState`.
@@ -142,7 +161,7 @@ def mgu(
         return RNNState(zeros(params, batch_shape, hidden_size))
 
     def step(params, state, x):
-        # The gate stands inside the second product, so `gated` cannot express it.
+        # The gate is applied to an operand of the second product, which `gated` cannot express.
         f_kernel, n_kernel = jnp.split(params.recurrent_kernel, 2, axis=-1)
         f_drive, n_drive = jnp.split(affine(x, params.kernel, params.bias), 2, axis=-1)
         f = sigmoid(f_drive + product(state.hidden, f_kernel))

@@ -1,9 +1,9 @@
 """Cells whose state is a linear recurrence, which can be computed for all steps in parallel.
 
-    s_t = a_t∘s_{t-1} + b_t        a and b depend on the inputs only, not on the state
+    s_t = a_t∘s_{t-1} + b_t
 
-Unlike a gated cell's, their gates do not depend on the past. Kernels and initialization are as in
-`rnn.py`.
+The coefficients a and b are functions of the input x_t and do not depend on the state.
+Kernels and their initialization are as in `jaxrnn.cells.rnn`.
 
 Shapes: B batch (any number of axes), I input features, H hidden units.
 """
@@ -44,7 +44,8 @@ def min_gru(
 
     Args:
         hidden_size: H, the number of units.
-        kernel_init: Initializer of the kernel; see `jaxrnn.initializers.kernels`.
+        kernel_init: Initializer of the kernel; see `jaxrnn.initializers.kernels`. Defaults to
+            glorot-uniform.
 
     Returns:
         A cell with `RNNParams` (gates z, n; no recurrent kernel) and `RNNState`.
@@ -72,7 +73,8 @@ def min_lstm(
 
     Args:
         hidden_size: H, the number of units.
-        kernel_init: Initializer of the kernel; see `jaxrnn.initializers.kernels`.
+        kernel_init: Initializer of the kernel; see `jaxrnn.initializers.kernels`. Defaults to
+            glorot-uniform.
 
     Returns:
         A cell with `RNNParams` (gates i, f, g; no recurrent kernel) and `RNNState`.
@@ -83,7 +85,7 @@ def min_lstm(
 
     def coefficients(params, x):
         i, f, g = jnp.split(affine(x, params.kernel, params.bias), 3, axis=-1)
-        # f / (f + i), written so that it cannot divide zero by zero.
+        # f / (f + i), in a form that does not divide zero by zero.
         keep = jax.nn.sigmoid(jax.nn.log_sigmoid(f) - jax.nn.log_sigmoid(i))
         return keep, (1 - keep) * g
 
@@ -91,6 +93,7 @@ def min_lstm(
 
 
 def _minimal(hidden_size, gates, coefficients, kernel_init):
+    """Makes a cell from the coefficients of a recurrence whose state is its output."""
     hidden_size = size("hidden_size", hidden_size)
 
     def init(key, input_size, dtype=jnp.float32):
@@ -108,12 +111,21 @@ def _unpack(packed, dtype):
 
 
 class LRUParams(NamedTuple):
-    """Parameters of `lru`."""
+    """Parameters of `lru`.
 
-    nu: Float[Array, " H"]  # log of -log|λ|
-    theta: Float[Array, " H"]  # log of λ's phase
-    gamma: Float[Array, " H"]  # log of the input's scale
-    input_kernel: Float[Array, "2 I H"]  # real and imaginary part
+    Attributes:
+        nu: log(-log|λ|).
+        theta: The logarithm of the phase of λ.
+        gamma: The logarithm of the scale of the inputs.
+        input_kernel: B, its real and its imaginary part.
+        output_kernel: C, its real and its imaginary part.
+        skip_kernel: D.
+    """
+
+    nu: Float[Array, " H"]
+    theta: Float[Array, " H"]
+    gamma: Float[Array, " H"]
+    input_kernel: Float[Array, "2 I H"]
     output_kernel: Float[Array, "2 H H"]
     skip_kernel: Float[Array, "I H"]
 
@@ -122,7 +134,12 @@ _LRU_KERNELS = ("input_kernel", "output_kernel", "skip_kernel")
 
 
 class LRUState(NamedTuple):
-    """State of `lru`, a complex vector."""
+    """State of `lru`, a complex vector s.
+
+    Attributes:
+        real: The real part of s.
+        imaginary: The imaginary part of s.
+    """
 
     real: Float[Array, "*B H"]
     imaginary: Float[Array, "*B H"]
@@ -136,27 +153,31 @@ def lru(
     radius: tuple[float, float] = (0.9, 0.999),
     max_phase: float = 6.28,
 ) -> Cell[LRUParams, LRUState]:
-    """Linear recurrent unit (Orvieto et al., "Resurrecting recurrent neural networks", 2023).
+    """Linear recurrent unit (Orvieto et al., 2023).
 
-        s' = λ∘s + exp(gamma)∘(x·B)            complex; λ = exp(-exp(nu) + i·exp(theta))
+        s' = λ∘s + exp(gamma)∘(x·B)         complex, λ = exp(-exp(nu) + i·exp(theta))
         y = activation(Re(s'·C) + x·D)
 
+    Orvieto et al., "Resurrecting recurrent neural networks for long sequences". The activation
+    replaces the gated block that the paper adds after the unit.
+
     Args:
-        hidden_size: H, the number of complex units and of outputs.
-        activation: Nonlinearity of the output, in place of the paper's gated layer around the unit.
-        radius: Smallest and largest |λ| at the start.
-        max_phase: Largest phase of λ at the start, in radians.
+        hidden_size: H, the number of complex units and of output features.
+        activation: The elementwise nonlinearity of the output.
+        radius: `(low, high)`, the range of |λ| at initialization.
+        max_phase: The largest phase of λ at initialization, in radians.
 
     Returns:
         A cell with `LRUParams` and `LRUState`.
 
     Raises:
-        ValueError: If `hidden_size` is not a positive integer, or `radius` not 0 <= low < high < 1.
+        ValueError: If `hidden_size` is not a positive integer, or `radius` does not satisfy
+            0 <= low < high < 1.
     """
     hidden_size = size("hidden_size", hidden_size)
     low, high = radius
     if not 0 <= low < high < 1:
-        raise ValueError(f"radius must be 0 <= low < high < 1, got {radius}")
+        raise ValueError(f"radius must be (low, high) with 0 <= low < high < 1, got {radius}")
 
     def init(key, input_size, dtype=jnp.float32):
         keys = jax.random.split(key, 5)
@@ -171,7 +192,7 @@ def lru(
             output_kernel=normal(keys[3], (2, hidden_size, hidden_size)) / hidden_size**0.5,
             skip_kernel=normal(keys[4], (input_size, hidden_size)) / input_size**0.5,
         )
-        # The eigenvalues need float32: in bfloat16 those near 1 would fall together.
+        # In bfloat16, eigenvalues near 1 would be rounded to the same number.
         precise = _precise(dtype)
         return params._replace(
             **{name: getattr(params, name).astype(precise) for name in ("nu", "theta", "gamma")},
@@ -205,10 +226,12 @@ def _pack(state):
 
 
 def _complex(real, imaginary):
-    # There are no complex numbers smaller than two float32.
+    """Combines real and imaginary parts to complex64, or complex128 for float64."""
+    # The smallest complex dtype is complex64, which consists of two float32 numbers.
     dtype = _precise(real.dtype)
     return lax.complex(real.astype(dtype), imaginary.astype(dtype))
 
 
 def _precise(dtype):
+    """Returns float64 for float64, otherwise float32."""
     return jnp.float64 if dtype == jnp.float64 else jnp.float32

@@ -1,9 +1,9 @@
 """Long short-term memory and its variants.
 
-Kernels and initialization are as in `rnn.py`.
+Kernels and their initialization are as in `jaxrnn.cells.rnn`.
 
-Shapes: B batch (any number of axes), I input features, H memory cells, P the size of the output
-(H, or the projection's), G gates, N peepholes.
+Shapes: B batch (any number of axes), I input features, H memory cells, P output features (H without
+a projection), G gates, N peepholes.
 """
 
 from __future__ import annotations
@@ -25,7 +25,16 @@ from jaxrnn.initializers import Initializer, chrono_bias, kernels
 class LSTMParams(NamedTuple):
     """Parameters of `lstm` and `odyssey`.
 
-    Gates are in the order i, f, g, o and peepholes i, f, o, without those that the variant lacks.
+    The gates are in the order i, f, g, o and the peepholes in the order i, f, o. A variant without
+    one of the gates has no block for it.
+
+    Attributes:
+        kernel: U, the input kernel.
+        recurrent_kernel: W, the recurrent kernel.
+        bias: b, the bias.
+        peephole: p, the peepholes, or None.
+        projection: The projection of the output, or None.
+        gate_kernel: The recurrent kernel of the gates in the variant "FGR" of `odyssey`, else None.
     """
 
     kernel: Float[Array, "I G*H"] | None
@@ -33,18 +42,31 @@ class LSTMParams(NamedTuple):
     bias: Float[Array, " G*H"] | None
     peephole: Float[Array, "N H"] | None = None
     projection: Float[Array, "H P"] | None = None
-    gate_kernel: Float[Array, "3H 3H"] | None = None  # full gate recurrence
+    gate_kernel: Float[Array, "3H 3H"] | None = None
 
 
 class LSTMState(NamedTuple):
-    """State of `lstm`, `layer_norm_lstm` and `odyssey`: (h, c), where Flax's carry is (c, h)."""
+    """State of `lstm`, `layer_norm_lstm` and `odyssey`.
+
+    The order is (h, c). The carry of a Flax cell is (c, h).
+
+    Attributes:
+        hidden: h, the hidden state, which is also the output.
+        cell: c, the memory cells.
+    """
 
     hidden: Float[Array, "*B P"]
     cell: Float[Array, "*B H"]
 
 
 class FullGateState(NamedTuple):
-    """State of the LSTM with full gate recurrence; `gates` is i, f and o of the last step."""
+    """State of the LSTM with full gate recurrence, the variant "FGR" of `odyssey`.
+
+    Attributes:
+        hidden: h, the hidden state, which is also the output.
+        cell: c, the memory cells.
+        gates: The gates i, f and o of the previous step, side by side.
+    """
 
     hidden: Float[Array, "*B H"]
     cell: Float[Array, "*B H"]
@@ -52,7 +74,17 @@ class FullGateState(NamedTuple):
 
 
 class LayerNormLSTMParams(NamedTuple):
-    """Parameters of `layer_norm_lstm`; gates i, f, g, o."""
+    """Parameters of `layer_norm_lstm`, with the gates in the order i, f, g, o.
+
+    Attributes:
+        kernel: U, the input kernel.
+        recurrent_kernel: W, the recurrent kernel.
+        bias: b, the bias.
+        scale: The scale of the normalized x·U.
+        recurrent_scale: The scale of the normalized h·W.
+        cell_scale: The scale of the normalized memory cells.
+        cell_bias: The bias of the normalized memory cells.
+    """
 
     kernel: Float[Array, "I 4H"]
     recurrent_kernel: Float[Array, "H 4H"]
@@ -76,33 +108,53 @@ def lstm(
     kernel_init: Initializer | None = None,
     recurrent_kernel_init: Initializer | None = None,
 ) -> Cell[LSTMParams, LSTMState]:
-    """Long short-term memory (Hochreiter & Schmidhuber, 1997; forget gate Gers et al., 2000).
+    """Long short-term memory (Hochreiter & Schmidhuber, 1997; forget gate: Gers et al., 2000).
 
-        i = σ(x·Ui + h·Wi + bi [+ pi∘c])      how much of the candidate to write
-        f = σ(x·Uf + h·Wf + bf [+ pf∘c])      how much of the old cell to keep
-        g = tanh(x·Ug + h·Wg + bg)            the candidate
-        c' = f∘c + i∘g
-        o = σ(x·Uo + h·Wo + bo [+ po∘c'])     how much of the cell to show
-        h' = o∘tanh(c') [·projection]
+        i = σ(x·Ui + h·Wi + bi [+ pi∘c])      input gate: what to write
+        f = σ(x·Uf + h·Wf + bf [+ pf∘c])      forget gate: what to keep
+        g = tanh(x·Ug + h·Wg + bg)            candidate
+        c' = f∘c + i∘g                        memory cell
+        o = σ(x·Uo + h·Wo + bo [+ po∘c'])     output gate: what to output
+        h' = o∘tanh(c') [·projection]         hidden state and output
+
+    The terms in brackets are optional. `activation` replaces tanh in g and h'.
 
     Args:
         hidden_size: H, the number of memory cells.
-        forget_bias: Initial bias of the forget gate (Jozefowicz et al., 2015); part of the
-            parameters, and not added in the forward pass.
-        activation: Nonlinearity of the candidate and of the output.
-        peephole: Let the gates see the cell (Gers & Schmidhuber, 2000).
-        projection_size: P, the size of a linear projection of the output (Sak et al., 2014).
-        cell_clip: Keep the cell within ±cell_clip.
-        chrono: Initialize the forget bias, in place of `forget_bias`, for time scales of up to this
-            many steps, and the input bias to its negative (Tallec & Ollivier, 2018).
-        kernel_init: Initializer of the kernel; see `jaxrnn.initializers.kernels`.
-        recurrent_kernel_init: Initializer of the recurrent kernel.
+        forget_bias: The initial bias of the forget gate (Jozefowicz et al., 2015). It is part of
+            the parameters and is not added in the forward pass.
+        activation: The elementwise nonlinearity of the candidate and of the output.
+        peephole: Whether the gates receive the memory cell (Gers & Schmidhuber, 2000).
+        projection_size: P, the size of a linear projection of the output (Sak et al., 2014). If
+            None, there is no projection and P = H.
+        cell_clip: The bound of the memory cell, which is clipped to ±cell_clip. If None, it is not
+            clipped.
+        chrono: If given, the forget bias is initialized for time scales of up to this many steps,
+            instead of to `forget_bias`, and the input bias to its negative (Tallec & Ollivier,
+            2018).
+        kernel_init: Initializer of the kernel; see `jaxrnn.initializers.kernels`. Defaults to
+            glorot-uniform.
+        recurrent_kernel_init: Initializer of the recurrent kernel. Defaults to glorot-uniform.
 
     Returns:
         A cell with `LSTMParams` and `LSTMState`.
 
     Raises:
-        ValueError: If a size or `cell_clip` is not positive, or `chrono` not more than 2.
+        ValueError: If `hidden_size` or `projection_size` is not a positive integer, or `cell_clip`
+            is not positive, or in the cell's `init` if `chrono` is not greater than 2.
+
+    Examples:
+        >>> import jax
+        >>> import jax.numpy as jnp
+        >>> import jaxrnn
+        >>> cell = jaxrnn.lstm(64, peephole=True)
+        >>> params = cell.init(jax.random.key(0), 28)
+        >>> params.kernel.shape, params.recurrent_kernel.shape, params.peephole.shape
+        ((28, 256), (64, 256), (3, 64))
+        >>> state = cell.initial_state(params, batch_shape=(8,))
+        >>> state, output = cell.step(params, state, jnp.ones((8, 28)))
+        >>> output.shape, state.cell.shape
+        ((8, 64), (8, 64))
     """
     hidden_size = size("hidden_size", hidden_size)
     if projection_size is not None:
@@ -140,7 +192,7 @@ def lstm(
         return cell
 
     def projected_step(params, state, x):
-        # The projection is a second product within the step, so `gated` cannot express it.
+        # The projection is a second product in the step, which `gated` cannot express.
         state, hidden = cell.step(params, state, x)
         state = LSTMState(product(hidden, params.projection), state.cell)
         return state, state.hidden
@@ -149,7 +201,7 @@ def lstm(
 
 
 class LSTMGates(NamedTuple):
-    """One array for each gate of an LSTM; None for a gate that does not exist."""
+    """One array per gate of an LSTM, or None for a gate that the variant does not have."""
 
     i: Array | None = None
     f: Array | None = None
@@ -158,16 +210,17 @@ class LSTMGates(NamedTuple):
 
 
 def _gate(activation, output_activation, *, cell_clip=None, coupled=False):
-    """The gate of `lstm` and of `odyssey`, all but FGR.
+    """Returns the gate of `lstm` and of all variants of `odyssey` but "FGR".
 
     Args:
-        activation: Nonlinearity of the candidate.
-        output_activation: Nonlinearity of the output.
-        cell_clip: Keep the cell within ±cell_clip.
-        coupled: i = 1 - f.
+        activation: The nonlinearity of the candidate.
+        output_activation: The nonlinearity of the output.
+        cell_clip: The bound of the memory cell, or None.
+        coupled: Whether i = 1 - f.
 
     Returns:
-        A gate over `LSTMState`. An absent gate is 1, except that i is 1 - f if coupled.
+        A gate over `LSTMState`. A gate that the variant does not have is 1. With `coupled`, the
+        missing i is 1 - f.
     """
 
     @pointwise
@@ -191,17 +244,17 @@ def _gate(activation, output_activation, *, cell_clip=None, coupled=False):
 
 
 def _opening(z):
-    """The activation of a gate; 1 for an absent gate."""
+    """Returns the activation of a gate, or 1 for a gate that the variant does not have."""
     return 1 if z is None else sigmoid(z)
 
 
 def _peep(z, peephole, cell):
-    """The pre-activation of a gate that sees the cell, if it does."""
+    """Adds the peephole, if there is one, to the pre-activation of a gate."""
     return z if peephole is None else z + along(peephole, cell) * cell
 
 
 def _peepholes(peephole, gates):
-    """The peepholes `[N, H]` by name, one for each gate but g; None without peepholes."""
+    """Returns the peepholes `[N, H]` by name, one per gate except g, or all None without them."""
     names = [name for name in gates if name != "g"]
     return LSTMGates() if peephole is None else LSTMGates(**dict(zip(names, peephole, strict=True)))
 
@@ -218,31 +271,35 @@ def odyssey(
     kernel_init: Initializer | None = None,
     recurrent_kernel_init: Initializer | None = None,
 ) -> Cell[LSTMParams, LSTMState | FullGateState]:
-    """The LSTM with peepholes and its eight variants of "LSTM: A search space odyssey".
+    """A variant of the LSTM with peepholes (Greff et al., "LSTM: A search space odyssey", 2017).
 
-    Greff et al., 2017. "V" is their vanilla LSTM, `lstm(hidden_size, peephole=True)`; the others
-    differ from it in one thing each:
+    "V" is the vanilla LSTM of the paper, `lstm(hidden_size, peephole=True)`. Each of the other
+    variants changes one part of it:
 
-        NIG   no input gate, i = 1               NIAF  no input activation, g = x·Ug + h·Wg + bg
-        NFG   no forget gate, f = 1              NOAF  no output activation, h' = o∘c'
-        NOG   no output gate, o = 1              NP    no peepholes
+        NIG   no input gate, i = 1
+        NFG   no forget gate, f = 1
+        NOG   no output gate, o = 1
+        NIAF  no input activation, g = x·Ug + h·Wg + bg
+        NOAF  no output activation, h' = o∘c'
         CIFG  coupled input and forget gate, i = 1 - f (the paper: f = 1 - i)
-        FGR   full gate recurrence: i, f and o also see the i, f and o of the step before,
-              through gate_kernel [3H, 3H]
+        NP    no peepholes
+        FGR   full gate recurrence: the pre-activations of i, f and o also contain
+              [i, f, o]·gate_kernel, with the gates of the previous step
 
     Args:
         hidden_size: H, the number of memory cells.
-        variant: The paper's name of the variant.
-        forget_bias: Initial bias of the forget gate, if there is one.
-        kernel_init: Initializer of the kernel; see `jaxrnn.initializers.kernels`.
-        recurrent_kernel_init: Initializer of the recurrent kernel.
+        variant: The name of the variant: "V", "NIG", "NFG", "NOG", "NIAF", "NOAF", "CIFG", "NP" or
+            "FGR".
+        forget_bias: The initial bias of the forget gate; ignored by "NFG".
+        kernel_init: Initializer of the kernel; see `jaxrnn.initializers.kernels`. Defaults to
+            glorot-uniform.
+        recurrent_kernel_init: Initializer of the recurrent kernel. Defaults to glorot-uniform.
 
     Returns:
-        A cell with `LSTMParams` (kernels, bias and peepholes of the gates it has) and `LSTMState`;
-        FGR with `FullGateState`.
+        A cell with `LSTMParams` and `LSTMState`, or `FullGateState` for "FGR".
 
     Raises:
-        ValueError: If `hidden_size` is not a positive integer or the variant unknown.
+        ValueError: If `hidden_size` is not a positive integer, or `variant` is unknown.
     """
     hidden_size = size("hidden_size", hidden_size)
     without = {"NIG": "i", "CIFG": "i", "NFG": "f", "NOG": "o"}
@@ -266,7 +323,7 @@ def odyssey(
         )
 
     def initial_state(params, batch_shape=()):
-        # Each leaf is an array of its own, because a state can be donated.
+        # The leaves are different arrays, because a state can be donated.
         hidden, cell = (zeros(params, batch_shape, hidden_size) for _ in range(2))
         if variant != "FGR":
             return LSTMState(hidden, cell)
@@ -310,27 +367,30 @@ def janet(
     kernel_init: Initializer | None = None,
     recurrent_kernel_init: Initializer | None = None,
 ) -> Cell[RNNParams, RNNState]:
-    """Just another network: the LSTM with its forget gate only.
-
-    van der Westhuizen & Lasenby, "The unreasonable effectiveness of the forget gate", 2018.
+    """JANET, an LSTM with only the forget gate (van der Westhuizen & Lasenby, 2018).
 
         s = x·Uf + h·Wf + bf
         h' = σ(s)∘h + (1 - σ(s - beta))∘tanh(x·Ug + h·Wg + bg)
 
+    van der Westhuizen & Lasenby, "The unreasonable effectiveness of the forget gate".
+
     Args:
         hidden_size: H, the number of units.
-        beta: Subtracted from the pre-activation in the write gate; larger writes more.
-        forget_bias: Initial bias of the forget gate.
-        chrono: Initialize that bias, in place of `forget_bias`, for time scales of up to this many
-            steps, as the paper does.
-        kernel_init: Initializer of the kernel; see `jaxrnn.initializers.kernels`.
-        recurrent_kernel_init: Initializer of the recurrent kernel.
+        beta: Subtracted from the pre-activation of the weight of the new values. A larger beta
+            gives them more weight.
+        forget_bias: The initial bias of the forget gate.
+        chrono: If given, the forget bias is initialized for time scales of up to this many steps,
+            instead of to `forget_bias`, as in the paper.
+        kernel_init: Initializer of the kernel; see `jaxrnn.initializers.kernels`. Defaults to
+            glorot-uniform.
+        recurrent_kernel_init: Initializer of the recurrent kernel. Defaults to glorot-uniform.
 
     Returns:
         A cell with `RNNParams` (gates f, g) and `RNNState`.
 
     Raises:
-        ValueError: If `hidden_size` is not a positive integer, or `chrono` not more than 2.
+        ValueError: If `hidden_size` is not a positive integer, or in the cell's `init` if `chrono`
+            is not greater than 2.
     """
     hidden_size = size("hidden_size", hidden_size)
 
@@ -381,16 +441,18 @@ def layer_norm_lstm(
         c' = σ(f)∘c + σ(i)∘tanh(g)
         h' = σ(o)∘tanh(LN(c')∘cell_scale + cell_bias)
 
-    LN takes the mean and the variance over all 4H numbers, or over the H of the cell.
+    LN subtracts the mean and divides by the standard deviation, over all 4H features of a product
+    or over the H memory cells.
 
     Args:
         hidden_size: H, the number of memory cells.
-        forget_bias: Initial bias of the forget gate.
-        epsilon: Added to the variance. Where inputs and state are zero the variance is zero, and
-            each such step multiplies the gradient by up to 1/√epsilon; 1e-5 overflows on the blank
-            rows of MNIST.
-        kernel_init: Initializer of the kernel; see `jaxrnn.initializers.kernels`.
-        recurrent_kernel_init: Initializer of the recurrent kernel.
+        forget_bias: The initial bias of the forget gate.
+        epsilon: Added to the variance. If inputs and state are zero, the variance is zero, and
+            each such step multiplies the gradient by up to 1/√epsilon. With 1e-5 the gradient
+            overflows on the blank rows of MNIST images.
+        kernel_init: Initializer of the kernel; see `jaxrnn.initializers.kernels`. Defaults to
+            glorot-uniform.
+        recurrent_kernel_init: Initializer of the recurrent kernel. Defaults to glorot-uniform.
 
     Returns:
         A cell with `LayerNormLSTMParams` and `LSTMState`.

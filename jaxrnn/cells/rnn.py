@@ -1,8 +1,8 @@
 """Simple recurrent cells: one affine map and one nonlinearity.
 
-Kernels are input-first (`x @ kernel`), with the gates side by side along the last axis. Unless
-a cell says otherwise, kernels are initialized glorot-uniform (Glorot & Bengio, 2010) and all other
-parameters at zero.
+Conventions of all cells: Kernels are input-first (`x @ kernel`) and hold their gates side by side
+along the last axis. Unless stated otherwise, kernels are initialized glorot-uniform (Glorot &
+Bengio, 2010) and all other parameters to zero.
 
 Shapes: B batch (any number of axes), I input features, H hidden units, G gates.
 """
@@ -22,7 +22,15 @@ from jaxrnn.initializers import Initializer, kernels
 
 
 class RNNParams(NamedTuple):
-    """Parameters of `rnn` (G = 1), and of `mgu` (gates f, n) and `jaxrnn.janet` (f, g)."""
+    """Parameters of `rnn`, `mgu`, `janet`, `min_gru` and `min_lstm`.
+
+    Attributes:
+        kernel: U, the input kernel, one block of H columns per gate. The number G of gates is 1 for
+            `rnn`, 2 for `mgu` (f, n), `janet` (f, g) and `min_gru` (z, n), and 3 for `min_lstm`
+            (i, f, g).
+        recurrent_kernel: W, the recurrent kernel, or None for `min_gru` and `min_lstm`.
+        bias: b, the bias.
+    """
 
     kernel: Float[Array, "I G*H"] | None
     recurrent_kernel: Float[Array, "H G*H"] | None
@@ -30,13 +38,24 @@ class RNNParams(NamedTuple):
 
 
 class RNNState(NamedTuple):
-    """State of a cell that has only its output."""
+    """State of a cell whose state is its output.
+
+    Attributes:
+        hidden: The hidden state, which is also the output.
+    """
 
     hidden: Float[Array, "*B H"]
 
 
 class IndRNNParams(NamedTuple):
-    """Parameters of `indrnn`; its recurrent weights are one number a unit."""
+    """Parameters of `indrnn`.
+
+    Attributes:
+        kernel: U, the input kernel.
+        bias: b, the bias.
+        recurrent_weight: u, one recurrent weight per unit.
+        recurrent_kernel: Always None.
+    """
 
     kernel: Float[Array, "I H"] | None
     bias: Float[Array, " H"] | None
@@ -52,16 +71,19 @@ def rnn(
     kernel_init: Initializer | None = None,
     recurrent_kernel_init: Initializer | None = None,
 ) -> Cell[RNNParams, RNNState]:
-    """The simple recurrent network of Elman (1990), `h' = activation(x·U + b + h·W)`.
+    """Simple recurrent network (Elman, "Finding structure in time", 1990).
 
-    With `activation=jax.nn.relu, recurrent_kernel_init=jaxrnn.identity()` it is the IRNN of Le et
-    al., "A simple way to initialize recurrent networks of rectified linear units", 2015.
+        h' = activation(x·U + b + h·W)
+
+    With `activation=jax.nn.relu` and `recurrent_kernel_init=jaxrnn.identity()` it is the IRNN (Le
+    et al., "A simple way to initialize recurrent networks of rectified linear units", 2015).
 
     Args:
         hidden_size: H, the number of units.
-        activation: Elementwise nonlinearity: `jnp.tanh`, `jax.nn.relu`, `jax.nn.sigmoid`, …
-        kernel_init: Initializer of the kernel; see `jaxrnn.initializers.kernels`.
-        recurrent_kernel_init: Initializer of the recurrent kernel.
+        activation: The elementwise nonlinearity, such as `jnp.tanh` or `jax.nn.relu`.
+        kernel_init: Initializer of the kernel; see `jaxrnn.initializers.kernels`. Defaults to
+            glorot-uniform.
+        recurrent_kernel_init: Initializer of the recurrent kernel. Defaults to glorot-uniform.
 
     Returns:
         A cell with `RNNParams` and `RNNState`.
@@ -92,18 +114,22 @@ def indrnn(
     activation: Callable[[Array], Array] = jax.nn.relu,
     kernel_init: Initializer | None = None,
 ) -> Cell[IndRNNParams, RNNState]:
-    """Independently recurrent network, `h' = activation(x·U + b + u∘h)`.
+    """Independently recurrent network (Li et al., 2018).
 
-    Li et al., "Independently recurrent neural network (IndRNN): building a longer and deeper
-    RNN", 2018. Its units do not see each other within a layer: stack two or more.
+        h' = activation(x·U + b + u∘h)
+
+    Li et al., "Independently recurrent neural network (IndRNN): Building a longer and deeper RNN".
+    The units of a layer do not depend on each other, so at least two layers are usually stacked.
+    The recurrent weights u are initialized uniformly in [0, 1).
 
     Args:
         hidden_size: H, the number of units.
-        activation: Elementwise nonlinearity.
-        kernel_init: Initializer of the kernel.
+        activation: The elementwise nonlinearity.
+        kernel_init: Initializer of the kernel; see `jaxrnn.initializers.kernels`. Defaults to
+            glorot-uniform.
 
     Returns:
-        A cell with `IndRNNParams`, whose recurrent weights start uniform in 0..1, and `RNNState`.
+        A cell with `IndRNNParams` and `RNNState`.
 
     Raises:
         ValueError: If `hidden_size` is not a positive integer.

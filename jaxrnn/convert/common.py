@@ -1,4 +1,4 @@
-"""What the conversions share: reading arrays by name and shape, and which cells a library has."""
+"""Helpers of the conversions: reading arrays by name and shape, and checking the cell."""
 
 from __future__ import annotations
 
@@ -20,39 +20,39 @@ Kind = str  # "rnn", "lstm" or "gru"
 Arrays = Mapping[str, Any]
 Params = RNNParams | LSTMParams | GRUParams
 PARAMS = {"rnn": RNNParams, "lstm": LSTMParams, "gru": GRUParams}
-# The size of all gates side by side, in jaxrnn's order i, f, g, o or r, z, n.
+# The number of columns of a kernel, with gates in jaxrnn's order i, f, g, o or r, z, n.
 WIDTHS = {"rnn": "H", "lstm": "4H", "gru": "3H"}
-# tanh under each name that JAX has for it.
+# The names that JAX has for tanh.
 TANH = (jnp.tanh, jax.nn.tanh, jax.lax.tanh)
 
 
 class WeightReader:
-    """Reads arrays from a mapping and checks their shapes against each other.
+    """Reads arrays from a mapping and checks that their shapes are consistent.
 
-    The letters of the shapes are sizes; each stands for the same number in all arrays read.
+    A letter in an expected shape stands for the same size in all arrays that are read.
     """
 
     def __init__(self, arrays: Any):
         check_named(arrays)
         self.arrays = arrays
         self.names_read: set[str] = set()
-        self.sizes: dict[str, Any] = {"": 1}  # by letter, as far as they are known
+        self.sizes: dict[str, Any] = {"": 1}  # the known sizes, by letter
 
     def __contains__(self, name: str) -> bool:
         return name in self.arrays
 
     def __call__(self, name: str, shape: str) -> np.ndarray:
-        """The array of this name.
+        """Returns the array of this name.
 
         Args:
-            name: Its name.
-            shape: Its expected shape, as "4H I" for [4·H, I].
+            name: The name of the array.
+            shape: The expected shape, such as "4H I" for `[4·H, I]`.
 
         Raises:
-            ValueError: If the array is missing, or is not of floating-point numbers of this shape.
+            ValueError: If the array is missing, is not floating-point or has another shape.
         """
         if name not in self.arrays:
-            raise ValueError(f"{name} is missing; there are {sorted(self.arrays)}")
+            raise ValueError(f"{name} is missing, got {sorted(self.arrays)}")
         self.names_read.add(name)
         array, sizes = _as_floats(name, self.arrays[name]), dict(self.sizes)
         axes = [
@@ -74,15 +74,19 @@ class WeightReader:
         return array
 
     def done(self) -> None:
-        """Raises ValueError if an array has not been read."""
+        """Raises ValueError if an array of the mapping has not been read."""
         if extra := sorted(set(self.arrays) - self.names_read):
-            raise ValueError(f"{', '.join(extra)}: not expected here")
+            raise ValueError(
+                f"{', '.join(extra)}: unexpected, expected only {sorted(self.names_read)}"
+            )
 
 
 def check_named(arrays: Any) -> None:
     """Raises ValueError if the arrays are not in a mapping."""
     if not isinstance(arrays, Mapping):
-        raise ValueError(f"weights must be arrays by name, got {type(arrays).__name__}")
+        raise ValueError(
+            f"weights must be a mapping from names to arrays, got {type(arrays).__name__}"
+        )
 
 
 def flat_names(arrays: Any) -> dict[str, Any]:
@@ -96,22 +100,22 @@ def flat_names(arrays: Any) -> dict[str, Any]:
 
 
 def gate_width(kind: Kind) -> str:
-    """The size of all gates side by side, as "4H" for an LSTM."""
+    """Returns the number of columns of a kernel with all gates, such as "4H" for an LSTM."""
     if kind not in WIDTHS:
         raise ValueError(f"kind must be one of {tuple(WIDTHS)}, got {kind!r}")
     return WIDTHS[kind]
 
 
 def _as_floats(name: str, values: Any) -> np.ndarray:
-    """The values as an array of floating-point numbers in the machine's byte order."""
+    """Converts the values to a floating-point NumPy array in the byte order of the machine."""
     try:
         array = np.asarray(values)
-    except Exception as error:  # NumPy's, or that of the library whose array this is
+    except Exception as error:  # any type, because the array may belong to another library
         raise ValueError(f"{name} must be an array: {error}") from error
     if not hasattr(values, "dtype") and np.issubdtype(array.dtype, np.integer):
-        array = array.astype(float)  # a list of Python's integers
+        array = array.astype(float)  # a list of Python integers
     if not jnp.issubdtype(array.dtype, jnp.floating):
-        raise ValueError(f"{name} must be of floating-point numbers, got {array.dtype}")
+        raise ValueError(f"{name} must be floating-point, got {array.dtype}")
     return array.astype(array.dtype.newbyteorder("="), copy=False)
 
 
@@ -122,7 +126,7 @@ def make_params(
     bias: np.ndarray,
     **optional: np.ndarray,
 ) -> Params:
-    """The parameters of a kind of cell, as copies of the arrays."""
+    """Returns the parameters of a kind of cell as JAX arrays, which are copies."""
     arrays = {"kernel": kernel, "recurrent_kernel": recurrent_kernel, "bias": bias, **optional}
     return PARAMS[kind](**{name: jnp.array(array) for name, array in arrays.items()})
 
@@ -130,7 +134,7 @@ def make_params(
 def weights_of(
     cell: Any, params: Any, library: str, supported: Collection[str]
 ) -> tuple[Kind, dict[str, np.ndarray]]:
-    """The kind of a cell and its parameters, checked as in `kind_and_options` and `arrays_of`."""
+    """Returns the kind of a cell and its parameters; see `kind_and_options` and `arrays_of`."""
     kind, options = kind_and_options(cell, library, supported)
     return kind, arrays_of(kind, options, params)
 
@@ -138,15 +142,15 @@ def weights_of(
 def kind_and_options(
     cell: Any, library: str, supported: Collection[str]
 ) -> tuple[Kind, dict[str, Any]]:
-    """The kind of a cell, and the options of its constructor that change what it computes.
+    """Returns the kind of a cell and the options that change its computation.
 
     Args:
         cell: The cell.
-        library: The library's name for error messages.
-        supported: The options of `jaxrnn`'s constructors that the library's cells can compute.
+        library: The name of the library, for error messages.
+        supported: The options of jaxrnn's constructors that the library's cells support.
 
     Raises:
-        ValueError: If the library cannot compute this cell.
+        ValueError: If the library has no such cell.
     """
     if not isinstance(cell, Cell):
         raise ValueError(f"cell must be a jaxrnn.Cell, got {type(cell).__name__}")
@@ -154,7 +158,7 @@ def kind_and_options(
         function = cell.gate.function if cell.gate else cell.step
         raise ValueError(
             f"{library} has no {getattr(function, '__qualname__', repr(function))}: cell must be "
-            "made by a constructor of jaxrnn, with nothing replaced but init"
+            "made by a constructor of jaxrnn, and only its init may be replaced"
         )
     constructor, options = cell.origin.constructor, cell.origin.options
     if constructor is odyssey and options["variant"] in ("V", "NP"):
@@ -196,16 +200,16 @@ def check_activation(
 def arrays_of(
     kind: Kind, options: dict[str, Any], params: Any, place: str = "params"
 ) -> dict[str, np.ndarray]:
-    """The parameters as NumPy arrays by name.
+    """Returns the parameters as NumPy arrays by name.
 
     Args:
-        kind: The kind of their cell.
-        options: The options of its constructor.
-        params: The parameters.
-        place: Their name for error messages.
+        kind: The kind of the cell.
+        options: The options of the cell's constructor.
+        params: The parameters of the cell.
+        place: The name of the parameters, for error messages.
 
     Raises:
-        ValueError: If they do not fit the cell.
+        ValueError: If the parameters do not fit the cell.
     """
     shapes = {
         "recurrent_kernel": f"{'P' if 'projection_size' in options else 'H'} {WIDTHS[kind]}",
@@ -232,9 +236,10 @@ def arrays_of(
 
 
 def join_gru_bias(biases: np.ndarray) -> tuple[np.ndarray, np.ndarray]:
-    """The bias and the recurrent bias of jaxrnn's GRU, from two biases `[2, 3H]`.
+    """Converts two biases `[2, 3H]` to the bias and the recurrent bias of jaxrnn's GRU.
 
-    The second bias is added to the first but for its last part, which stands inside the reset.
+    The second bias is added to the first, except for the bias of n, which is multiplied by the
+    reset gate.
     """
     hidden = biases.shape[-1] // 3
     bias = biases[0] + biases[1] * np.repeat(np.array([1, 1, 0], biases.dtype), hidden)
@@ -242,7 +247,7 @@ def join_gru_bias(biases: np.ndarray) -> tuple[np.ndarray, np.ndarray]:
 
 
 def split_bias(arrays: dict[str, np.ndarray]) -> np.ndarray:
-    """Two biases `[2, G·H]`, of which the second holds a GRU's recurrent bias and else zeros."""
+    """Returns two biases `[2, G·H]`; the second is zero except for a GRU's recurrent bias."""
     second = np.zeros_like(arrays["bias"])
     if "recurrent_bias" in arrays:
         second[-len(arrays["recurrent_bias"]) :] = arrays["recurrent_bias"]
@@ -250,11 +255,11 @@ def split_bias(arrays: dict[str, np.ndarray]) -> np.ndarray:
 
 
 def reorder(array: np.ndarray, source: str, target: str) -> np.ndarray:
-    """The array with the gates on its last axis moved from one order to another."""
+    """Reorders the gates on the last axis of an array."""
     blocks = dict(zip(source, np.split(array, len(source), axis=-1), strict=True))
     return np.concatenate([blocks[name] for name in target], axis=-1)
 
 
 def copies(arrays: Arrays) -> dict[str, np.ndarray]:
-    """Contiguous copies of the arrays."""
+    """Returns contiguous copies of the arrays."""
     return {name: np.array(array, order="C") for name, array in arrays.items()}

@@ -27,15 +27,16 @@ def from_equinox(kind: Kind, weights: Arrays) -> Params:
     """Converts the weights of an `LSTMCell` or `GRUCell`.
 
     Args:
-        kind: The cell, "lstm" or "gru"; Equinox has no simple recurrent cell.
-        weights: `weight_ih`, `weight_hh`, `bias` and, of a GRU, `bias_n`. The biases are None with
-            `use_bias=False`.
+        kind: The kind of cell: "lstm" or "gru". Equinox has no simple RNN.
+        weights: The arrays by name: `weight_ih`, `weight_hh`, `bias` and, for a GRU, `bias_n`. With
+            `use_bias=False` the biases are None.
 
     Returns:
-        The parameters.
+        The parameters of the jaxrnn cell.
 
     Raises:
-        ValueError: If a name is missing or unexpected, or a shape is wrong; names it.
+        ValueError: If a name is missing or unexpected, or an array has a wrong shape or dtype. The
+            message names the array.
     """
     width = gate_width(kind)
     check_named(weights)
@@ -59,7 +60,7 @@ def from_equinox(kind: Kind, weights: Arrays) -> Params:
 
 
 def to_equinox(cell: Cell, params: Params | Arrays) -> dict[str, np.ndarray]:
-    """The reverse of `from_equinox`.
+    """Converts parameters to the weights of an `LSTMCell` or `GRUCell`.
 
     Example::
 

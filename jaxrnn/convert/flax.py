@@ -1,6 +1,6 @@
-"""Weights to and from Flax Linen and NNX.
+"""Conversion of weights to and from Flax Linen and Flax NNX.
 
-Their `SimpleCell`, `LSTMCell`, `OptimizedLSTMCell` and `GRUCell`.
+The cells are `SimpleCell`, `LSTMCell`, `OptimizedLSTMCell` and `GRUCell`.
 """
 
 from __future__ import annotations
@@ -24,8 +24,8 @@ from jaxrnn.convert.common import (
 )
 
 OPTIONS = ("activation", "reset_after=True")
-# Pairs of dense layers, one for the input and one for the hidden state: a pair for each gate, or
-# one pair for all gates.
+# Pairs of dense layers, one for the input and one for the hidden state. There is one pair per gate,
+# or one pair for all gates.
 Layers = dict[Kind, list[tuple[str, str]]]
 LINEN: Layers = {
     "rnn": [("i", "h")],
@@ -40,31 +40,33 @@ def from_linen(kind: Kind, params: Mapping[str, Arrays]) -> Params:
     """Converts the parameters of a cell of `flax.linen`.
 
     Args:
-        kind: The cell.
-        params: By layer, as `{"hi": {"kernel": …, "bias": …}, …}`.
+        kind: The kind of cell: "rnn", "lstm" or "gru".
+        params: The arrays by dense layer and name, `{"hi": {"kernel": …, "bias": …}, …}`.
 
     Returns:
-        The parameters.
+        The parameters of the jaxrnn cell.
 
     Raises:
-        ValueError: If a name is missing or unexpected, or a shape is wrong; names it.
+        ValueError: If a name is missing or unexpected, or an array has a wrong shape or dtype. The
+            message names the array.
     """
     return _from_layers(kind, flat_names(params), LINEN)
 
 
 def to_linen(cell: Cell, params: Params | Arrays) -> dict[str, dict[str, np.ndarray]]:
-    """The reverse of `from_linen`; the table in `jaxrnn.convert` lists the options to set in Flax.
+    """Converts parameters to those of a cell of `flax.linen`.
+
+    The table in `jaxrnn.convert` lists the options to pass to Flax's cell.
 
     Args:
         cell: The cell.
-        params: Its parameters: the named tuple, or a dict of its arrays.
+        params: The parameters of the cell, as a named tuple or a dict of its arrays.
 
     Returns:
-        The parameters of Flax's cell by layer.
+        The arrays by dense layer and name, as in `from_linen`.
 
     Raises:
-        ValueError: If Linen cannot compute this cell, or the parameters do not fit it; names what
-            is wrong.
+        ValueError: If Linen has no such cell, or the parameters do not fit the cell.
     """
     kind, arrays = weights_of(cell, params, "flax.linen", OPTIONS)
     return _to_layers(kind, arrays, LINEN)
@@ -74,14 +76,17 @@ def from_nnx(kind: Kind, params: Mapping[str, Arrays]) -> Params:
     """Converts the parameters of a cell of `flax.nnx`.
 
     Args:
-        kind: The cell.
-        params: By layer, as `nnx.to_pure_dict(nnx.state(cell, nnx.Param))` returns them.
+        kind: The kind of cell: "rnn", "lstm" or "gru".
+        params: The arrays by dense layer and name, as returned by
+            `nnx.to_pure_dict(nnx.state(cell, nnx.Param))`.
 
     Returns:
-        The parameters; the recurrent bias of a GRU, which NNX does not have, is zero.
+        The parameters of the jaxrnn cell. The recurrent bias of a GRU, which NNX does not have, is
+        zero.
 
     Raises:
-        ValueError: If a name is missing or unexpected, or a shape is wrong; names it.
+        ValueError: If a name is missing or unexpected, or an array has a wrong shape or dtype. The
+            message names the array.
     """
     flat = flat_names(params)
     together = any(name.startswith("dense_") for name in flat)
@@ -91,20 +96,22 @@ def from_nnx(kind: Kind, params: Mapping[str, Arrays]) -> Params:
 def to_nnx(
     cell: Cell, params: Params | Arrays, *, optimized: bool = True
 ) -> dict[str, dict[str, np.ndarray]]:
-    """The reverse of `from_nnx`; the table in `jaxrnn.convert` lists the options to set in Flax.
+    """Converts parameters to those of a cell of `flax.nnx`.
+
+    The table in `jaxrnn.convert` lists the options to pass to Flax's cell.
 
     Args:
         cell: The cell.
-        params: Its parameters: the named tuple, or a dict of its arrays.
+        params: The parameters of the cell, as a named tuple or a dict of its arrays.
         optimized: Whether the parameters of an LSTM are for `OptimizedLSTMCell` rather than for
             `LSTMCell`.
 
     Returns:
-        The parameters of Flax's cell by layer.
+        The arrays by dense layer and name, as in `from_nnx`.
 
     Raises:
-        ValueError: If NNX cannot compute this cell, or the parameters do not fit it; names what is
-            wrong.
+        ValueError: If NNX has no such cell, the parameters do not fit the cell, or the recurrent
+            bias of a GRU is not zero.
     """
     kind, arrays = weights_of(cell, params, "flax.nnx", OPTIONS)
     if np.any(arrays.get("recurrent_bias", 0)):
@@ -113,12 +120,12 @@ def to_nnx(
 
 
 def _bias_layer(kind: Kind, pair: tuple[str, str]) -> str:
-    """The layer of a pair that has the bias: the hidden state's in an LSTM, else the input's."""
+    """Returns the layer of a pair that has a bias: the second in an LSTM, otherwise the first."""
     return pair[1 if kind == "lstm" else 0]
 
 
 def _from_layers(kind: Kind, flat: Arrays, library: Layers) -> Params:
-    """The parameters, from the arrays of Flax's dense layers."""
+    """Converts the arrays of Flax's dense layers to parameters."""
     read, width, pairs = WeightReader(flat), gate_width(kind), library[kind]
     by_gate = len(pairs) > 1
     each = "H" if by_gate else width
@@ -137,7 +144,7 @@ def _from_layers(kind: Kind, flat: Arrays, library: Layers) -> Params:
 def _to_layers(
     kind: Kind, arrays: dict[str, np.ndarray], library: Layers
 ) -> dict[str, dict[str, np.ndarray]]:
-    """The arrays of Flax's dense layers, from the parameters."""
+    """Converts parameters to the arrays of Flax's dense layers."""
     layers, pairs = {}, library[kind]
     names = ["kernel", "recurrent_kernel", "bias"]
     parts = (np.split(arrays[name], len(pairs), axis=-1) for name in names)

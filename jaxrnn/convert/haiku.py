@@ -31,18 +31,19 @@ def from_haiku(kind: Kind, params: Arrays) -> Params:
     """Converts the parameters of a `VanillaRNN` (whose activation is relu), `LSTM` or `GRU`.
 
     Args:
-        kind: The cell.
-        params: Those of the core alone, as Haiku names them: `{"lstm/linear": {"w": …, "b": …}}`,
+        kind: The kind of cell: "rnn", "lstm" or "gru".
+        params: The arrays of the core alone, under Haiku's names: `{"lstm/linear": {"w": …, "b": …}}`,
             `{"vanilla_rnn/linear": …, "vanilla_rnn/linear_1": …}` or `{"gru": {"w_i": …, …}}`. The
             core may have any name.
 
     Returns:
-        The parameters. The bias of the LSTM's forget gate is larger by 1 and the gate z of the GRU
-        has the opposite sign, because Haiku adds the 1 at run time, and its z renews what ours
-        keeps.
+        The parameters of the jaxrnn cell. Haiku adds 1 to the forget gate of an LSTM at run time,
+        so 1 is added to that bias here. In Haiku's GRU the gate z weights the new candidate instead
+        of the old state, so the signs of its weights are changed.
 
     Raises:
-        ValueError: If a name is missing or unexpected, or a shape is wrong; names it.
+        ValueError: If a name is missing or unexpected, or an array has a wrong shape or dtype. The
+            message names the array.
     """
     width, arrays = gate_width(kind), flat_names(params)
     # The one array that every core of this kind has tells the core's name.
@@ -76,7 +77,7 @@ def from_haiku(kind: Kind, params: Arrays) -> Params:
 def to_haiku(
     cell: Cell, params: Params | Arrays, *, name: str | None = None
 ) -> dict[str, dict[str, np.ndarray]]:
-    """The reverse of `from_haiku`.
+    """Converts parameters to those of a `VanillaRNN`, `LSTM` or `GRU`.
 
     Args:
         cell: The cell.

@@ -1,4 +1,4 @@
-"""Weights to and from Keras 3: `SimpleRNN`, `LSTM`, `GRU`."""
+"""Conversion of weights to and from the `SimpleRNN`, `LSTM` and `GRU` of Keras 3."""
 
 from __future__ import annotations
 
@@ -23,19 +23,21 @@ OPTIONS = ("activation", "reset_after=True", "reset_after=False")
 
 
 def from_keras(kind: Kind, weights: Arrays) -> Params:
-    """Converts the weights of a `SimpleRNN`, `LSTM` or `GRU` (with either `reset_after`).
+    """Converts the weights of a `SimpleRNN`, `LSTM` or `GRU` with either `reset_after`.
 
     Args:
-        kind: The cell.
-        weights: `kernel`, `recurrent_kernel` and `bias`, the order of the layer's `get_weights()`.
-            For a layer without bias pass zeros, [G·H], or [2, 3H] if its GRU has
-            `reset_after=True`, which its other weights do not show.
+        kind: The kind of cell: "rnn", "lstm" or "gru".
+        weights: The arrays by name: `kernel`, `recurrent_kernel` and `bias`, which is also the
+            order of the layer's `get_weights()`. For a layer without bias pass zeros: `[G·H]`, or
+            `[2, 3H]` for a GRU with `reset_after=True`, because the kernels do not determine
+            `reset_after`.
 
     Returns:
-        The parameters.
+        The parameters of the jaxrnn cell, for a GRU with the same `reset_after`.
 
     Raises:
-        ValueError: If a name is missing or unexpected, or a shape is wrong; names it.
+        ValueError: If a name is missing or unexpected, or an array has a wrong shape or dtype. The
+            message names the array.
     """
     read, width = WeightReader(weights), gate_width(kind)
     recurrent = read("recurrent_kernel", f"H {width}")
@@ -54,18 +56,19 @@ def from_keras(kind: Kind, weights: Arrays) -> Params:
 
 
 def to_keras(cell: Cell, params: Params | Arrays) -> dict[str, np.ndarray]:
-    """The reverse of `from_keras`; the table in `jaxrnn.convert` lists the options to set in Keras.
+    """Converts parameters to the weights of a `SimpleRNN`, `LSTM` or `GRU`.
+
+    The table in `jaxrnn.convert` lists the options to pass to the layer of Keras.
 
     Args:
         cell: The cell.
-        params: Its parameters: the named tuple, or a dict of its arrays.
+        params: The parameters of the cell, as a named tuple or a dict of its arrays.
 
     Returns:
-        The weights of a `SimpleRNN`, `LSTM` or `GRU`, in the order that `set_weights` takes.
+        The arrays by name, in the order of the layer's `set_weights`.
 
     Raises:
-        ValueError: If Keras cannot compute this cell, or the parameters do not fit it; names what
-            is wrong.
+        ValueError: If Keras has no such cell, or the parameters do not fit the cell.
     """
     kind, arrays = weights_of(cell, params, "Keras", OPTIONS)
     if "recurrent_bias" in arrays:

@@ -1,4 +1,7 @@
-"""Weights to and from TensorFlow 1: `BasicRNNCell`, `BasicLSTMCell`, `LSTMCell`, `GRUCell`."""
+"""Conversion of weights to and from the recurrent cells of TensorFlow 1.
+
+The cells are `BasicRNNCell`, `BasicLSTMCell`, `LSTMCell` and `GRUCell`.
+"""
 
 from __future__ import annotations
 
@@ -24,19 +27,20 @@ def from_tf1(kind: Kind, variables: Arrays, *, forget_bias: float = 1.0) -> Para
     """Converts the variables of a `BasicRNNCell`, `BasicLSTMCell`, `LSTMCell` or `GRUCell`.
 
     Args:
-        kind: The cell.
-        variables: Arrays by their names within the cell's scope: `kernel`, `bias`, and for an
-            `LSTMCell` optionally `w_i_diag`, `w_f_diag`, `w_o_diag` and `projection/kernel`; or for
-            a `GRUCell` `gates/kernel`, `gates/bias`, `candidate/kernel`, `candidate/bias`.
-        forget_bias: The number that TF1's cell adds at run time; it is added to the bias of the
-            forget gate. The sum is rounded, so `to_tf1` returns that bias up to rounding, and all
-            other weights exactly.
+        kind: The kind of cell: "rnn", "lstm" or "gru".
+        variables: The arrays by their names in the scope of the cell: `kernel` and `bias`, and for
+            an `LSTMCell` optionally `w_i_diag`, `w_f_diag`, `w_o_diag` and `projection/kernel`. For
+            a `GRUCell`: `gates/kernel`, `gates/bias`, `candidate/kernel` and `candidate/bias`.
+        forget_bias: The `forget_bias` of TF1's LSTM, which TF1 adds at run time. It is added to the
+            bias of the forget gate. The sum is rounded, so that `to_tf1` restores this bias up to
+            rounding, and all other weights exactly.
 
     Returns:
-        The parameters; for a GRU those of `jaxrnn.gru(H, reset_after=False)`.
+        The parameters of the jaxrnn cell, for a GRU those of `jaxrnn.gru(H, reset_after=False)`.
 
     Raises:
-        ValueError: If a name is missing or unexpected, or a shape is wrong; names it.
+        ValueError: If a name is missing or unexpected, or an array has a wrong shape or dtype. The
+            message names the array.
     """
     read, width = WeightReader(variables), gate_width(kind)
     optional = {}
@@ -58,28 +62,28 @@ def from_tf1(kind: Kind, variables: Arrays, *, forget_bias: float = 1.0) -> Para
     read.done()
     output = read.sizes["P" if "projection" in optional else "H"]
     if len(both) <= output:
-        raise ValueError(f"{name} must have more than {output} rows, got {len(both)}")
+        raise ValueError(f"{name} must have length > {output} on axis 0, got {len(both)}")
     return make_params(kind, both[:-output], both[-output:], bias, **optional)
 
 
 def to_tf1(
     cell: Cell, params: Params | Arrays, *, forget_bias: float = 1.0
 ) -> dict[str, np.ndarray]:
-    """The reverse of `from_tf1`; the table in `jaxrnn.convert` lists the options to set in TF1.
+    """Converts parameters to the variables of a TF1 cell.
 
-    The bias of the forget gate is rounded after `forget_bias` is subtracted; all else is exact.
+    The table in `jaxrnn.convert` lists the options to pass to TF1's cell.
 
     Args:
         cell: The cell.
-        params: Its parameters: the named tuple, or a dict of its arrays.
-        forget_bias: The `forget_bias` of TF1's LSTM, which adds it at run time.
+        params: The parameters of the cell, as a named tuple or a dict of its arrays.
+        forget_bias: The `forget_bias` of TF1's LSTM, which TF1 adds at run time. It is subtracted
+            from the bias of the forget gate, which is thereby rounded.
 
     Returns:
-        The variables by their names within the scope of TF1's cell.
+        The arrays by their names in the scope of the cell, as in `from_tf1`.
 
     Raises:
-        ValueError: If TF1 cannot compute this cell, or the parameters do not fit it; names what is
-            wrong.
+        ValueError: If TF1 has no such cell, or the parameters do not fit the cell.
     """
     kind, arrays = weights_of(cell, params, "TF1", OPTIONS)
     both, bias = np.concatenate([arrays["kernel"], arrays["recurrent_kernel"]]), arrays["bias"]
@@ -109,5 +113,5 @@ def to_tf1(
 
 
 def _on_forget_gate(value: float, bias: np.ndarray) -> np.ndarray:
-    """An array like `bias`, of gates i, f, g, o, with `value` for f and zeros elsewhere."""
+    """Returns an array like `bias` with `value` for the forget gate and zeros for i, g and o."""
     return np.repeat(np.array([0, value, 0, 0], bias.dtype), len(bias) // 4)

@@ -1,4 +1,4 @@
-"""Training: a loop for one run or many, data sets, checkpoints, comparisons and pictures.
+"""Training loop, data sets, checkpoints, statistics of runs, and pictures.
 
     from jaxrnn import training
 
@@ -6,10 +6,9 @@
     for progress in training.fit(trainer, examples, {"test": test}, steps=1000, batch_size=100):
         print(progress.step, progress.losses.mean(), progress.metrics)
 
-Examples are a tree of arrays whose leading axis counts them: sequences and labels, or whatever the
-loss function and the metric take. docs/variable_length.py and docs/regression.py are complete
-scripts. What is not imported here has modules of its own: `data`, `checkpoint`, `run`, `compare`,
-`report`.
+`examples` is a tree of arrays whose leading axis is the example: sequences and labels, or whatever
+the loss function and the metric take. docs/variable_length.py and docs/regression.py are complete
+scripts. The modules `data`, `checkpoint`, `run`, `compare` and `report` are imported separately.
 """
 
 from jaxrnn.training.augment import Distortion

@@ -1,7 +1,7 @@
-"""Random distortions of images on the device, drawn anew at every training step.
+"""Random distortions of images, drawn anew at every training step.
 
-Simard et al., "Best practices for convolutional neural networks applied to visual document
-analysis", 2003: small random affine maps, and elastic ones that move neighbours together.
+The distortions are small affine maps and elastic deformations, as in Simard et al., "Best practices
+for convolutional neural networks applied to visual document analysis", 2003.
 
 Shapes: B batch, N side of a square image, K side of the coarse grid of displacements.
 """
@@ -17,15 +17,18 @@ from jaxtyping import Array, Float
 
 
 class Distortion(NamedTuple):
-    """A random distortion; each amount is a standard deviation.
+    """A random distortion of images: an affine map and an elastic deformation.
+
+    Every amount but `grid` is the standard deviation of a normal distribution around no distortion.
 
     Attributes:
-        rotation: In degrees.
-        scale: Relative, for each axis.
-        shear: Relative to the distance from the centre.
-        shift: In pixels, along each axis.
-        elastic: In pixels, of the points of a coarse grid, smooth in between.
-        grid: K, points along a side of that grid.
+        rotation: Angle of the rotation, in degrees.
+        scale: Relative change of size along each axis.
+        shear: Shift of a pixel relative to its distance from the centre.
+        shift: Translation along each axis, in pixels.
+        elastic: Displacement of the points of a coarse grid, in pixels. It is interpolated smoothly
+            between the points.
+        grid: K, the number of points along a side of that grid.
     """
 
     rotation: float = 5.0
@@ -36,7 +39,15 @@ class Distortion(NamedTuple):
     grid: int = 6
 
     def __call__(self, key: Array, images: Float[Array, "B N N"]) -> Float[Array, "B N N"]:
-        """Distorts each image by a map of its own, with linear interpolation and zeros outside."""
+        """Distorts each image independently, with linear interpolation and zeros outside.
+
+        Args:
+            key: The random key.
+            images: Float `[B, N, N]`.
+
+        Returns:
+            The distorted images, float `[B, N, N]`.
+        """
         count, side, _ = images.shape
         keys = jax.random.split(key, 5)
         angle = jnp.deg2rad(self.rotation) * jax.random.normal(keys[0], (count,))
@@ -48,11 +59,11 @@ class Distortion(NamedTuple):
         turn = jnp.array([[jnp.cos(angle), -jnp.sin(angle)], [jnp.sin(angle), jnp.cos(angle)]])
         slant = jnp.array([[jnp.ones(count), shear], [jnp.zeros(count), jnp.ones(count)]])
         middle = (side - 1) / 2
-        places = jnp.indices((side, side), dtype=jnp.float32).reshape(2, -1) - middle
+        offsets = jnp.indices((side, side), dtype=jnp.float32).reshape(2, -1) - middle
         linear = scale * jnp.einsum("ijb,jkb->bik", turn, slant)
-        sources = linear @ places + shift + bend + middle
+        sources = linear @ offsets + shift + bend + middle
 
-        def draw(image, source):
+        def sample(image, source):
             return map_coordinates(image, list(source), order=1, mode="constant")
 
-        return jax.vmap(draw)(images, sources).reshape(images.shape)
+        return jax.vmap(sample)(images, sources).reshape(images.shape)

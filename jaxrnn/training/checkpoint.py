@@ -1,11 +1,11 @@
-"""Checkpoints that are verified when read; the only module that imports orbax.
+"""Checkpoints that are verified when they are read. Only this module imports orbax.
 
-Each step holds the leaves of the state and a record of them: the step, the score, and a SHA-256
-of every leaf, since orbax reads array data with a flipped bit as if nothing were wrong. The record
-carries a SHA-256 of itself. The last two steps and the best one are kept.
+A checkpoint consists of the leaves of the state and a record: the step, the score, and the SHA-256
+of every leaf, because orbax does not notice a flipped bit in array data. The record contains its
+own SHA-256. The last two checkpoints and the best one are kept.
 
-Several processes of `jax.distributed` open a folder that all of them see, and save and restore
-together. The state is the same in each. Process 0 holds the lock and moves what is damaged.
+Several processes of `jax.distributed` save and restore together, in a directory that all of them
+can access. Their states are the same. Process 0 holds the lock and moves damaged checkpoints.
 """
 
 from __future__ import annotations
@@ -34,28 +34,31 @@ from orbax.checkpoint.checkpoint_managers import (
     PreservationPolicy,
 )
 
-# Beside the steps; orbax takes only names that are numbers for steps.
+__all__ = ["CheckpointError", "Checkpoints"]
+
+# The subdirectory of damaged checkpoints. Orbax ignores it, because its name is not a number.
 DAMAGED = "damaged"
-# What is read when a part of a checkpoint is missing. Every other OSError is the system's.
+# Errors that mean that a part of a checkpoint is missing. Other OSErrors are raised as they are.
 MISSING = (FileNotFoundError, NotADirectoryError, IsADirectoryError)
 
 
 class CheckpointError(RuntimeError):
-    """A checkpoint could not be written or does not fit, or another process holds the folder."""
+    """A checkpoint cannot be saved or does not fit the state, or the directory is locked."""
 
 
 class _Damage(Exception):
-    """A checkpoint is not as it was written."""
+    """A checkpoint differs from what was saved."""
 
 
 class Checkpoints:
-    """The checkpoints of one run; a context manager, since the last save is asynchronous.
+    """The checkpoints of one run, as a context manager.
 
-    Of several processes all must open it for writing, save and restore, in the same order. To read
-    alone, each may open it.
+    Saves are asynchronous, and leaving the context waits for the last one. If there are several
+    processes, all of them must open the directory for writing, save and restore, in the same order.
+    Any one of them may open it for reading.
 
     Attributes:
-        directory: The folder that holds them.
+        directory: The directory of the checkpoints.
     """
 
     def __init__(
@@ -65,20 +68,22 @@ class Checkpoints:
         read_only: bool = False,
         warn: Callable[[str], None] = lambda line: None,
     ):
-        """Opens a folder of checkpoints and, for writing, creates and locks it.
+        """Opens a directory of checkpoints. For writing, it is created if necessary, and locked.
 
-        The records are read at once, and a step whose record is damaged is left out from then on.
+        All records are read. A checkpoint whose record is damaged is ignored.
 
         Args:
-            directory: The folder.
-            read_only: Only restore; takes no lock and changes nothing.
-            warn: Called with one line for every damaged checkpoint. When writing, it is moved to
-                the folder `damaged` beside the steps, so that its step can be saved again.
+            directory: The directory.
+            read_only: Whether the checkpoints are only restored. The directory is then not locked,
+                and nothing in it changes.
+            warn: A function that is called with one line for every damaged checkpoint. If
+                `read_only` is false, the checkpoint is moved to the subdirectory `damaged`, so that
+                its step can be saved again.
 
         Raises:
-            CheckpointError: If another process has the folder open for writing, or an earlier
-                version of this module wrote its checkpoints.
-            OSError: If the system does not let it be read.
+            CheckpointError: If another process has opened the directory for writing, or an earlier
+                version of this module has written its checkpoints.
+            OSError: If the system does not allow reading it.
         """
         self.directory = directory.absolute()
         self._read_only = read_only
@@ -115,17 +120,18 @@ class Checkpoints:
             self._wait()
 
     def save(self, step: int, state: Any, score: float | None = None) -> None:
-        """Starts an asynchronous save; the state may be donated as soon as this returns.
+        """Starts an asynchronous save. The state may be donated as soon as this returns.
 
         Args:
-            step: Larger than every step saved before.
-            state: A tree of arrays, typed keys among them.
-            score: What the best checkpoint has most of; None if it was not evaluated.
+            step: The step, which must be larger than every step that was saved before.
+            state: A tree of arrays, which may include typed keys.
+            score: The best checkpoint is the one with the highest score. None if the state was not
+                evaluated.
 
         Raises:
-            CheckpointError: If the state is not finite, or this step or the one before it could
-                not be saved.
-            OSError: If the system does not let it be written.
+            CheckpointError: If the state is not finite, or if this save or the one before it
+                failed.
+            OSError: If the system does not allow writing it.
         """
         types = {name: _type(leaf) for name, leaf in _named(state).items()}
         leaves = jax.device_get({name: _data(leaf) for name, leaf in _named(state).items()})
@@ -154,21 +160,22 @@ class Checkpoints:
                 raise RuntimeError("the folder is open for reading only")
 
     def restore(self, like: Any, *, best: bool = False) -> tuple[int, Any] | None:
-        """Restores the latest (or best) checkpoint whose contents are as they were saved.
+        """Restores the latest or the best checkpoint that is not damaged.
 
         Args:
-            like: A tree of arrays, or of their shapes and dtypes, that has the names, shapes and
-                dtypes of the state's leaves.
-            best: Whether to take the highest score (the later step among equals) first.
+            like: A tree of arrays, or of `jax.ShapeDtypeStruct`, with the structure, shapes and
+                dtypes of the state.
+            best: Whether to restore the checkpoint with the highest score, and the latest of equal
+                ones, instead of the latest.
 
         Returns:
-            The step and the state, with NumPy arrays and typed keys as leaves, or None if no good
-            checkpoint is there.
+            The step and the state, whose leaves are NumPy arrays and typed keys. None if there is
+            no undamaged checkpoint.
 
         Raises:
-            CheckpointError: If the leaves of the checkpoint are not those of `like`, or the save
-                before could not be finished.
-            OSError: If the system does not let it be read.
+            CheckpointError: If the leaves of the checkpoint are not those of `like`, or the save in
+                progress failed.
+            OSError: If the system does not allow reading it.
         """
         self._wait()
         wanted = _named(like)
@@ -195,12 +202,12 @@ class Checkpoints:
         return sorted(steps, key=self._score, reverse=True) if best else steps
 
     def _score(self, step: int) -> float:
-        """The score of a step; minus infinity if it has none."""
+        """Returns the score of a step, or minus infinity if it has none."""
         score = self._records[step]["score"] if step in self._records else None
         return -math.inf if score is None else score
 
     def _read_record(self, step: int) -> dict[str, Any]:
-        # Not through orbax, which takes a folder that may not be read for one that is not there.
+        # Orbax would report a directory without read permission as missing.
         folder = self.directory / str(step)
         try:
             record = json.loads((folder / "digest" / "metadata").read_text(encoding="utf-8"))
@@ -211,7 +218,7 @@ class Checkpoints:
                 f"{folder} is from an earlier version of jaxrnn, which did not record its leaves"
             )
         if not isinstance(record, dict) or record.get("sha256") != _seal(record):
-            raise _Damage("its record is not as it was written")
+            raise _Damage("its record does not match its SHA-256")
         if record["step"] != step:
             raise _Damage(f"it was saved as step {record['step']}")
         return record
@@ -222,23 +229,23 @@ class Checkpoints:
         try:
             found = self._manager.restore(step, args=contents)["state"]
             leaves = {name: np.asarray(found[name]) for name in targets}
-        except Exception as error:  # whatever a damaged file makes orbax raise
+        except Exception as error:  # a damaged file makes orbax raise errors of many types
             with contextlib.suppress(*MISSING):
                 _open_all(self.directory / str(step))
             _raise_os_error(error)
             raise _Damage(_line(error)) from error
         for name, leaf in leaves.items():
             if _digest(leaf) != self._records[step]["leaves"][name]["sha256"]:
-                raise _Damage(f"the SHA-256 of {name} is not the recorded one")
+                raise _Damage(f"{name} does not match its SHA-256")
         return leaves
 
     def _set_aside(self, step: int, damage: _Damage) -> None:
-        """Ignores a damaged step from now on and warns; when writing, moves it to `damaged`."""
+        """Warns of a damaged checkpoint, and moves it to `damaged` if the directory is writable."""
         folder = self.directory / str(step)
         self._records.pop(step, None)
         if self._read_only:
-            if folder.exists():  # else a writer has removed it since
-                self._warn(f"{folder} is damaged and left out: {damage}")
+            if folder.exists():  # otherwise a writer has removed it in the meantime
+                self._warn(f"{folder} is damaged and ignored: {damage}")
             return
         names = itertools.chain([str(step)], (f"{step}-{n}" for n in itertools.count(2)))
         target = next(
@@ -259,7 +266,7 @@ class Checkpoints:
 
     @contextlib.contextmanager
     def _saving(self) -> Iterator[None]:
-        """Adds the step to an error of orbax; errors of the system stay as they are."""
+        """Raises a `CheckpointError` that names the step for every error but an OSError."""
         try:
             yield
         except Exception as error:
@@ -270,24 +277,23 @@ class Checkpoints:
 
 
 class KeepBest(PreservationPolicy):
-    """Keeps the step of the highest score, the later among equals.
+    """Keeps the checkpoint with the highest score, and the latest of equal ones.
 
-    Orbax's own BestN reads the scores that it stores itself, and cannot open a folder in which one
-    of them is damaged.
+    Orbax's BestN reads the scores that orbax stores, and fails if one of them is damaged.
     """
 
     def __init__(self, score: Callable[[int], float]):
         self._score = score
 
     def should_preserve(self, checkpoints, *, context):
-        """One boolean for each checkpoint, as orbax asks."""
+        """Returns one boolean for each checkpoint, as orbax requires."""
         steps = [checkpoint.step for checkpoint in checkpoints]
         best = max(steps, key=lambda step: (self._score(step), step), default=None)
         return [step == best for step in steps]
 
 
 def _named(tree: Any) -> dict[str, Any]:
-    """The leaves by names such as `params/cell/kernel`, in the order of `jax.tree.leaves`."""
+    """Returns the leaves by names like `params/cell/kernel`, in the order of `jax.tree.leaves`."""
     paths = jax.tree_util.tree_flatten_with_path(tree)[0]
     names = [jax.tree_util.keystr(path, simple=True, separator="/") for path, _ in paths]
     if twice := {name for name in names if names.count(name) > 1}:
@@ -296,7 +302,7 @@ def _named(tree: Any) -> dict[str, Any]:
 
 
 def _array(leaf: Any) -> Any:
-    """The leaf as an array in the native byte order, which is what orbax restores."""
+    """Returns the leaf as an array in the native byte order, the one that orbax restores."""
     leaf = leaf if hasattr(leaf, "dtype") else np.asarray(leaf)
     if isinstance(leaf, np.ndarray):
         leaf = leaf.astype(leaf.dtype.newbyteorder("="), copy=False)
@@ -308,18 +314,18 @@ def _is_key(leaf: Any) -> bool:
 
 
 def _data(leaf: Any) -> Any:
-    """The array that is stored for a leaf: the data of typed keys, else the leaf itself."""
+    """Returns the array to store for a leaf: the data of a typed key, or the leaf itself."""
     return jax.random.key_data(leaf) if _is_key(leaf) else leaf
 
 
 def _target(like: Any) -> np.ndarray:
-    """An array of the shape and dtype of `_data(like)`."""
+    """Returns an array with the shape and dtype of `_data(like)`."""
     data = jax.eval_shape(jax.random.key_data, like) if _is_key(like) else like
     return np.zeros(data.shape, data.dtype)
 
 
 def _like(like: Any, data: np.ndarray) -> Any:
-    """The leaf whose `_data` is given."""
+    """Returns the leaf of which `_data` returned `data`."""
     if not _is_key(like):
         return data
     return jax.random.wrap_key_data(
@@ -328,12 +334,12 @@ def _like(like: Any, data: np.ndarray) -> Any:
 
 
 def _type(leaf: Any) -> str:
-    """A leaf's dtype and shape, such as `float32[3,2]`."""
+    """Returns the dtype and shape of a leaf, such as `float32[3,2]`."""
     return f"{leaf.dtype}[{','.join(map(str, leaf.shape))}]"
 
 
 def _differences(saved: dict[str, str], wanted: dict[str, str]) -> list[str]:
-    """One entry for each leaf that is missing, surplus or of another shape or dtype."""
+    """Returns one line for each leaf that is missing, unexpected or of another shape or dtype."""
     return [
         f"{name}: {saved.get(name, 'nothing')} in the checkpoint, {wanted.get(name, 'nothing')} "
         "in the state"
@@ -347,18 +353,18 @@ def _digest(leaf: np.ndarray) -> str:
 
 
 def _seal(record: Mapping[str, Any]) -> str:
-    """The SHA-256 of a record without the entry that holds it."""
+    """Returns the SHA-256 of a record without its own entry `sha256`."""
     entries = {name: value for name, value in record.items() if name != "sha256"}
     return hashlib.sha256(json.dumps(entries, sort_keys=True).encode()).hexdigest()
 
 
 def _line(error: Exception) -> str:
-    """An error's message in one line of at most 300 characters."""
+    """Returns the message of an error in one line of at most 300 characters."""
     return textwrap.shorten(str(error), 300) or type(error).__name__
 
 
 def _raise_os_error(error: Exception) -> None:
-    """Raises an OSError of the system, also one that is wrapped in a ValueError of tensorstore."""
+    """Raises an OSError of the system, even if tensorstore has wrapped it in a ValueError."""
     if isinstance(error, MemoryError | OSError) and not isinstance(error, MISSING):
         raise error
     found = re.search(r"os_error_code='(\d+)'", str(error))
@@ -368,10 +374,10 @@ def _raise_os_error(error: Exception) -> None:
 
 
 def _open_all(folder: Path) -> None:
-    """Opens every file, since orbax reports an unreadable file as missing.
+    """Opens every file, because orbax reports a file without read permission as missing.
 
     Raises:
-        OSError: If one cannot be opened.
+        OSError: If a file cannot be opened.
     """
 
     def fail(error: OSError) -> None:
@@ -383,22 +389,22 @@ def _open_all(folder: Path) -> None:
 
 
 def _alone() -> ocp.options.MultiprocessingOptions:
-    """Orbax's options for a folder that this process reads without the others."""
+    """Returns orbax's options for a directory that this process reads without the others."""
     process = jax.process_index()
     return ocp.options.MultiprocessingOptions(primary_host=process, active_processes={process})
 
 
 def _meet(name: str) -> None:
-    """Waits until all processes are here."""
+    """Waits until all processes have called this."""
     if jax.process_count() > 1:
         multihost_utils.sync_global_devices(name)
 
 
 def lock(directory: Path) -> IO[str]:
-    """Locks the folder against other writers until the returned file is closed.
+    """Locks a directory against other writers until the returned file is closed.
 
     Raises:
-        CheckpointError: If another process holds it.
+        CheckpointError: If another process holds the lock.
     """
     directory.mkdir(parents=True, exist_ok=True)
     file = (directory / "lock").open("w")

@@ -1,7 +1,8 @@
-"""Statistics of several runs of several settings: means, deviations, paired differences.
+"""Statistics of runs with several settings and seeds: means, deviations, paired differences.
 
 A record is one finished run: a mapping with `setting` (its name), `seed`, `status` ("ok" or
-"diverged"), `test_accuracy`, `validation_accuracy`, `parameters`, `seconds`.
+"diverged"), `test_accuracy`, `validation_accuracy`, `parameters` and `seconds`. Accuracies are
+fractions between 0 and 1.
 """
 
 from __future__ import annotations
@@ -10,26 +11,55 @@ from collections.abc import Mapping, Sequence
 from typing import Any, NamedTuple
 
 import numpy as np
-from scipy import stats
+from scipy.special import stdtrit  # scipy.stats takes seconds to import
+
+__all__ = [
+    "Claim",
+    "Summary",
+    "check_claim",
+    "markdown",
+    "prediction_interval",
+    "relation",
+    "summarise",
+    "verdict",
+]
 
 Record = Mapping[str, Any]
 
+# An interval needs this many values. By Student's t the 95 % interval of a mean extends 12.7
+# standard errors to either side with two values, 4.3 with three and 2.8 with five.
+MIN_SEEDS = 3
+
+LEGEND = f"""\
+- test, %: mean ± standard deviation of the test accuracy over n seeds, after the last step. A
+  single seed has no deviation. A diverged run, whose loss became NaN or infinite, does not count.
+- difference, points: the setting's test accuracy minus that of the first setting with the same
+  seed, in percentage points: mean over the common seeds ± half the width of its 95 % confidence
+  interval (Student's t). If the interval includes 0, no difference was seen. An interval needs
+  at least {MIN_SEEDS} common seeds: that of two extends 12.7 standard errors to either side, and
+  even a large difference would go unseen.
+- bold: the setting with the highest mean validation accuracy, among those without a diverged run.
+"""
+
 
 class Summary(NamedTuple):
-    """One setting. Accuracies in 0..1; deviations are over seeds, with n - 1.
+    """Statistics of one setting, over its seeds.
 
     Attributes:
-        setting: Its name.
-        n: The runs that did not diverge.
-        diverged: The runs whose loss was not finite.
-        parameters: The model's.
-        seconds: Of a run, on average.
-        validation: Mean of the validation accuracy.
-        test: Mean of the test accuracy.
-        deviation: Its standard deviation; NaN for a single run.
-        difference: Mean of this setting's test accuracy minus that of the first, same seeds only.
-        interval: Half the width of its 95 % confidence interval, by Student's t.
-        pairs: How many seeds both have.
+        setting: The name of the setting.
+        n: Number of runs that did not diverge.
+        diverged: Number of runs whose loss became NaN or infinite.
+        parameters: Number of parameters of the model.
+        seconds: Mean duration of a run, in seconds.
+        validation: Mean validation accuracy; NaN if n is 0.
+        test: Mean test accuracy; NaN if n is 0.
+        deviation: Standard deviation of the test accuracy, with n - 1 in the denominator; NaN if n
+            is below 2.
+        difference: Mean over the common seeds of this setting's test accuracy minus that of the
+            first setting with the same seed; NaN if there is no common seed.
+        interval: Half the width of the 95 % confidence interval of `difference`, by Student's t;
+            NaN if `pairs` is below `MIN_SEEDS`.
+        pairs: Number of seeds with which neither setting diverged.
     """
 
     setting: str
@@ -46,7 +76,17 @@ class Summary(NamedTuple):
 
 
 def summarise(records: Sequence[Record], settings: Sequence[str] | None = None) -> list[Summary]:
-    """One summary a setting, in the order given or in that of their first records."""
+    """Computes the statistics of each setting.
+
+    Args:
+        records: The runs.
+        settings: The names of the settings, in the order of the result. The first that has a
+            record is the one to which the others are compared. Defaults to the order in which the
+            settings appear in `records`.
+
+    Returns:
+        One summary for each setting that has a record.
+    """
     if settings is None:
         settings = list(dict.fromkeys(record["setting"] for record in records))
     runs = {name: [each for each in records if each["setting"] == name] for name in settings}
@@ -55,13 +95,13 @@ def summarise(records: Sequence[Record], settings: Sequence[str] | None = None) 
 
 
 def _summary(setting: str, records: Sequence[Record], reference: Sequence[Record]) -> Summary:
-    first = _by_seed(reference)
-    good = _by_seed(records)
-    tests = np.array(list(good.values()))
-    pairs = np.array([good[seed] - first[seed] for seed in good if seed in first])
+    first = _tests_by_seed(reference)
+    own = _tests_by_seed(records)
+    tests = np.array(list(own.values()))
+    pairs = np.array([own[seed] - first[seed] for seed in own if seed in first])
     interval = np.nan
-    if len(pairs) > 1:
-        interval = stats.t.ppf(0.975, len(pairs) - 1) * stats.sem(pairs)
+    if len(pairs) >= MIN_SEEDS:
+        interval = _t_quantile(len(pairs)) * pairs.std(ddof=1) / np.sqrt(len(pairs))
     ok = [record for record in records if record["status"] == "ok"]
     return Summary(
         setting,
@@ -78,17 +118,23 @@ def _summary(setting: str, records: Sequence[Record], reference: Sequence[Record
     )
 
 
-def _by_seed(records: Sequence[Record]) -> dict[int, float]:
+def _tests_by_seed(records: Sequence[Record]) -> dict[int, float]:
     return {r["seed"]: r["test_accuracy"] for r in records if r["status"] == "ok"}
 
 
+def _t_quantile(n: int) -> float:
+    """The 97.5 % quantile of Student's t for the mean of n values."""
+    return float(stdtrit(n - 1, 0.975))
+
+
 def relation(summary: Summary) -> str:
-    """Whether a setting is better than the one it is compared with, by its interval.
+    """Whether a setting is better than the one it is compared with, by its confidence interval.
 
     Returns:
-        "better", "worse" or "no difference seen"; "unknown" where fewer than two seeds have both.
+        "better", "worse", "no difference seen", or "unknown" if there are fewer than `MIN_SEEDS`
+        common seeds.
     """
-    if summary.pairs < 2:
+    if summary.pairs < MIN_SEEDS:
         return "unknown"
     if abs(summary.difference) <= summary.interval:
         return "no difference seen"
@@ -96,7 +142,7 @@ def relation(summary: Summary) -> str:
 
 
 def verdict(summaries: Sequence[Summary]) -> str:
-    """Which settings are better or worse than the first, by the intervals of the differences."""
+    """Says in words which settings are better or worse than the first, by their intervals."""
     if not summaries:
         return "Nothing has been run."
     first, *rest = summaries
@@ -106,22 +152,24 @@ def verdict(summaries: Sequence[Summary]) -> str:
         "better": f"Better than `{first.setting}`",
         "worse": f"Worse than `{first.setting}`",
         "no difference seen": f"No difference from `{first.setting}` seen",
+        "unknown": f"Too few seeds to compare with `{first.setting}`",
     }
-    seen = {
+    found = {
         kind: [f"`{each.setting}`" for each in rest if relation(each) == kind] for kind in sentences
     }
-    parts = [f"{sentences[kind]}: {', '.join(names)}." for kind, names in seen.items() if names]
-    return " ".join(parts) or "Too few seeds to compare."
+    return " ".join(
+        f"{sentences[kind]}: {', '.join(names)}." for kind, names in found.items() if names
+    )
 
 
 class Claim(NamedTuple):
-    """What a paper found of two settings.
+    """A published comparison of two settings.
 
     Attributes:
-        source: The paper, or its part.
-        setting: A setting.
+        source: The paper, and what its experiment was if that differs from the study's.
+        setting: The name of a setting.
         relation: "better", "worse", "no difference" or "not better".
-        than: The setting it is compared with.
+        than: The name of the setting that it was compared with.
     """
 
     source: str
@@ -131,10 +179,13 @@ class Claim(NamedTuple):
 
 
 def check_claim(records: Sequence[Record], claim: Claim) -> str:
-    """The claim and whether it was seen, as a line of Markdown; empty without runs to tell.
+    """Compares a published claim with the runs.
 
-    An interval that includes zero does not show that there is no difference, so such a claim is
-    never confirmed; and one that does not include it may still be too small to matter.
+    An interval that includes zero does not show that there is no difference. A claim of no
+    difference is therefore never confirmed, only contradicted or not.
+
+    Returns:
+        A line of Markdown; empty if the two settings have no seed in common.
     """
     runs = {
         name: [each for each in records if each["setting"] == name]
@@ -143,20 +194,24 @@ def check_claim(records: Sequence[Record], claim: Claim) -> str:
     if not all(runs.values()):
         return ""
     summary = _summary(claim.setting, runs[claim.setting], runs[claim.than])
-    seen = relation(summary)
-    if seen == "unknown":
+    if not summary.pairs:
         return ""
-    outcome = _OUTCOMES[claim.relation][seen]
+    outcome = _OUTCOMES[claim.relation].get(relation(summary), "Too few seeds")
     diverged = sum(r["status"] != "ok" for own in runs.values() for r in own)
-    preposition = "from" if claim.relation == "no difference" else "than"
     return (
-        f"- {claim.source}: `{claim.setting}` {claim.relation} {preposition} `{claim.than}`. "
-        f"{outcome} here: {_points(summary.difference, summary.interval)} "
+        f"- {claim.source}: `{claim.setting}` {_PHRASES[claim.relation]} `{claim.than}`. "
+        f"{outcome} here: {_points(summary)} "
         f"(n = {summary.pairs}{f', {diverged} diverged' if diverged else ''})."
     )
 
 
-# By what the paper found and what the runs show.
+_PHRASES = {
+    "better": "is better than",
+    "worse": "is worse than",
+    "no difference": "does not differ from",
+    "not better": "is not better than",
+}
+# By the published relation and the one that the runs show.
 _OUTCOMES = {
     "better": {"better": "Seen", "no difference seen": "Not seen", "worse": "Contradicted"},
     "worse": {"better": "Contradicted", "no difference seen": "Not seen", "worse": "Seen"},
@@ -173,52 +228,79 @@ _OUTCOMES = {
 }
 
 
-def _points(difference: float, interval: float) -> str:
-    """Both in percentage points, with a third digit where two do not tell which is larger."""
-    digits = 2 if f"{100 * abs(difference):.2f}" != f"{100 * interval:.2f}" else 3
-    return f"{100 * difference:+.{digits}f} ± {100 * interval:.{digits}f}"
+def _points(summary: Summary) -> str:
+    """The difference in percentage points, with its interval if it has one."""
+    difference, interval = 100 * summary.difference, 100 * summary.interval
+    if summary.pairs < MIN_SEEDS:
+        return f"{difference:+.2f}"
+    # A third digit if two do not show which is larger.
+    digits = 2 if f"{abs(difference):.2f}" != f"{interval:.2f}" else 3
+    return f"{difference:+.{digits}f} ± {interval:.{digits}f}"
 
 
 def prediction_interval(kept: Summary, new: Summary) -> float:
-    """Half the width of the 95 % prediction interval for the mean of other seeds of a setting.
+    """Half the width of the 95 % prediction interval for the mean over other seeds of a setting.
 
     Args:
-        kept: Of the seeds that the interval is made from.
-        new: Of the others.
+        kept: The seeds from which the interval is computed.
+        new: The other seeds.
 
     Returns:
-        By Student's t, around the mean of `kept`; NaN if that has but one seed.
+        Half the width of the interval around the mean of `kept`, by Student's t; NaN if `kept` has
+        fewer than `MIN_SEEDS` seeds or `new` has none.
     """
-    if kept.n < 2 or not new.n:
+    if kept.n < MIN_SEEDS or not new.n:
         return np.nan
-    width = stats.t.ppf(0.975, kept.n - 1) * kept.deviation
-    return float(width * np.sqrt(1 / kept.n + 1 / new.n))
+    return float(_t_quantile(kept.n) * kept.deviation * np.sqrt(1 / kept.n + 1 / new.n))
 
 
 def markdown(summaries: Sequence[Summary]) -> str:
-    """The summaries as a table, accuracies in percent; in bold what validation would choose.
-
-    A setting of which a run diverged is not chosen: the mean is of those that did not.
-    """
-    lines = [
-        "| | test, % | n | minus the first, paired | validation, % | parameters | s a run |",
-        "| --- | --- | --- | --- | --- | --- | --- |",
-    ]
+    """Formats the summaries as a table in Markdown, which `LEGEND` explains."""
+    head = ["setting", "test, %", "n", "difference, points"]
+    head += ["validation, %", "parameters", "s per run"]
     best = max((s.validation for s in summaries if s.n and not s.diverged), default=np.nan)
+    lines = []
     for number, s in enumerate(summaries):
-        name = f"**{s.setting}**" if s.validation == best and not s.diverged else s.setting
-        test = "–" if not s.n else f"{100 * s.test:.2f}"
-        if s.n > 1:
-            test += f" ± {100 * s.deviation:.2f}"
-        count = f"{s.n}" + (f" ({s.diverged} diverged)" if s.diverged else "")
-        paired = "–"
-        if number and s.pairs > 1:
-            paired = _points(s.difference, s.interval)
-        elif number and s.pairs:
-            paired = f"{100 * s.difference:+.2f}"
-        validation = "–" if not s.n else f"{100 * s.validation:.2f}"
         lines.append(
-            f"| {name} | {test} | {count} | {paired} | {validation} | {s.parameters:,} "
-            f"| {s.seconds:.1f} |"
+            [
+                # The mean of a setting with a diverged run is over a favourable choice of seeds.
+                f"**{s.setting}**" if s.validation == best and not s.diverged else s.setting,
+                percent(s),
+                f"{s.n}" + (f" ({s.diverged} diverged)" if s.diverged else ""),
+                _points(s) if number and s.pairs else "–",
+                "–" if not s.n else f"{100 * s.validation:.2f}",
+                f"{s.parameters:,}",
+                f"{s.seconds:.1f}",
+            ]
         )
-    return "\n".join(lines) + "\n"
+    return table(head, lines)
+
+
+def percent(summary: Summary) -> str:
+    """Formats the mean of the test accuracy in percent, with its deviation if it has one."""
+    if not summary.n:
+        return "–"
+    deviation = f" ± {100 * summary.deviation:.2f}" if summary.n > 1 else ""
+    return f"{100 * summary.test:.2f}{deviation}"
+
+
+def table(head: Sequence[str], lines: Sequence[Sequence[str]], left: int = 1) -> str:
+    """Formats a table in Markdown, with its columns padded to line up in a terminal.
+
+    Args:
+        head: The heads of the columns.
+        lines: The cells of each line.
+        left: Number of columns that are aligned to the left. The others are aligned to the right.
+
+    Raises:
+        ValueError: If a line does not have as many cells as there are heads.
+    """
+    widths = [max(3, *map(len, column)) for column in zip(head, *lines, strict=True)]
+    rule = ["-" * width for width in widths[:left]]
+    rule += ["-" * (width - 1) + ":" for width in widths[left:]]
+    padded = [
+        [cell.ljust(width) for cell, width in zip(line[:left], widths[:left], strict=True)]
+        + [cell.rjust(width) for cell, width in zip(line[left:], widths[left:], strict=True)]
+        for line in (head, rule, *lines)
+    ]
+    return "".join(f"| {' | '.join(line)} |\n" for line in padded)

@@ -1,4 +1,4 @@
-"""JSON files that are whole or absent, and files of JSON lines, appended record by record."""
+"""JSON files that are written atomically, and JSON Lines files to which records are appended."""
 
 from __future__ import annotations
 
@@ -10,14 +10,15 @@ from typing import Any
 
 
 def write_json(path: Path, value: Mapping[str, Any]) -> None:
-    """Writes JSON so that a crash leaves the old file or the new one."""
+    """Writes a JSON file atomically: a crash leaves either the old file or the new one."""
     _replace(path, [json.dumps(value, indent=2) + "\n"])
 
 
 def read_records(path: Path) -> list[dict[str, Any]]:
-    """The records of a file of JSON lines, without a last line that a crash cut off.
+    """Reads the records of a JSON Lines file.
 
-    A file that does not exist has none.
+    A last line without an end, which a crash leaves, is omitted. A file that does not exist has no
+    records.
     """
     if not path.exists():
         return []
@@ -26,9 +27,9 @@ def read_records(path: Path) -> list[dict[str, Any]]:
 
 
 def append_record(path: Path, record: Mapping[str, Any]) -> None:
-    """Adds a record to a file of JSON lines, in place of a last line that a crash cut off.
+    """Appends a record to a JSON Lines file, and returns when it is on disk.
 
-    It is on the disk when this returns.
+    A last line without an end, which a crash leaves, is overwritten.
     """
     with path.open("a+") as file:
         file.seek(0)
@@ -41,7 +42,7 @@ def append_record(path: Path, record: Mapping[str, Any]) -> None:
 
 
 def write_records(path: Path, records: Iterable[Mapping[str, Any]]) -> None:
-    """Writes a file of JSON lines so that a crash leaves the old file or the new one."""
+    """Writes a JSON Lines file atomically: a crash leaves either the old file or the new one."""
     _replace(path, (json.dumps(record) + "\n" for record in records))
 
 

@@ -1,9 +1,9 @@
-"""The training loop, of one run or of several side by side.
+"""The training loop, for one run or for several side by side.
 
     for progress in fit(trainer, examples, {"test": test}, steps=1000, batch_size=100):
         ...  # print, save a checkpoint, write metrics, stop
 
-Shapes: S runs, K steps of a chunk.
+Shapes: S runs, N examples, K steps of a chunk, B batch.
 """
 
 from __future__ import annotations
@@ -25,15 +25,16 @@ from jaxrnn.training.train import BATCH, RUN, Trainer, TrainState, put, replicat
 
 
 class Progress(NamedTuple):
-    """Where training stands after a chunk of steps.
+    """The state of training after a chunk of steps.
 
     Attributes:
-        step: Updates made so far.
-        losses: `[K]`, or `[S, K]`: the loss of each step of the chunk.
-        metrics: The metric over each data set of the evaluations, by name: a float, or `[S]`;
-            empty where the step is not one to evaluate after.
-        seconds: Spent so far in this call in "compile", "train" and "evaluate".
-        state: The state, which the next chunk donates: copy or save it before.
+        step: Number of updates so far.
+        losses: The loss of each step of the chunk, float32 `[K]`, or `[S, K]` for several runs.
+        metrics: The mean of the metric over each evaluation data set, by name: a float, or `[S]`.
+            Empty if no evaluation follows this step.
+        seconds: Seconds that this call of `fit` has spent so far in "compile", "train" and
+            "evaluate".
+        state: The train state. The next chunk donates it: copy or save it before.
     """
 
     step: int
@@ -57,35 +58,36 @@ def fit(
     inputs: tuple[Any, ...] | None = None,
     state: TrainState | None = None,
 ) -> Iterator[Progress]:
-    """Trains to the last step, in chunks that each are one program on the devices.
+    """Trains up to the given step, in chunks of steps. Each chunk is one compiled program.
 
-    A run's initial weights, noise and order of the data follow from its seed alone, so that a run
-    has the same results, to rounding, alone or beside others. Where chunks end depends on the step
-    alone, so that a resumed run executes the programs of an uninterrupted one and ends with the
-    same bits.
+    The initial parameters, the noise and the order of the data of a run depend on its seed alone. A
+    run therefore has the same results, to rounding, alone or beside other runs. The chunks end at
+    steps that do not depend on where training started. A resumed run therefore executes the
+    programs of an uninterrupted one and ends with the same bits.
 
     Args:
-        trainer: Model, optimizer, loss function, metric and devices.
-        examples: The training data, leaves `[N, ...]`; batches of it are what the loss function
-            takes.
-        evaluations: Data sets to evaluate on, by name; batches of them are what the metric takes.
-        steps: The last step.
-        batch_size: Examples of each update of a run.
+        trainer: The model, optimizer, loss function, metric and devices.
+        examples: The training data, a tree of arrays `[N, ...]`. The loss function receives batches
+            of it.
+        evaluations: Data sets to evaluate on, by name. The metric receives batches of them.
+        steps: Number of updates, including those before `state`.
+        batch_size: Number of examples in each update of a run.
         seed: The seed of one run, or `[S]` seeds of runs side by side.
         hparams: Hyperparameters for the trainer's factory: scalars, or `[S]` arrays.
-        eval_every: Steps between two evaluations; by default only the last step is followed by one.
-        chunk: Most steps in one program, which cannot be interrupted.
-        inputs: The model's arguments for its initialization; by default the first leaf of the
-            examples, as `scale` gives it.
-        state: The state to resume from, which is donated; by default that of step 0.
+        eval_every: Number of steps between two evaluations. The last step is always followed by
+            one. Defaults to `steps`.
+        chunk: Largest number of steps in one program. A program cannot be interrupted.
+        inputs: The arguments with which the model is initialized. Defaults to one example of the
+            first leaf of `examples`, as returned by `scale`.
+        state: The state to resume from, which is donated. Defaults to a new state at step 0.
 
     Yields:
-        A `Progress` after every chunk. A run whose loss is not finite is continued; the runs beside
-        it are not affected.
+        A `Progress` after every chunk. A run continues if its loss becomes NaN or infinite. The
+        runs beside it are not affected.
 
     Raises:
-        ValueError: If `steps`, `eval_every` or `chunk` is not positive, or if the batch cannot be
-            shared by the devices.
+        ValueError: If `steps`, `eval_every` or `chunk` is less than 1, or if `batch_size` is not a
+            multiple of the number of devices that share a batch.
     """
     eval_every = steps if eval_every is None else eval_every
     for name, value in (("steps", steps), ("eval_every", eval_every), ("chunk", chunk)):
@@ -115,7 +117,7 @@ def fit(
         length = min(chunk, eval_every - step % eval_every, steps - step)
         indices = _indices(seeds, step, length, batch_size, size)
         if not per_run.is_fully_addressable:
-            indices = put(indices, per_step)  # each process its share of every batch
+            indices = put(indices, per_step)  # each process puts its share of every batch
         with clock.phase("train"):
             now, losses = trainer.advance(now, keys, own_hparams, examples, indices)
             losses = np.asarray(losses)
@@ -133,9 +135,10 @@ def fit(
 
 
 def _fill_mesh(trainer: Trainer, seed: Any, hparams: Mapping[str, Any]) -> tuple[int, Any, Any]:
-    """The number of runs (0 for one without an axis), and seeds and hyperparameters.
+    """Returns the number of runs, the seeds and the hyperparameters.
 
-    Every device needs as many runs as the others: the last run is repeated.
+    The number is 0 for a single run without a leading axis. Otherwise every device needs the same
+    number of runs, and the last run is repeated where one is missing.
     """
     if not np.ndim(seed):
         return 0, seed, {name: jnp.float32(value) for name, value in hparams.items()}
@@ -149,7 +152,7 @@ def _fill_mesh(trainer: Trainer, seed: Any, hparams: Mapping[str, Any]) -> tuple
 
 
 def _indices(seeds: Any, step: int, length: int, batch_size: int, size: int) -> np.ndarray:
-    """The batches of the next steps, int32 `[K, B]` or `[S, K, B]`."""
+    """Returns the indices of the next batches, int32 `[K, B]` or `[S, K, B]`."""
     if not np.ndim(seeds):
         return data.batch_indices(int(seeds), step, length, batch_size, size)
     batches = [data.batch_indices(int(seed), step, length, batch_size, size) for seed in seeds]
@@ -157,7 +160,7 @@ def _indices(seeds: Any, step: int, length: int, batch_size: int, size: int) -> 
 
 
 class Clock:
-    """Seconds by phase, with those that JAX spent compiling counted separately."""
+    """Measures the seconds of each phase, with JAX's compilation as a phase of its own."""
 
     def __init__(self):
         self.seconds = {"compile": 0.0, "train": 0.0, "evaluate": 0.0}
@@ -166,13 +169,13 @@ class Clock:
     def _listen(self, event: str, duration_secs: float, **_: str | int) -> None:
         if event.startswith("/jax/core/compile/"):
             end = time.perf_counter()
-            # Traces nest; the outer one is reported last and replaces those inside it.
+            # Traces are nested. The outer one is reported last and replaces those inside it.
             self._spans = [span for span in self._spans if span[0] < end - duration_secs]
             self._spans.append((end - duration_secs, end))
 
     @contextlib.contextmanager
     def phase(self, name: str) -> Iterator[None]:
-        """Adds the time of a block to a phase, less what was spent compiling in it."""
+        """Adds the duration of a `with` block to a phase, except for the compilation in it."""
         started, self._spans = time.perf_counter(), []
         jax.monitoring.register_event_duration_secs_listener(self._listen)
         try:

@@ -1,8 +1,8 @@
-"""Loss functions and metrics, and how they apply a model.
+"""Loss functions and metrics.
 
 A loss function is `(model, params, batch, key) -> scalar`, a mean over the examples of the batch. A
-metric is `(model, params, batch) -> [B]`, one value for each example. The batch is whatever the
-data set holds: a tree of arrays whose leading axis counts examples.
+metric is `(model, params, batch) -> [B]`, one value for each example. A batch has the structure of
+the data set: a tree of arrays whose leading axis is the example.
 
 Shapes: B batch, T time, I input features, C classes, N side of a square image.
 """
@@ -26,22 +26,32 @@ Metric = Callable[[nn.Module, Any, Any], Shaped[Array, " B"]]
 
 
 def apply(model: nn.Module, params: Any, *inputs: Any, key: Array | None = None) -> Any:
-    """The model's outputs; a key enables dropout and recurrent regularization."""
+    """Applies a model.
+
+    Args:
+        model: The model.
+        params: Its parameters.
+        *inputs: Its arguments.
+        key: The key of dropout and recurrent regularization. If None, both are disabled.
+
+    Returns:
+        The model's outputs.
+    """
     rngs = {} if key is None else {"dropout": key}
     return model.apply({"params": params}, *inputs, rngs=rngs)
 
 
 def scale(sequences: Shaped[Array | np.ndarray, "..."]) -> Float[Array, "..."]:
-    """Scales uint8 to float32 in [0, 1]; returns floats unchanged.
+    """Scales uint8 to float32 in [0, 1]. Floating-point arrays are returned unchanged.
 
     Raises:
-        ValueError: If the sequences have another dtype.
+        ValueError: If `sequences` has another dtype.
     """
     sequences = jnp.asarray(sequences)
     if sequences.dtype == jnp.uint8:
         return sequences.astype(jnp.float32) / 255
     if not jnp.issubdtype(sequences.dtype, jnp.floating):
-        raise ValueError(f"sequences: got dtype {sequences.dtype}, expected uint8 or a float")
+        raise ValueError(f"sequences must be uint8 or floating-point, got {sequences.dtype}")
     return sequences
 
 
@@ -51,9 +61,18 @@ def cross_entropy(
     batch: tuple[Num[Array, "B T I"], Integer[Array, " B"]],
     key: Array | None = None,
 ) -> Float[Array, ""]:
-    """Mean softmax cross-entropy in nats of sequences and labels.
+    """Computes the mean softmax cross-entropy, in nats.
 
-    If the model classifies every step, each step has the label of its sequence.
+    If the model classifies every time step, each step has the label of its sequence.
+
+    Args:
+        model: A classifier whose logits are `[B, C]` or `[B, T, C]`.
+        params: Its parameters.
+        batch: Sequences, uint8 or float `[B, T, I]`, and labels, integers `[B]`.
+        key: As in `apply`.
+
+    Returns:
+        A scalar.
     """
     sequences, labels = batch
     logits = apply(model, params, scale(sequences), key=key)
@@ -64,11 +83,12 @@ def cross_entropy(
 
 
 class AugmentedCrossEntropy(NamedTuple):
-    """The cross-entropy of classifiers `[B, C]`, with distorted images and smoothed labels.
+    """The softmax cross-entropy with distorted images and smoothed labels.
 
     Attributes:
-        distortion: Applied to the images anew at every step; None leaves them unchanged.
-        smoothing: Share of each label spread over all classes (Szegedy et al., 2016).
+        distortion: The random distortion of the images. If None, they are not distorted.
+        smoothing: The share of a label's probability that is spread evenly over all classes
+            (Szegedy et al., 2016).
     """
 
     distortion: Distortion | None = None
@@ -81,7 +101,17 @@ class AugmentedCrossEntropy(NamedTuple):
         batch: tuple[Num[Array, "B N N"], Integer[Array, " B"]],
         key: Array | None = None,
     ) -> Float[Array, ""]:
-        """Mean softmax cross-entropy in nats; without a key nothing is distorted."""
+        """Computes the mean softmax cross-entropy, in nats.
+
+        Args:
+            model: A classifier whose logits are `[B, C]`.
+            params: Its parameters.
+            batch: Images, uint8 or float `[B, N, N]`, and labels, integers `[B]`.
+            key: As in `apply`. If None, the images are not distorted.
+
+        Returns:
+            A scalar.
+        """
         images, labels = scale(batch[0]), batch[1]
         if self.distortion is not None and key is not None:
             key, distortion_key = jax.random.split(key)
@@ -97,7 +127,16 @@ def accuracy(
     params: Any,
     batch: tuple[Num[Array, "B T I"], Integer[Array, " B"]],
 ) -> Bool[Array, " B"]:
-    """Whether each sequence is classified correctly."""
+    """Returns whether each sequence is classified correctly.
+
+    Args:
+        model: A classifier whose logits are `[B, C]`.
+        params: Its parameters.
+        batch: Sequences, uint8 or float `[B, T, I]`, and labels, integers `[B]`.
+
+    Returns:
+        Booleans `[B]`.
+    """
     sequences, labels = batch
     predictions = apply(model, params, scale(sequences)).argmax(-1)
     return predictions == labels.astype(predictions.dtype)

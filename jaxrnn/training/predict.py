@@ -1,4 +1,4 @@
-"""Predictions of a trained model, computed in batches on all devices.
+"""Predictions of a trained model, in batches that all devices share.
 
 Shapes: N examples, T time, I input features, C classes, P points of a sequence.
 """
@@ -18,7 +18,7 @@ from jaxtyping import Array, Float, Num, Shaped
 from jaxrnn.training.losses import apply, scale
 from jaxrnn.training.train import BATCH, make_mesh, map_batches, pad, replicate
 
-# Points along a sequence at which `beliefs` classifies what was read so far.
+# Largest number of points of a sequence at which `beliefs` computes class probabilities.
 BELIEF_POINTS = 28
 
 
@@ -41,37 +41,51 @@ def predict(
     *inputs: Any,
     mesh: Mesh | None = None,
 ) -> Any:
-    """The model's outputs for any number of examples, computed in batches to bound the memory.
+    """Computes the model's outputs in batches, which bounds the memory.
 
     Args:
         model: The model.
         params: Its parameters.
-        sequences: Its first argument, uint8 or a float, as for `scale`.
-        *inputs: Its other arguments, such as lengths `[N]`; each may be None.
-        mesh: The devices that share the examples; by default all of this process.
+        sequences: Its first argument, uint8 or float `[N, ...]`, which is scaled as by `scale`.
+        *inputs: Its other arguments, such as lengths `[N]`. Each may be None.
+        mesh: The devices that share the examples. Defaults to all devices of this process.
 
     Returns:
-        The outputs, with the leading axis `[N]`; logits `[N, C]` of a classifier.
+        The outputs `[N, ...]`, such as the logits `[N, C]` of a classifier.
     """
     mesh = make_mesh() if mesh is None else mesh
     return _predict(model, mesh, replicate(params, mesh), (sequences, *inputs))
 
 
 def probabilities(model: nn.Module, params: Any, *inputs: Any) -> Float[np.ndarray, "N *C"]:
-    """Class probabilities, float32, of a classifier; arguments as in `predict`."""
+    """Computes the class probabilities of a classifier.
+
+    Args:
+        model: The model.
+        params: Its parameters.
+        *inputs: Its arguments, as in `predict`.
+
+    Returns:
+        The softmax of the logits, float32 `[N, C]` or `[N, T, C]`.
+    """
     return np.asarray(jax.nn.softmax(predict(model, params, *inputs)))
 
 
 def beliefs(
     model: nn.Module, params: Any, sequences: Num[np.ndarray, "N T I"]
 ) -> Float[np.ndarray, "N P C"]:
-    """Class probabilities at evenly spaced points of each sequence.
+    """Computes class probabilities after each part of the sequences.
 
-    Each sequence is read up to 28 points (or every step, if it has fewer) and classified by what
-    was read so far; the model takes lengths as its second argument.
+    Each sequence has P = min(28, T) evenly spaced points. The probabilities at a point are those of
+    the sequence up to there.
+
+    Args:
+        model: A classifier that takes sequences and, as its second argument, their lengths.
+        params: Its parameters.
+        sequences: uint8 or float `[N, T, I]`.
 
     Returns:
-        Class probabilities, float32; P = min(28, T).
+        The class probabilities, float32 `[N, P, C]`.
     """
     count, time, features = sequences.shape
     points = min(BELIEF_POINTS, time)

@@ -1,7 +1,8 @@
-"""Pictures of trained classifiers: learning curves, confusion, mistakes, beliefs.
+"""Pictures of training runs, of classifiers and of studies.
 
-Every function writes one picture to `path`; the suffix says in which format. N images, C classes,
-P points of a sequence.
+Every function writes one picture to `path`, whose suffix selects the format.
+
+Shapes: N images, C classes, P points of a sequence.
 """
 
 from __future__ import annotations
@@ -12,14 +13,25 @@ from typing import TYPE_CHECKING
 
 import numpy as np
 
+__all__ = [
+    "accuracies",
+    "beliefs",
+    "confusion",
+    "curves",
+    "drawings",
+    "heat_map",
+    "learning_bands",
+    "mistakes",
+]
+
 if TYPE_CHECKING:
     from matplotlib.axes import Axes
     from matplotlib.figure import Figure
 
-# Okabe and Ito's colours, told apart by colour-blind readers too.
+# Okabe and Ito's colours, which colour-blind readers can distinguish.
 BLUE, VERMILLION, GREY = "#0072B2", "#D55E00", "#999999"
 ERROR_TICKS = (0.9, 0.5, 0.2, 0.1, 0.05, 0.03, 0.02, 0.015, 0.01, 0.007, 0.005, 0.003, 0.002, 0.001)
-HEAT = "Blues"  # light to dark in one hue: fit for any eye, and for grey prints
+HEAT = "Blues"  # one hue from light to dark, which suits colour-blind readers and grey prints
 
 
 def _figure(width: int | float, height: int | float, title: str = "") -> Figure:
@@ -36,7 +48,11 @@ def _save(figure: Figure, path: str | PathLike) -> None:
 
 
 def _check(name: str, array, *shape: int | None) -> np.ndarray:
-    """Returns `array` as numpy, where None in `shape` stands for any size."""
+    """Returns `array` as a NumPy array of the given shape, in which None means any size.
+
+    Raises:
+        ValueError: If it has another shape.
+    """
     array = np.asarray(array)
     fits = len(shape) == array.ndim and all(
         want in (None, size) for want, size in zip(shape, array.shape, strict=True)
@@ -48,15 +64,15 @@ def _check(name: str, array, *shape: int | None) -> np.ndarray:
 
 
 def curves(metrics: Sequence[Mapping], path: str | PathLike) -> None:
-    """Draws loss and accuracy against the training step.
+    """Draws the training loss and the accuracies against the training step.
 
     Args:
-        metrics: one mapping per evaluation with "step", "loss", "test_accuracy" and
-            "validation_accuracy", accuracies in [0, 1]. "validation_accuracy" may be None.
-        path: where the picture goes.
+        metrics: One record per evaluation, with "step", "loss", "test_accuracy" and
+            "validation_accuracy". Accuracies are in [0, 1]. "validation_accuracy" may be None.
+        path: The file to write.
 
     Raises:
-        ValueError: `metrics` is empty.
+        ValueError: If `metrics` is empty.
     """
     if not metrics:
         raise ValueError("metrics must hold at least one evaluation, got none")
@@ -87,14 +103,14 @@ def curves(metrics: Sequence[Mapping], path: str | PathLike) -> None:
 
 
 def _accuracy_axis(axes: Axes) -> None:
-    """Labels a y axis of error rates with accuracies, better upwards.
+    """Labels a y axis of error rates with accuracies, in which higher is better.
 
-    The last percent gets as much room as the first fifty: the logarithm of the error is what moves.
+    The scale is that of the logarithm of the error, on which progress near 100 % is visible.
     """
     drawn = np.concatenate([line.get_ydata() for line in axes.get_lines()] or [[1.0]])
     drawn = drawn[drawn > 0]
     best, worst = (drawn.min(), drawn.max()) if drawn.size else (0.001, 0.01)
-    for line in axes.get_lines():  # a perfect score has no logarithm: it lies just above the best
+    for line in axes.get_lines():  # an error of 0 has no logarithm and is drawn just above the best
         line.set_ydata(np.maximum(line.get_ydata(), best / 1.3))
     axes.set_ylim(min(1, 1.5 * worst), best / 1.5)
     axes.set_yscale("log")
@@ -104,16 +120,18 @@ def _accuracy_axis(axes: Axes) -> None:
 
 
 def confusion(labels, predictions, path: str | PathLike, title: str = "") -> None:
-    """Draws the confusion matrix with its counts; the colour shows the errors only.
+    """Draws the confusion matrix with its counts and the recall of each class.
+
+    The colours show the errors only.
 
     Args:
-        labels: int [N], the true classes.
-        predictions: int [N].
-        path: where the picture goes.
-        title: heads the picture.
+        labels: The true classes, integers `[N]`.
+        predictions: The predicted classes, integers `[N]`.
+        path: The file to write.
+        title: The title of the picture.
 
     Raises:
-        ValueError: `labels` is empty or of another shape than `predictions`.
+        ValueError: If `labels` is empty, or has another shape than `predictions`.
     """
     from sklearn.metrics import confusion_matrix
 
@@ -126,18 +144,18 @@ def confusion(labels, predictions, path: str | PathLike, title: str = "") -> Non
     errors = np.ma.array(counts, mask=np.eye(classes, dtype=bool))
     figure = _figure(7.4, 6.6, title)
     axes = figure.subplots()
-    axes.set_facecolor("0.88")  # seen where an entry is masked: the diagonal
+    axes.set_facecolor("0.88")  # the colour of the masked diagonal
     heat = axes.imshow(errors, cmap=HEAT, vmin=0, vmax=max(1, errors.filled(0).max()))
     for (row, column), count in np.ndenumerate(counts):
         dark = row != column and count > 0.55 * heat.get_clim()[1]
         color = "white" if dark else "black" if count else "0.75"
         axes.text(column, row, str(count), ha="center", va="center", color=color, fontsize=10)
     ticks, totals = np.arange(classes), counts.sum(axis=1)
-    axes.set(xlabel="predicted", ylabel="true", xticks=ticks, yticks=ticks)
+    axes.set(xlabel="predicted class", ylabel="true class", xticks=ticks, yticks=ticks)
     right = axes.secondary_yaxis("right")
     pairs = zip(counts.diagonal(), totals, strict=True)
     right.set_yticks(ticks, [f"{hits / total:.1%}" if total else "–" for hits, total in pairs])
-    right.set_ylabel("of the class recognised")
+    right.set_ylabel("recall")
     right.tick_params(length=0)
     _save(figure, path)
 
@@ -145,18 +163,21 @@ def confusion(labels, predictions, path: str | PathLike, title: str = "") -> Non
 def mistakes(
     images, labels, probabilities, path: str | PathLike, title: str = "", count: int = 24
 ) -> None:
-    """Draws the errors of which the classifier was most certain, with its beliefs.
+    """Draws the misclassified images with the highest probability of the predicted class.
+
+    Beside each image is a bar for the probability of each class: the true one blue, the predicted
+    one vermillion.
 
     Args:
-        images: uint8 [N, height, width].
-        labels: int [N], the true classes.
-        probabilities: float [N, C].
-        path: where the picture goes.
-        title: heads the picture.
-        count: how many errors to show at most.
+        images: uint8 `[N, height, width]`.
+        labels: The true classes, integers `[N]`.
+        probabilities: The class probabilities, float `[N, C]`.
+        path: The file to write.
+        title: The title of the picture.
+        count: Largest number of images to show.
 
     Raises:
-        ValueError: the shapes do not fit together.
+        ValueError: If a shape does not match that of `images`.
     """
     images = _check("images", images, None, None, None)
     labels = _check("labels", labels, len(images))
@@ -166,7 +187,9 @@ def mistakes(
     worst = wrong[np.argsort(-probabilities[wrong].max(axis=-1), kind="stable")][:count]
     if not len(worst):
         figure = _figure(6.0, 2.0, title)
-        figure.text(0.5, 0.4, f"No mistakes among {len(images)} images", ha="center", fontsize=14)
+        figure.text(
+            0.5, 0.4, f"No misclassified image among {len(images)}", ha="center", fontsize=14
+        )
         _save(figure, path)
         return
     columns = min(6, len(worst))
@@ -194,7 +217,7 @@ def _show(axes: Axes, image: np.ndarray) -> None:
 
 
 def _bars(axes: Axes, probabilities: np.ndarray, label: int, prediction: int) -> None:
-    """Draws one belief as a bar per class, the true one blue, the predicted one vermillion."""
+    """Draws class probabilities [C] as bars."""
     colors = [GREY] * len(probabilities)
     colors[label], colors[prediction] = BLUE, VERMILLION
     axes.barh(np.arange(len(probabilities)), probabilities, color=colors)
@@ -203,28 +226,28 @@ def _bars(axes: Axes, probabilities: np.ndarray, label: int, prediction: int) ->
     axes.tick_params(axis="y", labelsize=7, length=0, pad=1)
     axes.spines[["top", "right", "bottom"]].set_visible(False)
     axes.set_box_aspect(1)
-    said = f"says {prediction} ({probabilities[prediction]:.0%})"
-    axes.set_title(said, fontsize=10, color=VERMILLION)
+    title = f"predicted {prediction} ({probabilities[prediction]:.0%})"
+    axes.set_title(title, fontsize=10, color=VERMILLION)
 
 
 def drawings(images, path: str | PathLike, names: Sequence[str], title: str = "") -> None:
     """Draws a grid of images.
 
     Args:
-        images: float or uint8 [R, N, height, width], R lines of N images.
-        path: where the picture goes.
-        names: [R], the label beside each line.
-        title: heads the picture.
+        images: float or uint8 `[L, N, height, width]`, L lines of N images.
+        path: The file to write.
+        names: The labels of the lines, L strings.
+        title: The title of the picture.
 
     Raises:
-        ValueError: `images` is empty or the shapes do not fit together.
+        ValueError: If `images` is empty, or has another number of lines than `names`.
     """
     images = _check("images", images, len(names), None, None, None)
     if not images.size:
         raise ValueError("images must hold at least one image, got none")
-    rows, columns = images.shape[:2]
-    figure = _figure(0.75 * columns + 1.2, 0.75 * rows + 0.5, title)
-    panels = figure.subplots(rows, columns, squeeze=False)
+    lines, columns = images.shape[:2]
+    figure = _figure(0.75 * columns + 1.2, 0.75 * lines + 0.5, title)
+    panels = figure.subplots(lines, columns, squeeze=False)
     for line, name, shown in zip(panels, names, images, strict=True):
         for axes, image in zip(line, shown, strict=True):
             _show(axes, image)
@@ -233,7 +256,16 @@ def drawings(images, path: str | PathLike, names: Sequence[str], title: str = ""
 
 
 def accuracies(values, path: str | PathLike, title: str = "") -> None:
-    """Draws the accuracy after each part of the sequence: values float [P] in 0..1."""
+    """Draws the test accuracy against the number of rows that were read.
+
+    Args:
+        values: The accuracy after each row, float `[P]` in [0, 1].
+        path: The file to write.
+        title: The title of the picture.
+
+    Raises:
+        ValueError: If `values` does not have one axis.
+    """
     values = _check("values", values, None)
     figure = _figure(6, 3.5, title)
     axes = figure.subplots()
@@ -244,14 +276,17 @@ def accuracies(values, path: str | PathLike, title: str = "") -> None:
 
 
 def learning_bands(records: Sequence[Mapping], path: str | PathLike, title: str = "") -> None:
-    """Draws each setting's test error while it learned: the mean over seeds, and ± one deviation.
+    """Draws the learning curve of each setting: mean ± standard deviation over seeds.
+
+    The curves are test errors. Diverged runs are omitted, and so are runs that were evaluated after
+    other steps than the first run of their setting. The legend then says how many runs of the
+    setting are shown.
 
     Args:
-        records: as `jaxrnn.training.compare` takes them. Diverged runs are left out, and so are
-            runs that were evaluated after other steps than the first of their setting; the legend
-            says how many of a setting are shown.
-        path: where the picture goes.
-        title: heads the picture.
+        records: The runs, with `setting`, `status` and `curve`, a list of records with "step" and
+            "test_accuracy".
+        path: The file to write.
+        title: The title of the picture.
     """
     good = [record for record in records if record["status"] == "ok"]
     figure = _figure(8, 5, title)
@@ -271,7 +306,8 @@ def learning_bands(records: Sequence[Mapping], path: str | PathLike, title: str 
         if len(curves) > 1:
             low = np.maximum(mean - spread, 1e-4)
             axes.fill_between(steps, low, mean + spread, color=line.get_color(), alpha=0.15)
-    axes.set(xlabel="step", ylabel="test error", yscale="log")
+    ylabel = "test error (mean ± standard deviation over seeds)"
+    axes.set(xlabel="step", ylabel=ylabel, yscale="log")
     axes.grid(alpha=0.3, which="both")
     if good:
         axes.legend(fontsize="small", ncols=2)
@@ -285,10 +321,21 @@ def heat_map(
     path: str | PathLike,
     title: str = "test accuracy, %",
 ) -> None:
-    """Draws a grid of accuracies: values float [R, C] in 0..1, labels of its rows and columns."""
-    rows, columns = labels
-    values = 100 * _check("values", values, len(rows), len(columns))
-    figure = _figure(1.1 * len(columns) + 2.5, 0.7 * len(rows) + 1.5, title)
+    """Draws the accuracies of a grid of two options as a heat map.
+
+    Args:
+        values: Accuracies in [0, 1], float `[down, across]`. NaN is shown as a dash.
+        names: The names of the options down and across.
+        labels: The values of the options down and across.
+        path: The file to write.
+        title: The title of the picture.
+
+    Raises:
+        ValueError: If `values` does not have the shape of `labels`.
+    """
+    down, across = labels
+    values = 100 * _check("values", values, len(down), len(across))
+    figure = _figure(1.1 * len(across) + 2.5, 0.7 * len(down) + 1.5, title)
     axes = figure.subplots()
     image = axes.imshow(values, cmap=HEAT, aspect="auto")
     middle = (np.nanmin(values) + np.nanmax(values)) / 2
@@ -296,8 +343,8 @@ def heat_map(
         color = "white" if value > middle else "black"
         text = "–" if np.isnan(value) else f"{value:.2f}"
         axes.text(column, row, text, ha="center", va="center", color=color)
-    axes.set_xticks(range(len(columns)), columns)
-    axes.set_yticks(range(len(rows)), rows)
+    axes.set_xticks(range(len(across)), across)
+    axes.set_yticks(range(len(down)), down)
     axes.set(ylabel=names[0], xlabel=names[1])
     figure.colorbar(image)
     _save(figure, path)
@@ -311,20 +358,20 @@ def beliefs(
     title: str = "",
     order: str = "rows",
 ) -> None:
-    """Draws what the classifier believed while it read each image.
+    """Draws the class probabilities after each part of an image that the classifier reads.
 
     Args:
-        images: uint8 [N, height, width].
-        probabilities: float [N, P, C], the class probabilities after the 1st to the P-th part of
-            the image was read: rows, columns, or evenly spaced points among the pixels.
-        path: where the picture goes.
-        labels: int [N], the true classes, or None.
-        title: heads the picture.
-        order: how the image was read: "rows", "columns", "shuffled", "pixels" or
-            "permuted".
+        images: uint8 `[N, height, width]`.
+        probabilities: The class probabilities after each of P parts of the image, float
+            `[N, P, C]`. The parts are rows, columns, or equal numbers of pixels.
+        path: The file to write.
+        labels: The true classes, integers `[N]`, or None.
+        title: The title of the picture.
+        order: The order in which the image is read: "rows", "columns", "shuffled", "pixels" or
+            "permuted", as in `jaxrnn.training.data.sequences`.
 
     Raises:
-        ValueError: `images` is empty or the shapes do not fit together.
+        ValueError: If `images` is empty, or a shape does not match that of `images`.
     """
     images = _check("images", images, None, None, None)
     probabilities = _check("probabilities", probabilities, len(images), None, None)
@@ -346,17 +393,18 @@ def beliefs(
     for n, (image, belief) in enumerate(zip(images, probabilities, strict=True)):
         _show(panels[n, 0], image)
         _heat(panels[n, 1], belief, order)
-        said = belief[-1].argmax()
-        known = "" if labels is None else f", true {labels[n]}"
-        wrong = labels is not None and labels[n] != said
-        panels[n, 0].set_title(f"reads {said}{known}", color=VERMILLION if wrong else "black")
+        prediction = belief[-1].argmax()
+        truth = "" if labels is None else f", true {labels[n]}"
+        wrong = labels is not None and labels[n] != prediction
+        color = VERMILLION if wrong else "black"
+        panels[n, 0].set_title(f"predicted {prediction}{truth}", color=color)
     heat, every = panels[0, 1].images[0], panels.ravel().tolist()
-    figure.colorbar(heat, ax=every, label="probability", pad=0.01, aspect=12 * rows)
+    figure.colorbar(heat, ax=every, label="class probability", pad=0.01, aspect=12 * rows)
     _save(figure, path)
 
 
 def _heat(axes: Axes, belief: np.ndarray, order: str) -> None:
-    """Draws one belief [P, C] so that each point lies beside the part of the image just read."""
+    """Draws class probabilities [P, C], each point beside the part of the image just read."""
     points, classes = belief.shape
     across = order == "columns"
     axes.imshow(belief.T if across else belief, cmap=HEAT, vmin=0, vmax=1, aspect="auto")
@@ -368,7 +416,7 @@ def _heat(axes: Axes, belief: np.ndarray, order: str) -> None:
     quarters = quarters[quarters > 0]
     if order in ("rows", "columns"):
         time.set_ticks(quarters - 1, [str(part) for part in quarters])
-        time.set_label_text(f"{order[:-1]} read")
+        time.set_label_text(f"{order} read")
     else:
         time.set_ticks(quarters - 1, [f"{part / points:.0%}" for part in quarters])
         time.set_label_text("pixels read")

@@ -1,9 +1,9 @@
-"""A run: its folder on disk, and the signals that stop it.
+"""The directory of a run, and the signals that stop it.
 
-config.json     the configuration, the data and the machine
-metrics.jsonl   one object per evaluation
-checkpoints/    see `jaxrnn.training.checkpoint`
-result.json     the outcome; present only when the run is finished
+config.json     the configuration, the data and the environment
+metrics.jsonl   one record per evaluation
+checkpoints/    the checkpoints, see `jaxrnn.training.checkpoint`
+result.json     the result, which exists only if the run is finished
 """
 
 from __future__ import annotations
@@ -27,15 +27,17 @@ import jax
 from jaxrnn.training.checkpoint import lock
 from jaxrnn.training.files import append_record, read_records, write_json, write_records
 
+__all__ = ["OtherConfiguration", "Run", "RunError", "Stop"]
+
 PACKAGES = ("jax", "jaxlib", "flax", "optax", "orbax-checkpoint", "numpy")
 
 
 class RunError(ValueError):
-    """A run's folder cannot be used as asked; one line says why."""
+    """The directory of a run cannot be used. The message is one line."""
 
 
 class OtherConfiguration(RunError):
-    """A directory holds a run of another configuration."""
+    """The directory holds a run with another configuration."""
 
 
 class Run:
@@ -43,7 +45,7 @@ class Run:
 
     Attributes:
         directory: The directory.
-        checkpoints: The directory of its checkpoints.
+        checkpoints: The directory of the checkpoints of the run.
     """
 
     def __init__(self, directory: Path):
@@ -52,25 +54,26 @@ class Run:
         self._metrics = directory / "metrics.jsonl"
 
     def open(self, config: Mapping[str, Any], *, start_over: bool = False) -> list[str]:
-        """Creates the folder, or opens it again if it holds a run of the same configuration.
+        """Creates the directory, or opens it if it holds a run with the same configuration.
 
         Args:
-            config: Everything that the results depend on.
-            start_over: Remove what an earlier run of the same configuration left.
+            config: The configuration: everything on which the results depend.
+            start_over: Whether to remove all files of an earlier run.
 
         Returns:
-            One line for every package version or device that differs from the earlier run's, in
-            which case its continuation need not be bit-identical.
+            One line for every part of the environment that differs from that of the earlier run. If
+            there is one, the resumed run need not be bit-identical to an uninterrupted one.
 
         Raises:
-            RunError: If the folder holds something else, or cannot be written.
-            CheckpointError: If it is to be started over and another process writes there.
+            OtherConfiguration: If the directory holds a run with another configuration.
+            RunError: If the directory holds other files, or cannot be read or written.
+            CheckpointError: If `start_over` is true and another process writes checkpoints there.
         """
         now = {"config": json.loads(json.dumps(config)), "environment": environment()}
         try:
             if not (self.directory / "config.json").exists():
                 left = set(os.listdir(self.directory)) if self.directory.is_dir() else set()
-                if left - {"config.json.tmp"}:  # of a start that was cut short
+                if left - {"config.json.tmp"}:  # left by a crash while the run was created
                     raise RunError(f"{self.directory} is not empty and holds no run")
                 self.directory.mkdir(parents=True, exist_ok=True)
                 write_json(self.directory / "config.json", now)
@@ -91,9 +94,9 @@ class Run:
         return differences(before["environment"], now["environment"])
 
     def _clear(self) -> None:
-        """Removes all but config.json; if it is interrupted, the folder still holds a run.
+        """Removes everything but config.json, in an order that always leaves a valid run.
 
-        The result is removed first, and the evaluations after the checkpoints that refer to them.
+        The result is removed first, and the metrics after the checkpoints that refer to them.
         """
         (self.directory / "result.json").unlink(missing_ok=True)
         shutil.rmtree(self.checkpoints)
@@ -107,7 +110,7 @@ class Run:
         """Reads one of the run's JSON files.
 
         Raises:
-            RunError: If it is missing or damaged.
+            RunError: If the file is missing or damaged.
         """
         try:
             return json.loads((self.directory / name).read_text())
@@ -118,30 +121,40 @@ class Run:
 
     @property
     def finished(self) -> bool:
-        """Whether the run is complete."""
+        """Whether the run is finished."""
         return (self.directory / "result.json").exists()
 
     def finish(self, result: Mapping[str, Any]) -> None:
-        """Writes the outcome."""
+        """Writes the result, which marks the run as finished."""
         write_json(self.directory / "result.json", result)
 
     def metrics(self) -> list[dict[str, Any]]:
-        """The records of the evaluations so far; a last line cut off by a crash is left out."""
+        """Reads the records of the evaluations so far, without a line that a crash cut off."""
         return read_records(self._metrics)
 
     def append_metrics(self, record: Mapping[str, Any]) -> None:
-        """Adds the record of an evaluation, on the disk before a checkpoint can refer to it."""
+        """Appends the record of an evaluation, and returns when it is on disk.
+
+        A checkpoint that is saved afterwards may therefore refer to it.
+        """
         append_record(self._metrics, record)
 
     def rewind_metrics(self, step: int) -> list[dict[str, Any]]:
-        """Drops the records after `step`, which will be made again; returns the others."""
+        """Removes the records of evaluations after `step`, and returns the others."""
         records = [record for record in self.metrics() if record["step"] <= step]
         write_records(self._metrics, records)
         return records
 
 
 class Stop:
-    """Catches the first Ctrl-C or SIGTERM, so that the chunk can be finished and saved."""
+    """A context manager that catches the first SIGINT or SIGTERM.
+
+    The training loop can then finish its chunk and save a checkpoint. A second signal raises
+    KeyboardInterrupt.
+
+    Attributes:
+        signal: The number of the signal that was caught, or None.
+    """
 
     signal: int | None = None
 
@@ -162,7 +175,7 @@ class Stop:
 
 
 def differences(before: Mapping[str, Any], now: Mapping[str, Any]) -> list[str]:
-    """One `name: before -> now` for each entry that differs."""
+    """Returns one line `name: before -> now` for each entry that differs."""
     names = sorted(before.keys() | now.keys())
     return [
         f"{name}: {before.get(name)} -> {now.get(name)}"
@@ -172,7 +185,7 @@ def differences(before: Mapping[str, Any], now: Mapping[str, Any]) -> list[str]:
 
 
 def environment() -> dict[str, Any]:
-    """What the last bits of the results depend on besides the configuration."""
+    """Returns the versions and the hardware, on which the last bits of the results depend too."""
     return {
         "python": platform.python_version(),
         **{name: importlib.metadata.version(name) for name in PACKAGES},
@@ -188,7 +201,7 @@ def environment() -> dict[str, Any]:
 
 
 def processor() -> str:
-    """The CPU's model, if the system reports it."""
+    """Returns the model of the CPU, if the system reports it."""
     with contextlib.suppress(OSError):
         for line in Path("/proc/cpuinfo").read_text().splitlines():
             if line.startswith("model name"):
@@ -197,30 +210,33 @@ def processor() -> str:
 
 
 def machine() -> str:
-    """The devices of this process, as "2 × NVIDIA H100" or "2 × " and a CPU's model."""
+    """Returns the devices of this process, such as "2 × NVIDIA H100" or "2 × " and a CPU model."""
     device = jax.local_devices()[0]
     kind = processor() if device.platform == "cpu" else device.device_kind
     return f"{jax.local_device_count()} × {kind}"
 
 
 def peak_memory() -> int:
-    """The most memory this process has held so far, in bytes."""
+    """Returns the peak resident memory of this process so far, in bytes."""
     peak = resource.getrusage(resource.RUSAGE_SELF).ru_maxrss
     return peak if sys.platform == "darwin" else peak * 1024
 
 
 def cores() -> int:
-    """The cores this process may use, which is what XLA counts."""
+    """Returns the number of cores that this process may use, which is also XLA's count."""
     if hasattr(os, "sched_getaffinity"):
         return len(os.sched_getaffinity(0))
     return os.cpu_count() or 1
 
 
 def git_revision() -> str | None:
-    """The code's, "-dirty" if a Python file was changed since; None where it is no repository."""
+    """Returns the git revision of the code, or None if it is not in a repository.
+
+    The revision ends with "-dirty" if a Python file has been changed since.
+    """
     git = ["git", "-C", str(Path(__file__).parents[2])]
     describe = [*git, "describe", "--always"]
-    # Of the code alone: what runs leave in the repository does not change what they are.
+    # Only Python files count, because runs may write their files into the repository.
     unchanged = [*git, "diff", "--quiet", "HEAD", "--", "*.py"]
     try:
         found = subprocess.run(describe, capture_output=True, text=True, timeout=5).stdout.strip()

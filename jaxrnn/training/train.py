@@ -1,13 +1,13 @@
-"""Training as compiled functions: of one run, or of several runs side by side.
+"""Compiled functions that train and evaluate one run, or several runs side by side.
 
-A `Trainer` holds what is fixed while a program is compiled: how model and optimizer follow from
-hyperparameters, the loss function, the metric, and the mesh of devices. Its methods initialize,
-advance and evaluate. The mesh has two axes: "run", over which runs are distributed, and "batch",
-over which each run's batches are.
+A `Trainer` holds the constants of the compiled programs: the factory of model and optimizer, the
+loss function, the metric, and the mesh of devices. Its methods initialize, advance and evaluate.
+The mesh has two axes. Runs are distributed over the axis "run", the batches of each run over the
+axis "batch".
 
-Every method takes one run or several: without a leading axis the state, the key and the
-hyperparameters are those of one run, with a leading axis `[S]` those of S runs. A run has the same
-results either way, to rounding.
+Every method takes one run or several. Without a leading axis, the state, the key and the
+hyperparameters are those of one run. With a leading axis `[S]`, they are those of S runs. A run has
+the same results either way, to rounding.
 
 Shapes: S runs, N examples, B batch, K steps of a chunk.
 """
@@ -34,18 +34,23 @@ from jaxtyping import Array, Float, Int
 from jaxrnn.training.losses import Loss, Metric, accuracy, cross_entropy
 
 RUN, BATCH = "run", "batch"
-# Large enough to fill a core, small enough that a layer's outputs stay in its cache.
+# Large enough to keep a core busy, small enough for a layer's outputs to stay in its cache.
 EVALUATION_BATCH = 500
 
 T = TypeVar("T")
-# A factory from hyperparameters to (model, optimizer). It is called while a program is traced, with
-# scalars that may be tracers. It must be hashable and compare equal to itself, so that the program
-# is compiled once.
+# A factory from hyperparameters to (model, optimizer). It is called while a program is traced, so
+# the hyperparameters may be traced scalars. It must be hashable and compare equal to itself: only
+# then is the program compiled once.
 Factory = Callable[[Mapping[str, Any]], tuple[nn.Module, optax.GradientTransformation]]
 
 
 class Fixed(NamedTuple):
-    """The factory of one model and one optimizer, without hyperparameters."""
+    """A factory that always returns the same model and optimizer, without hyperparameters.
+
+    Attributes:
+        model: The model.
+        optimizer: The optimizer.
+    """
 
     model: nn.Module
     optimizer: optax.GradientTransformation
@@ -53,16 +58,16 @@ class Fixed(NamedTuple):
     def __call__(
         self, hparams: Mapping[str, Any]
     ) -> tuple[nn.Module, optax.GradientTransformation]:
-        """The model and the optimizer."""
+        """Returns the model and the optimizer."""
         return self.model, self.optimizer
 
 
 @flax.struct.dataclass
 class TrainState:
-    """Everything that a run carries from step to step.
+    """The state of a run between two updates.
 
     Attributes:
-        step: int32, the number of updates made; the position in the data follows from it.
+        step: The number of updates so far, int32. The position in the data follows from it.
         params: The model's parameters.
         opt_state: The optimizer's state.
     """
@@ -80,22 +85,22 @@ def optimizer(
     clip_norm: float | None = None,
     algorithm: Callable[[Any], optax.GradientTransformation] = optax.adam,
 ) -> optax.GradientTransformation:
-    """Adam (Kingma & Ba, 2015) with a schedule and optional clipping by global norm.
+    """Returns Adam (Kingma & Ba, 2015) with a learning rate schedule and gradient clipping.
 
     Args:
-        learning_rate: The rate, or the peak of a one-cycle schedule; may be traced.
-        schedule: "constant" or "onecycle" (Smith & Topin, 2018; cosine form).
-        steps: Length of the one-cycle schedule.
-        clip_norm: Largest global gradient norm, or None.
-        algorithm: Another optimizer in Adam's place, as a function of the rate.
+        learning_rate: The learning rate, or the peak of a one-cycle schedule. It may be traced.
+        schedule: "constant" or "onecycle" (Smith & Topin, 2018, in its cosine form).
+        steps: Number of steps of the one-cycle schedule.
+        clip_norm: The global norm to which gradients are clipped. If None, they are not clipped.
+        algorithm: A function from the learning rate to the optimizer that replaces Adam.
 
     Raises:
-        ValueError: If the schedule is unknown or lacks its length.
+        ValueError: If `schedule` is unknown, or is "onecycle" and `steps` is None.
     """
     rate: Any = learning_rate
     if schedule == "onecycle":
         if steps is None:
-            raise ValueError("steps must be given for the onecycle schedule, got None")
+            raise ValueError("steps must be given if schedule is 'onecycle', got None")
         shape = optax.cosine_onecycle_schedule(steps, 1.0)
         rate = lambda step: learning_rate * shape(step)  # noqa: E731
     elif schedule != "constant":
@@ -115,23 +120,23 @@ def train_step(
     axis: str | None = None,
     slices: int = 1,
 ) -> tuple[TrainState, Float[Array, ""]]:
-    """One update.
+    """Computes one update.
 
     Args:
         model: The model.
         optimizer: The optimizer.
-        state: The state before the step.
-        batch: The batch, or this device's share of it, as `loss_fn` takes it.
+        state: The state before the update.
+        batch: The batch, or this device's share of it, with the structure that `loss_fn` takes.
         loss_fn: The loss function.
-        key: From it and the step's number the loss function's key is derived; None disables
-            dropout and recurrent regularization.
-        axis: The mesh axis over which the batch is distributed, if it is.
-        slices: Number of equal parts into which the batch is cut, and whose gradients are averaged:
-            the same but for rounding and noise, and faster where a part stays in a core's caches.
-            Must divide the batch.
+        key: The key of the run's noise, from which `loss_fn` receives another key at every step. If
+            None, dropout and recurrent regularization are disabled.
+        axis: The name of the mesh axis over which the batch is distributed, or None.
+        slices: Number of equal slices of the batch. Their gradients are computed in turn and
+            averaged, which gives the same update except for rounding and noise. It is faster if a
+            slice fits into a core's caches. Must divide the size of the batch.
 
     Returns:
-        The state after the step and the loss before it, over the whole batch.
+        The state after the update, and the loss of the whole batch before it.
     """
     if key is not None:
         key = jax.random.fold_in(key, state.step)
@@ -150,7 +155,7 @@ def train_step(
 def _value_and_grad(
     loss: Callable[..., Array], params: Any, batch: Any, key: Array | None, slices: int
 ) -> Any:
-    """The mean of the loss and of its gradient over the slices of the batch."""
+    """Returns the mean of the loss and of its gradient over the slices of the batch."""
     value_and_grad = jax.value_and_grad(loss)
     if slices == 1:
         return value_and_grad(params, batch, key)
@@ -171,13 +176,14 @@ def _value_and_grad(
 def make_mesh(
     runs: int = 1, batch: int | None = None, devices: Sequence[jax.Device] | None = None
 ) -> Mesh:
-    """A mesh with the axes "run" and "batch".
+    """Returns a mesh of devices with the axes "run" and "batch".
 
     Args:
-        runs: Devices over which runs are distributed.
-        batch: Devices over which each batch is; by default as many as there are.
-        devices: The devices, by default this process's. A mesh of several processes takes equally
-            many of each, side by side along "batch".
+        runs: Number of devices over which runs are distributed.
+        batch: Number of devices that share each batch. Defaults to the number of devices divided by
+            `runs`.
+        devices: The devices. Defaults to those of this process. A mesh of several processes has the
+            same number of devices of each, side by side along "batch".
     """
     devices = jax.local_devices() if devices is None else devices
     batch = max(1, len(devices) // runs) if batch is None else batch
@@ -185,22 +191,25 @@ def make_mesh(
 
 
 def replicate(tree: T, mesh: Mesh) -> T:
-    """Puts a copy of the tree on every device of the mesh."""
+    """Copies a tree to every device of a mesh."""
     return put(tree, NamedSharding(mesh, P()))
 
 
 def put(tree: T, sharding: NamedSharding) -> T:
-    """Puts a tree on the devices of a sharding; of several processes, each puts its own part.
+    """Distributes a tree over devices. Of several processes, each puts its own part.
 
     Args:
-        tree: Arrays, the same in every process.
-        sharding: Where they go.
+        tree: A tree of arrays that is the same in every process.
+        sharding: The sharding of the arrays.
+
+    Returns:
+        The tree of distributed arrays.
     """
     if sharding.is_fully_addressable:
         return jax.device_put(tree, sharding)
 
     def part(leaf):
-        # Not by device_put, which sends every array to all processes to compare them.
+        # device_put would send every array to all processes to compare them.
         if isinstance(leaf, jax.Array) and not leaf.is_fully_addressable:
             return jax.device_put(leaf, sharding)
         if jnp.issubdtype(leaf.dtype, jax.dtypes.prng_key):
@@ -214,17 +223,19 @@ def put(tree: T, sharding: NamedSharding) -> T:
 
 @dataclass(frozen=True)
 class Trainer:
-    """Initializes, advances and evaluates runs, in compiled functions.
+    """Initializes, advances and evaluates runs with compiled functions.
+
+    The factory, the loss function and the metric are static arguments of the compiled functions.
+    Define them once, in a module: a function that is defined anew for every call is compiled anew.
 
     Attributes:
-        factory: Makes model and optimizer from hyperparameters; `Fixed(model, optimizer)` if there
-            are none.
-        loss_fn: The loss function. Like the factory and the metric it is a part of the compiled
-            program: a function of a module, not one that is defined anew for every call.
+        factory: The factory from hyperparameters to model and optimizer. Without hyperparameters,
+            `Fixed(model, optimizer)`.
+        loss_fn: The loss function.
         metric_fn: The metric of an evaluation.
-        mesh: The devices, as `make_mesh` makes them. A device that has several runs vectorizes
-            them (`jax.vmap`), which fills a GPU; on a CPU it makes small products slow.
-        slices: As in `train_step`, of a device's share of a batch.
+        mesh: The devices, as returned by `make_mesh`. Several runs on one device are vectorized by
+            `jax.vmap`, which uses a GPU well. On a CPU it makes small matrix products slow.
+        slices: Number of slices of a device's share of a batch, as in `train_step`.
     """
 
     factory: Factory
@@ -235,12 +246,15 @@ class Trainer:
 
     @partial(jax.jit, static_argnums=0)
     def init(self, key: Array, hparams: Mapping[str, Any], *inputs: Any) -> TrainState:
-        """The state before the first step.
+        """Initializes the state of a run.
 
         Args:
-            key: The run's key, or `[S]` keys.
-            hparams: The hyperparameters: scalars, or `[S]` each.
+            key: The key of the run, or `[S]` keys.
+            hparams: The hyperparameters: scalars, or `[S]` arrays.
             *inputs: The model's arguments, for any number of examples.
+
+        Returns:
+            The state before the first update.
         """
 
         def init(key, hparams, *inputs):
@@ -260,20 +274,19 @@ class Trainer:
         examples: Any,
         indices: Int[Array | np.ndarray, "*S K B"],
     ) -> tuple[TrainState, Float[Array, "*S K"]]:
-        """K updates in one program; step k reads the examples `indices[..., k, :]`.
-
-        The state is donated: the one passed in must not be used again. B must be a multiple of the
-        number of devices that share a batch.
+        """Computes K updates in one program.
 
         Args:
-            state: The state before the first step.
-            key: As in `init`; the noise of dropout is drawn from another key that follows from it.
+            state: The state before the updates. It is donated and must not be used again.
+            key: As in `init`. The key of the noise is derived from it.
             hparams: As in `init`.
-            examples: The data set, leaves `[N, ...]`; batches of it are what `loss_fn` takes.
-            indices: The batches.
+            examples: The training data, a tree of arrays `[N, ...]`. The loss function receives
+                batches of it.
+            indices: The indices of the examples of each batch, int32 `[K, B]` or `[S, K, B]`. B
+                must be a multiple of the number of devices that share a batch.
 
         Returns:
-            The state after K steps and the K losses.
+            The state after the updates, and the loss before each update, float32 `[K]` or `[S, K]`.
         """
         # A collective over one device only costs time.
         axis = BATCH if self.mesh.shape[BATCH] > 1 else None
@@ -302,7 +315,16 @@ class Trainer:
         return _for_each_run(self.mesh, advance, own, (examples,), ((),), ())
 
     def evaluate(self, state: TrainState, hparams: Mapping[str, Any], examples: Any) -> Any:
-        """The mean of the metric over all examples: a float, or `[S]`; NaN if there are none."""
+        """Computes the mean of the metric over all examples.
+
+        Args:
+            state: The state of a run, or of S runs.
+            hparams: As in `init`.
+            examples: The data, a tree of arrays `[N, ...]`. The metric receives batches of it.
+
+        Returns:
+            A float, or an array `[S]`. NaN if there are no examples.
+        """
         count = len(jax.tree.leaves(examples)[0])
         if not count:
             return np.full(np.shape(state.step), np.nan)[()]
@@ -320,18 +342,24 @@ class Trainer:
         return found[..., :count].sum(-1)
 
     def place(self, state: TrainState) -> TrainState:
-        """Puts a state, of NumPy arrays or on other devices, where `advance` takes it."""
+        """Moves a state, such as a restored one, to the devices on which `advance` takes it."""
         spec = P(RUN) if np.ndim(state.step) else P()
         return put(state, NamedSharding(self.mesh, spec))
 
 
 def noise_key(key: Array) -> Array:
-    """The key from which a run draws its noise, unlike `key`, which draws the initial weights."""
+    """Returns the key of a run's noise. The key itself is that of the initial parameters."""
     return jax.random.fold_in(key, 1)
 
 
 class _Own(NamedTuple):
-    """Arguments that each run has of its own, with their partitions within a run."""
+    """Arguments that differ between runs.
+
+    Attributes:
+        values: The arguments.
+        specs: The partition of each argument within a run.
+        stacked: Whether the arguments have a leading axis of runs.
+    """
 
     values: tuple[Any, ...]
     specs: tuple[tuple[str | None, ...], ...]
@@ -346,14 +374,14 @@ def _for_each_run(
     shared_specs: tuple[tuple[str | None, ...], ...],
     out_spec: tuple[str | None, ...],
 ) -> Any:
-    """`function(*own, *shared)` of every run, on the devices of that run."""
+    """Computes `function(*own, *shared)` for every run, on the devices of that run."""
     stacked = own.stacked
 
     def local(own, shared):
         if not stacked:
             return function(*own, *shared)
         if len(jax.tree.leaves(own)[0]) == 1:
-            # Without vmap: a batch of one matrix is a slow matrix on a CPU.
+            # Without vmap, because a batched product of one matrix is slow on a CPU.
             found = function(*jax.tree.map(lambda leaf: leaf[0], own), *shared)
             return jax.tree.map(lambda leaf: leaf[None], found)
         return jax.vmap(lambda own: function(*own, *shared))(own)
@@ -371,7 +399,15 @@ def _for_each_run(
 
 
 def pad(examples: Any, multiple: int) -> tuple[int, Any]:
-    """The number of examples, and the examples with zeros after them up to a multiple."""
+    """Pads the examples with zeros to a multiple.
+
+    Args:
+        examples: A tree of arrays `[N, ...]`.
+        multiple: The number of which the padded size is a multiple.
+
+    Returns:
+        N, and the padded examples.
+    """
     count = len(jax.tree.leaves(examples)[0])
     missing = -count % multiple
     if not missing:
@@ -385,15 +421,16 @@ def pad(examples: Any, multiple: int) -> tuple[int, Any]:
 def map_batches(
     function: Callable[[Any], Any], examples: Any, batch_size: int = EVALUATION_BATCH
 ) -> Any:
-    """Applies a function to batches of the examples, one after the other, to bound the memory.
+    """Applies a function to one batch of the examples after the other, which bounds the memory.
 
     Args:
-        function: Takes a batch, leaves `[B, ...]`, and returns leaves `[B, ...]`.
-        examples: Leaves `[N, ...]`.
-        batch_size: B; the last batch is smaller where it does not divide N.
+        function: A function from a batch, a tree of arrays `[B, ...]`, to a tree of arrays
+            `[B, ...]`.
+        examples: A tree of arrays `[N, ...]`.
+        batch_size: B. The last batch is smaller if B does not divide N.
 
     Returns:
-        Leaves `[N, ...]`.
+        A tree of arrays `[N, ...]`.
     """
     count = len(jax.tree.leaves(examples)[0])
     whole, parts = count - count % batch_size, []
@@ -407,12 +444,12 @@ def map_batches(
 
 
 def count_parameters(params: Any) -> int:
-    """The number of parameters, of arrays or their shapes."""
+    """Returns the number of parameters in a tree of arrays, or of their shapes."""
     return sum(leaf.size for leaf in jax.tree.leaves(params))
 
 
 def run_keys(seed: int | Sequence[int] | np.ndarray) -> Array:
-    """The key of a run, or `[S]` keys, from seeds."""
+    """Returns the key of a run, or `[S]` keys for `[S]` seeds."""
     if np.ndim(seed):
         return jax.vmap(jax.random.key)(jnp.asarray(seed))
     return jax.random.key(int(np.asarray(seed)))

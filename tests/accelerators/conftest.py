@@ -1,19 +1,19 @@
-"""What the compilers of devices that are not here need before JAX starts them."""
+"""Settings for compiling for devices that are not attached, made before JAX starts."""
 
 import os
 
 import jax
 
 os.environ |= {
-    # Nothing is asked of the network about a TPU, and other processes may have its library too.
+    # libtpu must not query the network for a TPU, and must allow other processes to load it.
     "TPU_SKIP_MDS_QUERY": "1",
     "TPU_WORKER_HOSTNAMES": "localhost",
     "ALLOW_MULTIPLE_LIBTPU_LOAD": "true",
-    # Without a GPU there is no driver to check, and no kernel to time against another.
+    # Without a GPU there is no driver to check, and kernels cannot be timed for autotuning.
     "JAX_SKIP_CUDA_CONSTRAINTS_CHECK": "1",
     "XLA_FLAGS": "--xla_gpu_autotune_level=0",
 }
 jax.config.update("jax_platforms", "cpu")
-# Here, unlike in the other tests, what is compiled is what counts.
+# Unlike the other tests, these tests inspect the compiled programs.
 jax.config.update("jax_disable_most_optimizations", False)
 jax.config.update("jax_enable_compilation_cache", False)

@@ -1,6 +1,6 @@
-"""The programs of training and evaluation, compiled for devices that are not here.
+"""Programs of training and evaluation, compiled for devices that are not attached.
 
-Sizes are those of the tutorial (28 steps of 28 features, 128 units), with few examples a device.
+Sizes are those of the tutorial (28 steps of 28 features, 128 units), with few examples per device.
 """
 
 from functools import partial
@@ -21,19 +21,19 @@ from jaxrnn.training.predict import _predict
 from jaxrnn.training.train import BATCH, RUN, Trainer, TrainState, run_keys, train_step
 
 TIME, FEATURES, UNITS = 28, 28, 128
-EXAMPLES = 16  # of a batch, for each device
-CHUNK = 5  # steps
+EXAMPLES = 16  # per device
+CHUNK = 5  # training steps
 OPTIMIZER = training.optimizer(1e-3)
 REGULARIZER = jaxrnn.Regularizer(zoneout=0.1, recurrent_dropout=0.1, tied=True)
 
 
 def mesh(devices, runs=1):
-    """A mesh as `jaxrnn.training.make_mesh` makes it."""
+    """Returns a mesh like that of `jaxrnn.training.make_mesh`."""
     return Mesh(np.array(devices).reshape(runs, -1), (RUN, BATCH))
 
 
 def on(mesh, tree, *spec):
-    """Shapes of arrays that are on the devices of a mesh."""
+    """Returns the shapes of arrays with their sharding over a mesh."""
     sharding = NamedSharding(mesh, P(*spec))
     return jax.tree.map(
         lambda leaf: jax.ShapeDtypeStruct(leaf.shape, leaf.dtype, sharding=sharding), tree
@@ -45,7 +45,7 @@ def array(*shape, dtype=jnp.float32):
 
 
 def one_step(mesh, cell, implementation, **options):
-    """The gradient and Adam for one layer, with lengths and resets."""
+    """Compiles a training step of one layer with Adam, lengths and resets."""
     layer = RNN(cell, implementation=implementation, **options)
 
     def loss(model, params, batch, key):
@@ -78,7 +78,7 @@ def classifier(cell, implementation=None, **stack):
 
 
 def noisy_classifier(implementation=None):
-    """All that draws random numbers, in two layers and directions."""
+    """Returns a two-layer bidirectional classifier with all random regularization."""
     return classifier(
         jaxrnn.gru(UNITS),
         implementation,
@@ -90,7 +90,7 @@ def noisy_classifier(implementation=None):
 
 
 def _run(mesh, model, seeds):
-    """A trainer, its runs' shapes, and the partitions of what each run has of its own."""
+    """Returns a trainer, the shapes of its runs, and the partitions of the arrays of each run."""
     trainer = Trainer(training.Fixed(model, OPTIMIZER), mesh=mesh)
     key = jax.eval_shape(lambda: run_keys(0 if seeds is None else range(seeds)))
     inputs = array(1, TIME, FEATURES)
@@ -105,7 +105,7 @@ def _examples(mesh, count, *spec):
 
 
 def chunk(mesh, model, seeds=None, examples=EXAMPLES):
-    """`Trainer.advance`: some steps of one run or of several."""
+    """Compiles `Trainer.advance`, several training steps of one run or of several runs."""
     trainer, state, key, own = _run(mesh, model, seeds)
     each = () if seeds is None else (seeds,)
     indices = array(*each, CHUNK, examples * mesh.shape[BATCH], dtype=jnp.int32)
@@ -114,12 +114,12 @@ def chunk(mesh, model, seeds=None, examples=EXAMPLES):
 
 
 def check_memory(mesh, model):
-    """Bounds the memory of training steps of an LSTM with many examples, for each device.
+    """Bounds the memory per device of training steps of an LSTM with many examples.
 
-    In units of one value for each unit, example and step, a gradient reads 2 (the states) and as
-    many (those before), 4 (the gate's arguments) and 1 (of the outputs), and writes 4 (of the
-    arguments): 13. Compilers that keep all of it as long as it can be used have 8 (TPU v5e) to 11
-    (H100) at once, so that 20 means that something is kept which has no use.
+    The unit of memory is one value per unit, example and step. A gradient reads 2 for the states, 2
+    for the states before each step, 4 for the arguments of the gate and 1 for the gradients of the
+    outputs, and writes 4 for the gradients of the arguments, 13 in total. Compilers keep 8 (TPU
+    v5e) to 11 (H100) of these at a time, so that more than 20 indicates an unneeded array.
     """
     examples = 1024
     memory = chunk(mesh, model, examples=examples).memory_analysis()
@@ -141,7 +141,7 @@ def prediction(mesh, model):
 
 
 def exported(mesh, model, platform):
-    """What experiments/export.py writes, for any batch, compiled for one."""
+    """The program that experiments/export.py writes for any batch size, compiled for one."""
     params = model.init(jax.random.key(0), jnp.zeros((1, TIME, FEATURES)))["params"]
 
     @jax.jit
@@ -161,7 +161,7 @@ def _each(names, make):
     return {name: make(getattr(lax, name)) for name in names.split()}
 
 
-# Every primitive that may be in a gate, as a function of two tiles.
+# Every primitive that is allowed in a gate, as a function of two tiles.
 PRIMITIVES = {
     **_each("add sub mul div max min", lambda function: function),
     **_each(
@@ -177,11 +177,11 @@ PRIMITIVES = {
     "convert_element_type": lambda x, y: x * lax.convert_element_type(y > 0, x.dtype),
     "broadcast_in_dim": lambda x, y: x + lax.full_like(y, 2),
 }
-ADDED = {"add_any", "one_minus_square"}  # by autodiff; the second since JAX 0.12
+ADDED = {"add_any", "one_minus_square"}  # added by autodiff, the second since JAX 0.12
 
 
 def check_primitives():
-    """Whether the cell's gate has all that a gate may have."""
+    """Checks that the gate of the cell contains all primitives that are allowed in a gate."""
     tile, cell = jnp.ones((1, 4)), cell_of_primitives()
     made = jax.make_jaxpr(
         lambda *z: cell.gate(None, cell.gate.named([*z], None), jaxrnn.RNNState(tile))
@@ -191,7 +191,7 @@ def check_primitives():
 
 
 def cell_of_primitives():
-    """A cell whose gate uses all of `PRIMITIVES`."""
+    """Returns a cell whose gate uses all `PRIMITIVES`."""
 
     def init(key, input_size, dtype=jnp.float32):
         kernels = jaxrnn.initializers.kernels(key, input_size, 4, 4, gates=2, dtype=dtype)

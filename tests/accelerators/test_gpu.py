@@ -1,6 +1,6 @@
-"""Programs for NVIDIA H100s, compiled by the CUDA plugin, which needs no GPU. Nothing is run.
+"""Programs for NVIDIA H100s, compiled by the CUDA plugin without a GPU. No program is run.
 
-`-rP` prints the registers of every kernel.
+`-rP` prints the number of registers of every kernel.
 """
 
 import importlib.util
@@ -25,7 +25,7 @@ pytestmark = [
     ),
     pytest.mark.usefixtures("standard_promotion"),
 ]
-# Public data of the device.
+# Public specifications of the device.
 H100 = """
 gpu_device_info {
   threads_per_block_limit: 1024 threads_per_warp: 32 shared_memory_per_block: 49152
@@ -42,19 +42,19 @@ dnn_version_info { major: 9 minor: 7 }
 device_description_str: "NVIDIA H100 80GB HBM3"
 """
 GATED = sorted(name for name, cell in CELLS.items() if cell.gate is not None)
-# Their kernels are those of other cells, or the same for both dtypes.
+# Their kernels equal those of another cell, or are the same for both dtypes.
 SAME = {"odyssey-NP", "odyssey-V", "indrnn"}
 LSTM, IN_KERNELS = (
     programs.classifier(jaxrnn.lstm(UNITS), implementation) for implementation in (None, "pallas")
 )
 NOISY = programs.noisy_classifier("pallas")
-# Bytes of the 1,020 that a thread's registers hold.
+# The registers of a thread hold 1,020 bytes.
 MOST_SPILLED = {"lstm": 64, "lstm-peephole": 96}
 
 
 @pytest.fixture(autouse=True)
 def attached(monkeypatch):
-    """The default is that of a machine with a GPU."""
+    """Makes the default implementation that of a machine with a GPU."""
     monkeypatch.setattr(backends, "_attached", lambda platform: int(platform == "cuda"))
 
 
@@ -67,7 +67,7 @@ class Kernel(NamedTuple):
 
 @pytest.fixture
 def kernels(tmp_path, monkeypatch):
-    """What ptxas says of the kernels that this test is the first of its process to compile."""
+    """Returns the output of ptxas for the kernels that this test compiles first in its process."""
     monkeypatch.setenv("MOSAIC_GPU_DUMP_TO", str(tmp_path))
     monkeypatch.setenv("MOSAIC_GPU_DUMP_PTX", "1")
 
@@ -94,7 +94,7 @@ def mesh(count, runs=1):
 
 
 def counts(compiled):
-    """How many kernels of ours a program has, and how many loops."""
+    """Counts the Pallas kernels and the loops of a program."""
     text = compiled.as_text()
     return len(re.findall(r"custom-call\(.*mosaic_gpu", text)), text.count(" while(")
 
@@ -102,7 +102,7 @@ def counts(compiled):
 @pytest.mark.parametrize("dtype", [None, jnp.bfloat16])
 @pytest.mark.parametrize("name", GATED)
 def test_a_gated_cell_is_one_kernel_forward_and_one_backward(name, dtype, kernels):
-    """Without spills, at the 128 units to which the kernels round up."""
+    """The kernels do not spill registers at 128 units, the multiple to which they round up."""
     step = programs.one_step(mesh(1), CELLS[name], "pallas", dtype=dtype)
     assert counts(step) == (2, 0)
     found = kernels()
@@ -113,7 +113,7 @@ def test_a_gated_cell_is_one_kernel_forward_and_one_backward(name, dtype, kernel
 @pytest.mark.parametrize("dtype", [None, jnp.bfloat16])
 @pytest.mark.parametrize("name", ["lstm", "lstm-peephole", "gru", "rnn"])
 def test_kernels_with_every_mask(name, dtype, kernels):
-    """Of float32 products the forward kernels of four gates have too few registers for it."""
+    """With float32 products, the forward kernels of four gates have too few registers."""
     options = {"dtype": dtype, "regularizer": programs.REGULARIZER}
     assert counts(programs.one_step(mesh(1), CELLS[name], "pallas", **options)) == (2, 0)
     forward, backward = kernels()
@@ -153,7 +153,7 @@ def test_memory_of_training_steps():
 
 @pytest.mark.parametrize("program", [programs.evaluation, programs.prediction])
 def test_evaluation(program):
-    """Of 1,250 images for each GPU: in a loop over batches of 500, and of the rest."""
+    """Evaluates 1,250 images per GPU, in a loop over batches of 500 and a remainder."""
     assert counts(program(mesh(8), IN_KERNELS)) == (2, 1)
 
 

@@ -1,4 +1,4 @@
-"""Programs for TPUs, compiled by libtpu, which needs no TPU. Nothing is run."""
+"""Programs for TPUs, compiled by libtpu without a TPU. No program is run."""
 
 import importlib.util
 
@@ -27,7 +27,7 @@ LSTM, NOISY = programs.classifier(jaxrnn.lstm(UNITS)), programs.noisy_classifier
 
 @pytest.fixture(autouse=True)
 def attached(monkeypatch):
-    """The default is that of a machine with a TPU."""
+    """Makes the default implementation that of a machine with a TPU."""
     monkeypatch.setattr(backends, "_attached", lambda platform: int(platform == "tpu"))
 
 
@@ -37,7 +37,7 @@ def mesh(count, name, runs=1):
 
 
 def counts(compiled):
-    """How many kernels a program has, and how many loops."""
+    """Counts the Pallas kernels and the loops of a program."""
     text = compiled.as_text()
     return text.count('custom_call_target="tpu_custom_call"'), text.count(" while(")
 
@@ -57,7 +57,7 @@ def test_other_cells_have_no_kernels(name):
     [
         ({"dtype": jnp.bfloat16}, (2, 0)),
         ({"regularizer": programs.REGULARIZER}, (2, 0)),
-        # Loops over blocks of 14 steps, the second of which runs each block forward again.
+        # Loops over blocks of 14 steps. The backward loop recomputes each block.
         ({"memory": "recompute"}, (3, 2)),
     ],
 )

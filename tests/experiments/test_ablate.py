@@ -1,4 +1,4 @@
-"""Studies: their settings, what is kept of them, and RESULTS.md."""
+"""Studies: their settings, their records, and the page of results."""
 
 import dataclasses
 import json
@@ -18,6 +18,8 @@ import numpy as np
 import options
 import pytest
 import results
+import results_page
+import run_study
 from errors import OptionError
 from matplotlib.figure import Figure
 from records import Records
@@ -60,6 +62,12 @@ def lines(tmp_path, study):
     return (tmp_path / study / "results.jsonl").read_text().splitlines()
 
 
+def table_lines(folder):
+    """The lines of a study's table, without its head."""
+    written = (folder / "table.md").read_text()
+    return [line for line in written.splitlines() if line.startswith("|")][2:]
+
+
 def test_a_study_runs_resumes_and_concludes(tmp_path, capsys):
     config = ablation(tmp_path, study="mine", vary=("cell=lstm,gru", "learning_rate=1e-3,1e-2"))
     assert ablate.main(config) == 0
@@ -67,9 +75,10 @@ def test_a_study_runs_resumes_and_concludes(tmp_path, capsys):
     assert len(first) == 8
     origin = {"machine": machine(), "revision": git_revision(), "jax": jax.__version__}
     assert origin.items() <= json.loads(first[0]).items()
-    table = (tmp_path / "mine" / "table.md").read_text()
-    assert table.count("\n") == 6
-    assert "cell=gru learning_rate=1e-2" in table
+    assert [line.split()[1:3] for line in table_lines(tmp_path / "mine")][-1] == [
+        "cell=gru",
+        "learning_rate=1e-2",
+    ]
     kept = json.loads((tmp_path / "mine" / "config.json").read_text())
     assert kept["commands"] == [
         "python experiments/ablate.py mine --vary cell=lstm,gru --vary learning_rate=1e-3,1e-2 "
@@ -92,28 +101,54 @@ def test_a_study_runs_resumes_and_concludes(tmp_path, capsys):
 
 
 @pytest.mark.usefixtures("untrained")
-def test_results_md_is_made_of_what_was_kept(tmp_path):
-    kept = tmp_path / "results"
-    assert ablate.main(ablation(kept, study="odyssey", settings=("peephole", "nfg"), seeds=2)) == 0
+@pytest.mark.parametrize("seeds", [1, 2, 3])
+def test_a_study_explains_its_table_and_says_where_its_files_are(tmp_path, capsys, seeds):
+    vary = ("cell=rnn", "learning_rate=1e-3,1e-2")
+    assert ablate.main(ablation(tmp_path, study="mine", vary=vary, seeds=seeds)) == 0
+    shown, folder = capsys.readouterr().out, tmp_path / "mine"
+    written = (folder / "table.md").read_text()
+    assert written in shown
+    assert compare.LEGEND in written
+    verdict = written.splitlines()[-1]
+    assert verdict.startswith("Too few seeds to compare with") == (seeds < 3)
+    # The two columns with ±: the deviation of at least two seeds, the interval of at least three.
+    assert [line.count("±") for line in table_lines(folder)] == [
+        seeds > 1,
+        (seeds > 1) + (seeds > 2),
+    ]
+    for line in (
+        f"table:   {folder / 'table.md'}",
+        f"figures: {folder / 'curves.png'}, {folder / 'heat.png'}",
+        f"runs:    {folder / 'results.jsonl'} (a line of JSON for each)",
+    ):
+        assert f"\n{line}\n" in shown
+    for name in ("table.md", "curves.png", "heat.png", "results.jsonl"):
+        assert (folder / name).is_file()
+
+
+@pytest.mark.usefixtures("untrained")
+def test_the_page_of_results_is_made_of_the_records(tmp_path):
+    kept, page = tmp_path / "kept", tmp_path / "results.md"
+    assert ablate.main(ablation(kept, study="odyssey", settings=("peephole", "nfg"), seeds=3)) == 0
     grid = ablation(kept, study="mine", vary=("cell=rnn", "learning_rate=1e-3,1e-2"), seeds=1)
     assert ablate.main(grid) == 0
     rerun = {"study": "odyssey", "settings": ("nfg",), "seeds": 1, "first_seed": 7}
     assert ablate.main(ablation(kept / "again", **rerun)) == 0
     (kept / "elsewhere").mkdir()
     (kept / "mine").rename(kept / "elsewhere" / "mine")
-    assert results.main(tmp_path) == 0
-    text = (tmp_path / "RESULTS.md").read_text()
+    assert results.main(kept, page) == 0
+    text = page.read_text()
     assert "## odyssey" in text
     assert "Greff et al." in text
-    assert (kept / "odyssey" / "table.md").read_text() in text
-    assert "--settings 'peephole' 'nfg' --seeds 2 --evaluations 2" in text
+    assert "\n".join(table_lines(kept / "odyssey")) in text
+    assert "--settings 'peephole' 'nfg' --seeds 3 --evaluations 2" in text
     assert "Worse than `peephole`: " in text or "No difference from `peephole` seen" in text
+    assert compare.LEGEND in text
     (new,) = Records(kept / "again" / "odyssey").of_settings()
     assert new["seed"] == 7
     _, nfg = compare.summarise(Records(kept / "odyssey").of_settings())
-    line = (
-        rf"\| odyssey \| nfg \| {100 * nfg.test:.2f} ± .*\| {100 * new['test_accuracy']:.2f} \| 1"
-    )
+    means = f"{100 * nfg.test:.2f}", f"{100 * new['test_accuracy']:.2f}"
+    line = rf"\| odyssey +\| nfg +\| {means[0]} ± .*\| +{means[1]} \| +1 \|"
     assert re.search(line, text)
     assert "## again" not in text
     # What was run again with other options, or with seeds that are kept, says nothing.
@@ -124,28 +159,42 @@ def test_results_md_is_made_of_what_was_kept(tmp_path):
         ablate.main(ablation(kept / "again", **other, evaluations=1, first_seed=7, set=words)) == 0
     )
     assert ablate.main(ablation(kept / "again", study="odyssey", settings=("nfg",), seeds=1)) == 0
-    assert results.main(tmp_path) == 0
-    again = (tmp_path / "RESULTS.md").read_text()
+    assert results.main(kept, page) == 0
+    again = page.read_text()
     assert re.search(line, again)
-    assert "| order |" not in again
+    assert "| order " not in again
     assert "## order" in again
-    assert "- Greff et al.: `nfg` worse than `peephole`. " in text
-    assert "On digits.\n" in text
+    assert "- Greff et al.: `nfg` is worse than `peephole`. " in text
+    assert "Data set: digits. All settings: `hidden_size=8`, `batch_size=20`, " in text
     # Of a study that was interrupted it says how far it got, and of one that only began nothing.
     path = kept / "odyssey" / "results.jsonl"
     path.write_text("".join(path.read_text().splitlines(keepends=True)[:3]))
     (kept / "order" / "results.jsonl").unlink()
-    assert results.main(tmp_path) == 0
-    cut = (tmp_path / "RESULTS.md").read_text()
-    assert "On digits. 3 of 4 runs so far.\n" in cut
+    assert results.main(kept, page) == 0
+    cut = page.read_text()
+    assert " 3 of 6 runs are finished.\n" in cut
     assert "## order" not in cut
-    shown = re.findall(r"\]\((results/.*)\)", text)
+    shown = re.findall(r"!\[(.*)\]\((.*)\)", text)
     assert shown == [
-        "results/elsewhere/mine/curves.png",
-        "results/elsewhere/mine/heat.png",
-        "results/odyssey/curves.png",
+        ("Learning curves of elsewhere/mine", "results/elsewhere/mine/curves.png"),
+        ("Test accuracies of elsewhere/mine", "results/elsewhere/mine/heat.png"),
+        ("Learning curves of odyssey", "results/odyssey/curves.png"),
     ]
-    assert all((tmp_path / picture).is_file() for picture in shown)
+    assert all((tmp_path / picture).is_file() for _, picture in shown)
+
+
+def test_the_page_of_results_is_the_one_that_the_script_writes():
+    """But for the last digit of a number, which may be rounded otherwise elsewhere."""
+    number = re.compile(r"\d+(?:\.\d+)?")
+    written, page = results.PAGE.read_text(), results_page.page(results.FOLDER)
+    assert number.sub("0", written) == number.sub("0", page)
+    found, expected = (np.array(number.findall(text), float) for text in (written, page))
+    np.testing.assert_allclose(found, expected, atol=0.0101)
+    pictures = re.findall(r"!\[.*\]\((.*)\)", page)
+    there = [path.relative_to(results.PAGE.parent) for path in results.PAGE.parent.rglob("*.png")]
+    assert {Path(picture) for picture in pictures} == {
+        path for path in there if path.parts[0] == "results"
+    }
 
 
 @pytest.mark.usefixtures("untrained")
@@ -159,7 +208,7 @@ def test_a_setting_run_later_leaves_the_others_of_its_study(tmp_path, monkeypatc
         "nfg": 2,
     }
     assert len(kept["commands"]) == 2
-    assert (tmp_path / "odyssey" / "table.md").read_text().count("\n") == 4
+    assert len(table_lines(tmp_path / "odyssey")) == 2
     # Fewer seeds, and an option on which no number depends, leave what is kept.
     monkeypatch.setattr(data, "load_or_digits", lambda _, size: data.load("digits", None, size))
     fewer = ablation(tmp_path, study="odyssey", settings=("nfg",), seeds=1, dataset="auto")
@@ -185,9 +234,9 @@ def test_a_setting_run_later_leaves_the_others_of_its_study(tmp_path, monkeypatc
 def test_a_setting_that_the_study_has_otherwise_by_now_is_dropped(tmp_path, monkeypatch):
     config = ablation(tmp_path, study="regularisers", settings=("none", "zoneout 0.1"), seeds=1)
     assert ablate.main(config) == 0
-    study = ablate.STUDIES["regularisers"]
+    study = run_study.STUDIES["regularisers"]
     changed = study._replace(settings=study.settings | {"zoneout 0.1": {"zoneout": 0.2}})
-    monkeypatch.setitem(ablate.STUDIES, "regularisers", changed)
+    monkeypatch.setitem(run_study.STUDIES, "regularisers", changed)
     assert ablate.main(dataclasses.replace(config, settings=("none",))) == 0
     assert [record["setting"] for record in Records(tmp_path / "regularisers").of_settings()] == [
         "none"
@@ -225,7 +274,7 @@ def test_there_are_no_more_evaluations_than_asked_for(tmp_path):
 def test_runs_on_other_data_do_not_replace_those_that_are_kept(tmp_path, monkeypatch):
     config = ablation(tmp_path, study="odyssey", settings=("nfg",), seeds=1)
     assert ablate.main(config) == 0
-    monkeypatch.setattr(ablate, "digest", lambda dataset: "of other data")
+    monkeypatch.setattr(run_study, "digest", lambda dataset: "of other data")
     with pytest.raises(OptionError, match="holds runs on other data"):
         ablate.main(config)
     with pytest.raises(OptionError, match="holds runs on other data"):
@@ -246,7 +295,7 @@ def test_two_processes_do_not_write_to_a_study_at_once(tmp_path):
 
 def test_settings_that_differ_in_hyperparameters_share_a_program(tmp_path):
     config = ablation(tmp_path, vary=("cell=lstm", "forget_bias=0,1", "learning_rate=1e-3,1e-2"))
-    _, settings = ablate.resolve(config)
+    _, settings = run_study.resolve(config)
     every = jobs.plan(settings, range(3), "digest")
     found = list(jobs.batches(every, 8))
     assert [len(batch) for _, batch in found] == [6, 6]
@@ -271,7 +320,7 @@ def test_what_another_study_has_run_is_taken_from_there(tmp_path, capsys):
 
 def test_of_a_grid_only_what_goes_together_is_run(tmp_path, capsys):
     config = ablation(tmp_path, vary=("cell=lstm,gru", "forget_bias=0,1"))
-    _, settings = ablate.resolve(config)
+    _, settings = run_study.resolve(config)
     assert list(settings) == ["cell=lstm forget_bias=0", "cell=lstm forget_bias=1"]
     assert "left out: cell=gru forget_bias=0" in capsys.readouterr().out
 
@@ -308,9 +357,9 @@ def test_a_host_waits_for_what_another_has_not_kept_yet(tmp_path, monkeypatch):
     def train_elsewhere(jobs, kept, dataset, evaluations):
         threading.Timer(0.5, kept.append, (record,)).start()
 
-    monkeypatch.setattr(ablate, "train", train_elsewhere)
+    monkeypatch.setattr(run_study, "train", train_elsewhere)
     assert ablate.main(config) == 0
-    assert "| **nfg** |" in (tmp_path / "odyssey" / "table.md").read_text()
+    assert table_lines(tmp_path / "odyssey")[0].startswith("| **nfg**")
 
 
 def test_hosts_share_a_study(tmp_path):
@@ -334,12 +383,12 @@ def test_hosts_share_a_study(tmp_path):
     runs = [[json.loads(line) for line in share.read_text().splitlines()] for share in shares]
     assert list(map(len, runs)) == [2, 2]
     assert len({(record["setting"], record["seed"]) for share in runs for record in share}) == 4
-    assert (tmp_path / "mine" / "table.md").read_text().count("\n") == 4
+    assert len(table_lines(tmp_path / "mine")) == 2
 
 
-@pytest.mark.parametrize("name", ablate.STUDIES)
+@pytest.mark.parametrize("name", run_study.STUDIES)
 def test_every_study_is_of_options_that_go_together(name):
-    study, settings = ablate.resolve(ablate.Config(name))
+    study, settings = run_study.resolve(ablate.Config(name))
     assert study.about
     assert len(settings) == len(study.settings)
     for claim in study.claims:
@@ -348,7 +397,7 @@ def test_every_study_is_of_options_that_go_together(name):
 
 
 def test_equal_cells_are_as_large_as_units_in_fours_allow():
-    study = ablate.STUDIES["cells-equal"]
+    study = run_study.STUDIES["cells-equal"]
     for name, setting in study.settings.items():
         model = experiment.build_model(options.Config(**setting))
         shapes = jax.eval_shape(model.init, jax.random.key(0), np.zeros((1, 28, 28), np.float32))
@@ -363,20 +412,33 @@ def test_equal_cells_are_as_large_as_units_in_fours_allow():
         ({"evaluations": 0}, "--evaluations must be at least 1"),
         ({"vary": ("cell=lstm",), "study": "cells"}, "cells is a study of its own"),
         ({"study": "size", "settings": ("hidden_size=64",)}, "--set hidden_size is not for"),
-        ({"study": "no such"}, "there is no study no such"),
+        (
+            {"study": "no such"},
+            "no study 'no such', and no --vary to define it. Choose from cells, ",
+        ),
         ({"vary": ("cell=lstm", "cell=gru")}, "cell is given 2 times"),
         ({"vary": ("cell=lstm,gru,lstm",)}, "cell has a value twice"),
         ({"vary": ("cell=gru",), "set": ("steps=1", "steps=2")}, "steps is given 2 times"),
-        ({"vary": ("cel=lstm",)}, "there is no option cel"),
-        ({"vary": ("cell=lstn",)}, "--cell lstn is neither"),
-        ({"vary": ("steps=many",)}, "steps does not take 'many'"),
-        ({"vary": ("steps=None",)}, "steps does not take 'None'"),
-        ({"vary": ("learning_rate=None",)}, "learning_rate does not take 'None'"),
+        ({"vary": ("cel=lstm",)}, r"there is no option cel; did you mean cell or cell_options\?"),
+        ({"vary": ("cell=lstn",)}, "cell does not take 'lstn'; did you mean lstm"),
+        ({"vary": ("steps=many",)}, "steps takes an integer, got 'many'"),
+        ({"vary": ("steps=None",)}, "steps takes an integer, got 'None'"),
+        ({"vary": ("learning_rate=None",)}, "learning_rate takes a number, got 'None'"),
+        ({"vary": ("bidirectional=yes",)}, "does not take 'yes'. Choose from True, False"),
+        ({"vary": ("hidden_size",)}, "--vary must be option=value,value, got 'hidden_size'"),
+        ({"vary": ("cell=gru",), "set": ("steps",)}, "--set must be option=value, got 'steps'"),
+        ({"study": "sise"}, r"there is no study 'sise', .*; did you mean size\? Choose from "),
+        ({"vary": ("cell=gru",), "coordinator": "here"}, "--coordinator must be HOST:PORT, got he"),
+        ({"vary": ("cell=gru",), "host": 2}, "--host must be at least 0 and less than --hosts"),
+        ({"study": "odyssey", "settings": ("nfq",)}, r"no setting 'nfq'; did you mean nfg"),
         ({"vary": ("seed=1,2",)}, "seed is not an option of a study"),
         ({"study": "odyssey", "settings": ("nfg", "no such")}, "odyssey has no setting 'no such'"),
         ({"vary": ("cell=gru",), "set": ("forget_bias=1",)}, "does not take --forget-bias"),
         ({"vary": ("cell=mlp",), "set": ("num_layers=2",)}, "does not take --num-layers"),
-        ({"vary": ("cell=lru",), "set": ("zoneout=0.1",)}, "regularizer.zoneout needs a cell"),
+        (
+            {"vary": ("cell=lru",), "set": ("zoneout=0.1",)},
+            "regularizer.zoneout must be None for a cell",
+        ),
     ],
 )
 def test_what_cannot_be_is_refused(options, words, tmp_path):

@@ -1,23 +1,25 @@
 """The measurement of an accelerator runs here, small; how long it takes is no test's business."""
 
+import importlib
 import json
 import sys
 from pathlib import Path
 from types import SimpleNamespace
 
 import accelerator
-import against_scan
 import all_cells
 import jax
-import keeping
+import measurements
+import numerics
 import numpy as np
 import pytest
-import side_by_side
+import timings
+import whole_runs
 
 from jaxrnn import training
 from jaxrnn.backends import BACKENDS
 
-PARTS = tuple(accelerator.PARTS)
+PARTS = tuple(accelerator.SHARES)
 
 
 def fail(*_, **__):
@@ -36,8 +38,8 @@ def folder(tmp_path_factory):
     with pytest.MonkeyPatch.context() as patch:
         patch.delenv("JAXRNN_DATA_DIR", raising=False)
         patch.setitem(BACKENDS, "broken", broken)
-        patch.setitem(BACKENDS, against_scan.INTERPRETED, None)  # what the run puts there
-        patch.setitem(side_by_side.MODELS, "flax", fail)
+        patch.setitem(BACKENDS, numerics.INTERPRETED, None)  # what the run puts there
+        patch.setitem(timings.MODELS, "flax", fail)
         # Optax needs it, also in the threads that compile, which a context does not reach.
         jax.config.update("jax_numpy_dtype_promotion", "standard")
         try:
@@ -53,15 +55,15 @@ def test_every_backend_is_compared_or_says_why_not(folder):
         name: {each["implementation"] for each in records if each["name"] == name}
         for name in ("lstm", "gru", "lru")
     }
-    assert all(found == {*BACKENDS, "broken", against_scan.INTERPRETED} for found in names.values())
+    assert all(found == {*BACKENDS, "broken", numerics.INTERPRETED} for found in names.values())
     for each in records:
         if each["implementation"] == "broken":
             assert each["failed"] == "RuntimeError: it broke"
         elif each["implementation"] == "scan" or "refused" not in each:
-            assert max(each[figure] for figure in against_scan.FIGURES) < 1e-4, each
+            assert max(each[figure] for figure in numerics.FIGURES) < 1e-4, each
     supported = {(each["name"], each["implementation"]) for each in records if "outputs" in each}
     gated = {(cell, name) for cell in ("lstm", "gru") for name in ("fused", "states", "pallas")}
-    interpreted = {("lstm", against_scan.INTERPRETED), ("gru", against_scan.INTERPRETED)}
+    interpreted = {("lstm", numerics.INTERPRETED), ("gru", numerics.INTERPRETED)}
     assert gated | interpreted | {("lru", "parallel")} <= supported
 
 
@@ -106,7 +108,9 @@ def test_a_run_without_time_leaves_whole_files(tmp_path, monkeypatch):
 
 
 def test_the_file_is_whole_after_every_record(tmp_path):
-    kept = keeping.Kept(tmp_path / "part.json", {"device": "none"}, deadline=float("inf"))
+    kept = measurements.Measurements(
+        tmp_path / "part.json", {"device": "none"}, deadline=float("inf")
+    )
     assert read(tmp_path, "part") == []
     for number in range(3):
         kept.add({"number": number} | kept.outcome(fail))
@@ -122,15 +126,15 @@ def test_a_run_that_would_not_end_in_time_is_given_up(tmp_path, monkeypatch):
     ticks = []
     monkeypatch.delenv("JAXRNN_DATA_DIR", raising=False)
     monkeypatch.setattr(training, "fit", fit)
-    monkeypatch.setattr(accelerator.time, "perf_counter", lambda: float(len(ticks)))
-    kept = keeping.Kept(tmp_path / "part.json", {}, deadline=20.0)
-    accelerator.tutorial(kept, small=False)  # 200 chunks of a second
+    monkeypatch.setattr(whole_runs.time, "perf_counter", lambda: float(len(ticks)))
+    kept = measurements.Measurements(tmp_path / "part.json", {}, deadline=20.0)
+    whole_runs.tutorial(kept, small=False)  # 200 chunks of a second
     (record,) = read(tmp_path, "part")
     assert record["skipped"] == "would take 198 s more (10.00 ms a step), 18 s were left"
 
 
 def test_the_floor_counts_what_no_implementation_can_leave_out():
-    task = side_by_side.tasks(small=False)[0]
+    task = timings.tasks(small=False)[0]
     rows, parameters = 100 * 28, 157 * 512
     assert task.flops == 2 * rows * 512 * (156 + 156 + 128)
     assert task.least_bytes == 4 * (rows * 2 * (28 + 2 * 128) + 6 * parameters)
@@ -143,18 +147,16 @@ def test_the_table_compares_with_flax_and_with_nvidia():
     about |= {"products": "float32", "products_ms": 0.1, "bytes_ms": 0.2}
     times = {"fused": 0.5, "scan": 1.0, "cudnn": 0.4, "flax": 2.0}
     records = [about | {"way": way, "ms": ms} for way, ms in times.items()]
-    _, _, row = side_by_side.summary([*records, about | {"way": "torch", "absent": "it"}]).split(
-        "\n"
-    )
+    _, _, row = timings.summary([*records, about | {"way": "torch", "absent": "it"}]).split("\n")
     cells = [cell.strip() for cell in row.strip("|").split("|")]
     assert cells[1:] == ["0.500 (4.00)", "1.000 (2.00)", "0.400 (5.00)", "2.000", "0.200", "1.25"]
 
 
 def test_every_kind_of_cell_is_compared_and_every_size_timed():
-    compared = against_scan.cells(4).values()
+    compared = numerics.cells(4).values()
     constructors = {cell.origin.constructor for cell in compared}
     assert {cell.origin.constructor for cell in all_cells.CELLS.values()} <= constructors
-    tasks = side_by_side.tasks(small=False)
+    tasks = timings.tasks(small=False)
     sizes = {
         (each.cell, each.examples, each.hidden, each.time, each.train, each.products)
         for each in tasks
@@ -166,17 +168,17 @@ def test_every_kind_of_cell_is_compared_and_every_size_timed():
 
 
 def test_on_a_gpu_cuda_graphs_and_torch_join(monkeypatch):
-    monkeypatch.setattr(side_by_side.jax, "default_backend", lambda: "gpu")
-    first, masked = side_by_side.tasks(small=False)[:2]
-    ours = list(side_by_side.OURS)
+    monkeypatch.setattr(timings.jax, "default_backend", lambda: "gpu")
+    first, masked = timings.tasks(small=False)[:2]
+    ours = list(timings.OURS)
     graphs = [f"{name}, CUDA graph" for name in ours]
     peers = ["cudnn", "flax", "equinox", "torch", "torch, CUDA graph"]
-    assert side_by_side.ways(first, True, False) == ours + graphs + peers
-    assert side_by_side.ways(masked, False, False) == ours
-    assert "equinox" not in side_by_side.ways(first._replace(products="bfloat16"), False, False)
+    assert timings.ways(first, True, False) == ours + graphs + peers
+    assert timings.ways(masked, False, False) == ours
+    assert "equinox" not in timings.ways(first._replace(products="bfloat16"), False, False)
 
 
-def test_it_needs_no_tyro_and_no_tensorflow_datasets(monkeypatch):
+def test_it_needs_no_matplotlib_and_no_tensorflow_datasets(monkeypatch):
     folder = Path(accelerator.__file__).parent
     for name in [
         name
@@ -184,8 +186,7 @@ def test_it_needs_no_tyro_and_no_tensorflow_datasets(monkeypatch):
         if str(getattr(module, "__file__", "")).startswith(str(folder))
     ]:
         monkeypatch.delitem(sys.modules, name)
-    for name in ("tyro", "tensorflow_datasets", "matplotlib"):
+    for name in ("rich", "tensorflow_datasets", "matplotlib"):
         monkeypatch.setitem(sys.modules, name, None)
-    import accelerator as again
-
-    assert again is not accelerator
+    for module in (accelerator, numerics, timings, whole_runs):
+        assert importlib.import_module(module.__name__) is not module

@@ -1,6 +1,6 @@
 """What is counted in a compiled program; compiling for a TPU is left to the script."""
 
-import costs
+import tpu_costs
 
 
 def test_collectives_are_counted_with_the_bytes_of_their_results():
@@ -10,5 +10,5 @@ def test_collectives_are_counted_with_the_bytes_of_their_results():
   %done = (f32[2,3]{1,0}, bf16[4]{0}) all-reduce-done(%start)
   %fusion = f32[9]{0} fusion(%all-reduce.1), kind=kLoop
 """
-    assert costs.collectives(program) == ("2 all-reduce", 4 * 81675 + 24 + 8)
-    assert costs.collectives("%add = f32[] add(%a, %b)") == ("none", 0)
+    assert tpu_costs.collectives(program) == ("2 all-reduce", 4 * 81675 + 24 + 8)
+    assert tpu_costs.collectives("%add = f32[] add(%a, %b)") == ("none", 0)

@@ -8,6 +8,8 @@ import jax
 import mnist
 import numpy as np
 import pytest
+import stablehlo
+import train
 from test_mnist import SMALL
 
 from jaxrnn import training
@@ -19,7 +21,7 @@ def run(tmp_path_factory):
     out = tmp_path_factory.mktemp("export") / "run"
     config = dataclasses.replace(SMALL, cell="rnn", hidden_size=4, steps=2, eval_every=2, out=out)
     with jax.numpy_dtype_promotion("standard"), pytest.MonkeyPatch.context() as patch:
-        patch.setattr(mnist, "draw", lambda *_: None)
+        patch.setattr(train, "draw", lambda *_: None)
         assert mnist.main(config) == 0
     return out
 
@@ -27,7 +29,7 @@ def run(tmp_path_factory):
 def test_it_says_the_same_without_jaxrnn_for_any_batch(run, tmp_path, capsys):
     program = tmp_path / "classifier.stablehlo"
     assert export.main(export.Config(run, program)) == 0  # which checks it in another process
-    assert "a process without jaxrnn says the same" in capsys.readouterr().out
+    assert "a process without jaxrnn computes the same" in capsys.readouterr().out
     _, model, params, _ = experiment.load_run(run)
     images = np.random.default_rng(1).integers(0, 256, (17, 28, 28), np.uint8)
     made = jax.export.deserialize(program.read_bytes()).call(images)
@@ -39,5 +41,5 @@ def test_a_program_that_differs_is_found_out(run, tmp_path):
     shape = jax.ShapeDtypeStruct(jax.export.symbolic_shape("batch, 28, 28"), np.uint8)
     program = tmp_path / "other.stablehlo"
     program.write_bytes(exported(shape).serialize())
-    with pytest.raises(RunError, match="does not do what the run does"):
-        export.check(run, program)
+    with pytest.raises(RunError, match="does not compute what the run does"):
+        stablehlo.check(run, program)

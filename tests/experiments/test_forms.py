@@ -2,6 +2,7 @@
 
 import json
 
+import five_forms
 import forms
 import numpy as np
 import pytest
@@ -22,7 +23,7 @@ def run(tmp_path, monkeypatch):
         drawn = {}
         for name in ("mistakes", "confusion", "accuracies", "beliefs", "drawings"):
             monkeypatch.setattr(
-                forms.report, name, lambda *words, name=name: drawn.update({name: words})
+                five_forms.report, name, lambda *words, name=name: drawn.update({name: words})
             )
         small = {"hidden_size": 16, "learning_rate": 2e-2, "steps": 200, "batch_size": 20}
         config = forms.Config(form, dataset="digits", out=tmp_path, **{**small, **options})

@@ -10,12 +10,13 @@ import sys
 import time
 from pathlib import Path
 
+import coordination_errors
 import devices
 import hosts
-import last_words
 import mnist
 import numpy as np
 import pytest
+import train
 from errors import OptionError
 from options import Config
 from terminal import run_script
@@ -28,17 +29,18 @@ import os, sys
 number = int(sys.argv.pop(1))
 sys.path.insert(0, os.path.dirname(sys.argv[1]))
 del sys.argv[0]
-import hosts, mnist
-mnist.draw = lambda *_: None
-fit = mnist.training.fit
+import hosts, mnist, terminal, train
+train.draw = lambda *_: None
+fit = train.training.fit
 
 def fit_with_signal(*words, **options):
     for progress in fit(*words, **options):
         os.kill(os.getpid(), number)
         yield progress
 
-mnist.training.fit = fit_with_signal
-sys.exit(hosts.end(lambda: mnist.run_script(lambda: mnist.main(mnist.command_line()))))
+train.training.fit = fit_with_signal
+config = mnist.command_line()
+sys.exit(hosts.end(lambda: terminal.run_script(lambda: mnist.main(config))))
 """
 SMALL = Config(
     dataset="digits",
@@ -56,7 +58,7 @@ ENDS_WITHIN = 60
 pytestmark = pytest.mark.usefixtures("standard_promotion")
 
 
-def launch(out, count, each=1, config=SMALL, last_signal=0, last_words=(), slurm=False):
+def launch(out, count, each=1, config=SMALL, last_signal=0, last_options=(), slurm=False):
     """`count` processes with `each` devices; the last has a signal and options of its own."""
     with socket.socket() as free:
         free.bind(("localhost", 0))
@@ -84,7 +86,7 @@ def launch(out, count, each=1, config=SMALL, last_signal=0, last_words=(), slurm
         else:
             own = ["--coordinator", f"localhost:{port}", "--num-processes", str(count)]
             own += ["--process-id", str(process)]
-        own += last_words if last else []
+        own += last_options if last else []
         processes.append(
             subprocess.Popen(
                 [*start, str(SCRIPT), *words, *own],
@@ -122,7 +124,7 @@ def assert_close(some, others):
 def alone(out, count, monkeypatch):
     """What one process with so many devices ends with."""
     if count == 2:  # as this one has
-        monkeypatch.setattr(mnist, "draw", lambda *_: None)
+        monkeypatch.setattr(train, "draw", lambda *_: None)
         assert mnist.main(dataclasses.replace(SMALL, out=out, devices=count)) == 0
     else:
         (code,), _, errors = ends(launch(out, 1, count))
@@ -190,7 +192,7 @@ def test_a_process_that_is_killed_ends_the_others_with_one_line(victim, tmp_path
 
 @pytest.mark.slow
 def test_a_process_with_other_options_ends_all(tmp_path):
-    codes, _, errors = ends(launch(tmp_path / "run", 2, last_words=["--seed", "1"]))
+    codes, _, errors = ends(launch(tmp_path / "run", 2, last_options=["--seed", "1"]))
     assert errors[0] == "error: process 1 has other options or other data than process 0\n"
     assert codes[0] == 2
     assert codes[1] != 0
@@ -209,7 +211,7 @@ def test_a_process_with_other_options_ends_all(tmp_path):
 def test_the_last_words_of_jax_are_one_line(words, line, capsys):
     before = "E1127 15:54:01.970 8155 coordination_service_agent.cc:289] Polled an error\n"
     said = ["a warning\n", before, words, "\n", "    @     0x7fc172040634  SendToLog()\n"]
-    last_words.main(said, sys.stdout)
+    coordination_errors.main(said, sys.stdout)
     warning, explained = capsys.readouterr().out.splitlines()
     assert warning == "a warning"
     assert explained.startswith(line)
@@ -217,7 +219,7 @@ def test_the_last_words_of_jax_are_one_line(words, line, capsys):
 
 def test_other_words_of_jax_are_passed_on(capsys):
     said = ["E1127 15:54:01.970 8155 coordination_service.cc:28] Something else\n", "more\n"]
-    last_words.main(said, sys.stdout)
+    coordination_errors.main(said, sys.stdout)
     assert capsys.readouterr().out == "".join(said)
 
 

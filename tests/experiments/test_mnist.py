@@ -20,6 +20,7 @@ import jax
 import mnist
 import numpy as np
 import pytest
+import train
 from conftest import MNIST_DIR
 from errors import OptionError
 from options import Config
@@ -35,11 +36,12 @@ import os, sys
 number = int(sys.argv.pop(1))
 sys.path.insert(0, os.path.dirname(sys.argv[1]))
 del sys.argv[0]
-import mnist
-append = mnist.Run.append_metrics
-mnist.Run.append_metrics = lambda run, record: (append(run, record), os.kill(os.getpid(), number))
-mnist.draw = lambda *_: None
-sys.exit(mnist.run_script(lambda: mnist.main(mnist.command_line())))
+import mnist, terminal, train
+append = train.Run.append_metrics
+train.Run.append_metrics = lambda run, record: (append(run, record), os.kill(os.getpid(), number))
+train.draw = lambda *_: None
+config = mnist.command_line()
+sys.exit(terminal.run_script(lambda: mnist.main(config)))
 """
 SMALL = Config(
     dataset="digits",
@@ -138,7 +140,7 @@ def test_nothing_is_compiled_after_the_first_evaluation(tmp_path, monkeypatch):
         append(run, record)
 
     monkeypatch.setattr(Run, "append_metrics", append_metrics)
-    monkeypatch.setattr(mnist, "draw", lambda *_: None)
+    monkeypatch.setattr(train, "draw", lambda *_: None)
     jax.monitoring.register_event_duration_secs_listener(listen)
     config = dataclasses.replace(SMALL, hidden_size=7, steps=100, out=tmp_path / "run")
     try:
@@ -152,7 +154,7 @@ def test_nothing_is_compiled_after_the_first_evaluation(tmp_path, monkeypatch):
 
 
 def test_a_renet_trains_on_distorted_images(tmp_path, monkeypatch):
-    monkeypatch.setattr(mnist, "draw", lambda *_: None)
+    monkeypatch.setattr(train, "draw", lambda *_: None)
     config = dataclasses.replace(
         SMALL,
         cell="janet",
@@ -188,11 +190,11 @@ def test_pictures_are_of_the_step_that_was_restored(whole, tmp_path, monkeypatch
     assert "is damaged" in capsys.readouterr().out
     titles = []
     for name in ("curves", "mistakes", "beliefs"):
-        monkeypatch.setattr(mnist.report, name, lambda *_, **__: None)
-    monkeypatch.setattr(mnist.report, "confusion", lambda *words: titles.append(words[-1]))
+        monkeypatch.setattr(train.report, name, lambda *_, **__: None)
+    monkeypatch.setattr(train.report, "confusion", lambda *words: titles.append(words[-1]))
     dataset = experiment.load_dataset("digits")
     sequences, labels = dataset.test
-    mnist.draw(trained, dataset, (sequences[:40], labels[:40]), Run(out))
+    train.draw(trained, dataset, (sequences[:40], labels[:40]), Run(out))
     assert f"at step {trained.step}: test" in titles[0]
 
 
@@ -212,7 +214,7 @@ def test_a_finished_run_shows_its_result_and_another_is_refused(whole, capsys):
 
 def test_interrupted_and_started_again_it_ends_the_same(whole, tmp_path, monkeypatch, capsys):
     config = dataclasses.replace(SMALL, out=tmp_path / "run")
-    monkeypatch.setattr(mnist, "draw", lambda *_: None)
+    monkeypatch.setattr(train, "draw", lambda *_: None)
     append = Run.append_metrics
     for number, step in ((signal.SIGINT, 20), (signal.SIGTERM, 40)):
 

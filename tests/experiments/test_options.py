@@ -16,6 +16,8 @@ import mnist
 import numpy as np
 import optax
 import pytest
+import run_study
+import train
 from errors import OptionError
 from idx_files import write
 from options import RECIPES, Config
@@ -73,8 +75,8 @@ def capture(monkeypatch, tmp_path):
 
     monkeypatch.setattr(training, "fit", fit)
     monkeypatch.setattr(training.Trainer, "init", init)
-    monkeypatch.setattr(mnist, "Checkpoints", lambda *_, **__: contextlib.nullcontext(Saves()))
-    monkeypatch.setattr(mnist, "load_dataset", load)
+    monkeypatch.setattr(train, "Checkpoints", lambda *_, **__: contextlib.nullcontext(Saves()))
+    monkeypatch.setattr(train, "load_dataset", load)
 
     def capture(script, **options):
         config = Config(**{**PLAIN, "out": tmp_path / "run", **options})
@@ -290,10 +292,9 @@ def test_a_run_is_opened_where_and_as_the_options_say(capture, tmp_path):
     assert not left.exists()
 
 
-def test_a_recipe_gives_defaults_that_options_override(monkeypatch):
+def test_a_recipe_gives_defaults_that_options_override(monkeypatch, capsys):
     def parsed(*words):
-        monkeypatch.setattr(sys, "argv", ["mnist.py", *words])
-        return mnist.command_line()
+        return mnist.command_line(words)
 
     assert parsed() == Config()
     fast = parsed("--recipe", "fast", "--steps", "7")
@@ -301,8 +302,16 @@ def test_a_recipe_gives_defaults_that_options_override(monkeypatch):
     assert parsed("--recipe=fast").schedule == "onecycle"
     own = parsed("--cell", "my.py:cell", "--cell-options", "a=1", "--cell-options", "b=(2, 3)")
     assert (own.cell, own.cell_options) == ("my.py:cell", ("a=1", "b=(2, 3)"))
-    with pytest.raises(SystemExit):
-        parsed("--recipe", "slow")
+    assert parsed("--recipe", "best", "--clip-norm", "None", "--no-augment") == Config(
+        **{**RECIPES["best"], "recipe": "best", "clip_norm": None, "augment": False}
+    )
+    monkeypatch.setattr(sys, "argv", ["mnist.py", "--seed", "3"])
+    assert mnist.command_line() == Config(seed=3)
+    with pytest.raises(SystemExit, match="0"):
+        parsed("--help", "--recipe", "best")
+    shown = " ".join(capsys.readouterr().out.split())
+    assert "--patch N" in shown
+    assert "Must divide 28. (default: 4)" in shown
 
 
 SIZES = {
@@ -379,7 +388,7 @@ def test_a_cell_of_ones_own_takes_the_options_of_its_constructor(own, capture):
 
 def test_a_run_is_not_resumed_with_another_cell(own, capture, monkeypatch):
     found = capture("mnist", cell=f"{own}:cell")
-    config = mnist.Run(found.config.out).read("config.json")["config"]
+    config = train.Run(found.config.out).read("config.json")["config"]
     assert config["cell"] == f"{own}:cell"
     assert config["cell_sha256"] == cells.cell_sha256(f"{own}:cell")
     monkeypatch.chdir(own.parent)
@@ -399,24 +408,33 @@ def test_a_study_tells_cells_of_other_contents_apart(own):
     assert "cell_sha256" not in jobs.changes(Config(cell="gru"))
     config = ablate.Config("grid", cell=f"{own}:cell", cell_options=("scale=0.5",))
     config = dataclasses.replace(config, vary=("learning_rate=1e-3,1e-2",))
-    _, settings = ablate.resolve(config)
+    _, settings = run_study.resolve(config)
     assert {setting.cell for setting in settings.values()} == {f"{own}:cell"}
     assert {setting.cell_options for setting in settings.values()} == {("scale=0.5",)}
-    assert f"--cell {own}:cell --cell-options scale=0.5" in ablate.command(config)
+    assert f"--cell {own}:cell --cell-options scale=0.5" in run_study.command(config)
 
 
 @pytest.mark.parametrize(
     ("options", "words"),
     [
-        ({"cell": "OWN:no_such"}, "own.py defines no no_such"),
-        ({"cell": "OWN:constant"}, "own.py defines something else than a function for constant"),
+        ({"cell": "OWN:no_such"}, "does not define 'no_such'. Choose from cell, number, failing"),
+        ({"cell": "OWN:cel"}, "does not define 'cel'; did you mean cell? Choose from cell, "),
+        ({"cell": "OWN:constant"}, "constant is not a function"),
         ({"cell": "OWN:number"}, "returns int, expected a jaxrnn.Cell"),
         ({"cell": "OWN:failing"}, "failing: not today"),
         ({"cell": "nowhere.py:cell"}, "nowhere.py cannot be read: No such file"),
-        ({"cell": "lstn"}, "--cell lstn is neither path/to/file.py:name nor one of rnn, "),
+        ({"cell": "lstn"}, "--cell does not take 'lstn'; did you mean lstm or lstm-np? Choose fr"),
         ({"cell": "OWN:cell", "chrono": 9.0}, "cell does not take --chrono"),
         ({"cell": "OWN:cell", "cell_options": ("depth=2",)}, "does not take --cell-options depth"),
         ({"cell_options": ("peephole",)}, "must be key=value, got 'peephole'"),
+        (
+            {"cell_options": ("peephol=True",)},
+            "does not take --cell-options peephol; did you mean peephole? Choose from ",
+        ),
+        (
+            {"cell_options": ("bidirectional=yes",)},
+            "--cell-options bidirectional: not an option of the cell; use --bidirectional",
+        ),
         ({"cell_options": ("a=1", "a=2")}, "--cell-options has a twice"),
         ({"cell_options": ("activation=tanh",)}, "tanh is not a Python literal"),
         ({"cell_options": ("forget_bias=2.0",), "forget_bias": 1.0}, "is also given as --forget-b"),

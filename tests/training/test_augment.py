@@ -1,4 +1,4 @@
-"""Distorted images."""
+"""Random distortions of images."""
 
 import flax.linen as nn
 import jax
@@ -16,31 +16,31 @@ MIDDLE = (SIDE - 1) / 2
 
 @pytest.fixture(autouse=True)
 def _promotion():
-    """Optax and map_coordinates need the standard mode."""
+    """Optax and map_coordinates need the standard dtype promotion."""
     with jax.numpy_dtype_promotion("standard"), jax.numpy_rank_promotion("allow"):
         yield
 
 
 def blobs(row, column):
-    """The same round blob in every image."""
+    """Images that all show the same round blob."""
     rows, columns = np.indices((SIDE, SIDE))
     one = np.exp(-((rows - MIDDLE - row) ** 2 + (columns - MIDDLE - column) ** 2) / 4)
     return jnp.broadcast_to(jnp.asarray(one, jnp.float32), (COUNT, SIDE, SIDE))
 
 
 def centres(images):
-    """Centres of mass, from the middle: [N, 2]."""
+    """Returns the centres of mass relative to the middle, [N, 2]."""
     images, places = np.asarray(images), np.arange(SIDE) - MIDDLE
     mass = images.sum((1, 2))
     return np.stack([images.sum(2) @ places, images.sum(1) @ places], 1) / mass[:, None]
 
 
-def test_nothing_asked_for_is_nothing_done():
+def test_without_amounts_images_are_unchanged():
     images = blobs(3, -2)
     np.testing.assert_allclose(STILL(jax.random.key(0), images), images, atol=1e-5)
 
 
-def test_rotation_is_about_the_middle_and_by_what_was_said():
+def test_rotation_is_about_the_middle_and_by_the_given_angle():
     turned = centres(STILL._replace(rotation=7.0)(jax.random.key(0), blobs(0, 8)))
     np.testing.assert_allclose(np.hypot(*turned.T), 8, atol=0.1)
     angles = np.rad2deg(np.arctan2(*turned.T))
@@ -62,7 +62,7 @@ def test_amounts_are_standard_deviations(change, expected):
     np.testing.assert_allclose(moved.std(0), expected, rtol=0.2, atol=0.02)
 
 
-def test_elastic_maps_move_neighbours_together_and_strangers_apart():
+def test_elastic_maps_move_neighbours_alike_and_distant_pixels_apart():
     bent = STILL._replace(elastic=1.0)
     key = jax.random.key(2)
     here, near, far = (centres(bent(key, blobs(8, c)))[:, 0] for c in (8, 7, -8))

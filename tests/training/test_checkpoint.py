@@ -1,4 +1,4 @@
-"""Checkpoints survive what a disk and a killed process can do to them."""
+"""Checkpoints survive damaged files and killed processes."""
 
 import errno
 import inspect
@@ -84,7 +84,7 @@ def test_weights_that_are_not_finite_are_refused(tmp_path, value):
     assert restored(tmp_path) == 1
 
 
-def test_a_step_that_would_be_left_out_silently_is_an_error(tmp_path):
+def test_a_step_that_orbax_would_skip_silently_is_an_error(tmp_path):
     with Checkpoints(tmp_path) as checkpoints:
         checkpoints.save(2, state(2))
         with pytest.raises(CheckpointError, match="not above 2"):
@@ -92,7 +92,7 @@ def test_a_step_that_would_be_left_out_silently_is_an_error(tmp_path):
 
 
 def array_files(directory, step):
-    """The files that hold array data, the largest first."""
+    """Returns the files that hold array data, the largest first."""
     files = [path for path in (directory / str(step) / "state").rglob("*") if path.is_file()]
     return sorted(files, key=lambda path: path.stat().st_size, reverse=True)
 
@@ -103,24 +103,24 @@ def flip_bit(path, position):
     path.write_bytes(contents)
 
 
-def test_flipped_bits_are_found_and_the_step_before_is_taken(tmp_path):
+def test_flipped_bits_are_found_and_the_step_before_is_restored(tmp_path):
     write(tmp_path, {1: None, 2: None})
     rng, last = np.random.default_rng(0), 2
     for _ in range(12):
         largest = array_files(tmp_path, last)[0]
         flip_bit(largest, int(rng.integers(8 * largest.stat().st_size)))
         warnings = []
-        # `restored` checks the values: the last step if the bit belonged to nothing, else the one
+        # `restored` checks the values: of the last step if the bit is unused, else of the one
         # before.
         found = restored(tmp_path, warnings)
         assert found == last - len(warnings)
         assert all(f"{last} is damaged" in warning for warning in warnings)
         last = found + 1
-        write(tmp_path, {last: None})  # the step can be made again
+        write(tmp_path, {last: None})  # the step can be saved again
         assert restored(tmp_path) == last
 
 
-def test_half_deleted_and_foreign_entries_are_walked_past(tmp_path):
+def test_half_deleted_and_foreign_entries_are_ignored(tmp_path):
     write(tmp_path, {1: 0.9, 2: 0.5, 3: 0.6})
     shutil.rmtree(tmp_path / "3" / "state")
     (tmp_path / "1" / "digest" / "metadata").write_text("{")
@@ -170,7 +170,7 @@ def test_the_last_save_survives_an_exception(tmp_path):
     assert restored(tmp_path) == 7
 
 
-def test_a_checkpoint_in_the_making_is_waited_for(tmp_path):
+def test_restoring_waits_for_the_save_in_progress(tmp_path):
     with Checkpoints(tmp_path, warn=pytest.fail) as checkpoints:
         checkpoints.save(1, state(1))
         assert checkpoints.restore(state(0))[0] == 1
@@ -186,7 +186,7 @@ W, B = np.ones((3, 2), np.float32), np.ones(2, np.float32)
 
 @pytest.fixture(scope="module")
 def pairs(tmp_path_factory):
-    """Steps 6 and 7 of a tree with two leaves, of which the first has the higher score."""
+    """Checkpoints 6 and 7 of a tree with two leaves. The first has the higher score."""
     directory = tmp_path_factory.mktemp("pairs")
     with Checkpoints(directory) as checkpoints:
         for step, score in ((6, 0.9), (7, 0.5)):
@@ -266,7 +266,7 @@ def test_two_leaves_of_one_name_are_refused(tmp_path):
         checkpoints.save(1, {"a/b": B, "a": {"b": B}})
 
 
-def test_every_kind_of_leaf_comes_back(tmp_path):
+def test_every_kind_of_leaf_is_restored(tmp_path):
     params = {"cell": Pair(W, B.astype(jnp.bfloat16)), "flag": np.array([True, False])}
     saved = {
         "key": jax.random.wrap_key_data(np.arange(4, dtype=np.uint32).reshape(2, 2)),
@@ -306,29 +306,29 @@ def test_damage_is_set_aside_and_never_removed(pair):
         assert len(warnings) == 1
         assert f"7 is damaged and moved to {pair / 'damaged' / name}: " in warnings[0]
         assert listing(pair / "damaged" / name) == damaged
-        with Checkpoints(pair) as checkpoints:  # does not see what is set aside
+        with Checkpoints(pair) as checkpoints:  # ignores the damaged checkpoint that was moved
             checkpoints.save(7, {"w": W, "b": B}, score)
     assert restored_pair(pair) == (7, [])
 
 
 def edit(record, **changes):
-    """A record that is well-formed and not as it was written."""
+    """Changes a record without its SHA-256."""
     record.write_text(json.dumps(json.loads(record.read_text()) | changes))
 
 
 @pytest.mark.parametrize(
     ("harm", "reason"),
     [
-        (lambda record: edit(record, score=0.1), "not as it was written"),
-        (lambda record: edit(record, leaves={}), "not as it was written"),
+        (lambda record: edit(record, score=0.1), "does not match its SHA-256"),
+        (lambda record: edit(record, leaves={}), "does not match its SHA-256"),
         (lambda record: record.write_bytes(record.read_bytes()[:20]), "cannot be read"),
         (lambda record: record.write_bytes(b"\xff"), "cannot be read"),
-        (lambda record: record.write_text("[]"), "not as it was written"),
+        (lambda record: record.write_text("[]"), "does not match its SHA-256"),
         (lambda record: record.unlink(), "cannot be read"),
         (lambda record: shutil.rmtree(record.parent), "cannot be read"),
     ],
 )
-def test_a_damaged_record_of_the_best_is_said_and_the_next_best_taken(pair, harm, reason):
+def test_a_damaged_record_of_the_best_is_reported_and_the_next_best_restored(pair, harm, reason):
     harm(pair / "6" / "digest" / "metadata")
     before, warnings = listing(pair), []
     with Checkpoints(pair, read_only=True, warn=warnings.append) as reader:
@@ -336,7 +336,7 @@ def test_a_damaged_record_of_the_best_is_said_and_the_next_best_taken(pair, harm
     assert listing(pair) == before
     assert len(warnings) == 1
     assert "\n" not in warnings[0]
-    assert f"{pair / '6'} is damaged and left out: " in warnings[0]
+    assert f"{pair / '6'} is damaged and ignored: " in warnings[0]
     assert reason in warnings[0]
     found, warnings = restored_pair(pair, best=True)
     assert found == 7
@@ -357,10 +357,10 @@ def test_a_renamed_step_is_not_restored_as_another(pair):
     assert restored_pair(pair) == (7, [])
 
 
-def test_what_an_earlier_version_wrote_is_refused_and_stays(pair):
+def test_checkpoints_of_an_earlier_version_are_refused_and_kept(pair):
     (pair / "7" / "digest" / "metadata").write_text('{"sha256": "0", "score": 0.5}')
     before = listing(pair)
-    for read_only in (False, True):  # the first has given the lock back
+    for read_only in (False, True):  # the first has released the lock
         with pytest.raises(CheckpointError, match="7 is from an earlier version"):
             Checkpoints(pair, read_only=read_only, warn=pytest.fail)
     assert listing(pair) == before
@@ -381,7 +381,7 @@ TENSORSTORE = (
         (MemoryError(), MemoryError),
     ],
 )
-def test_what_the_system_refuses_is_not_damage(pairs, error, expected, monkeypatch):
+def test_an_error_of_the_system_is_not_damage(pairs, error, expected, monkeypatch):
     def refuse(*_, **__):
         raise error
 
@@ -395,7 +395,7 @@ def test_what_the_system_refuses_is_not_damage(pairs, error, expected, monkeypat
 
 @pytest.mark.parametrize("part", ["digest", "state"])
 def test_a_file_that_may_not_be_opened_is_not_damage(pair, part, monkeypatch):
-    """Orbax says of a folder that may not be entered that its files were not found."""
+    """Orbax reports the files of a folder without permission as missing."""
     (pair / "7" / "state" / "manifest.ocdbt").unlink()
     opened = Path.open
 
@@ -409,7 +409,7 @@ def test_a_file_that_may_not_be_opened_is_not_damage(pair, part, monkeypatch):
         restored_pair(pair)
     monkeypatch.undo()
     assert steps(pair) == [6, 7]
-    assert restored_pair(pair)[0] == 6  # and the lock was given back
+    assert restored_pair(pair)[0] == 6  # and the lock was released
 
 
 @pytest.mark.parametrize(
@@ -476,7 +476,7 @@ for _ in sys.stdin:
 """
 
 
-def test_killed_while_saving_it_goes_on_from_a_good_step(tmp_path):
+def test_a_process_killed_while_saving_leaves_a_good_step(tmp_path):
     rng, last = np.random.default_rng(1), 0
     process = subprocess.Popen(
         [sys.executable, "-c", WRITER, str(tmp_path)],

@@ -1,4 +1,4 @@
-"""Data: what was named is loaded, once decoded from the cache, and cut in splits and batches."""
+"""Data sets: loading, the cache, splits, sequences and batches."""
 
 import hashlib
 import os
@@ -52,12 +52,12 @@ def test_a_missing_or_unreadable_folder_is_named(tmp_path, load, monkeypatch):
 
 def test_bad_arguments_are_named(tmp_path, load):
     folder = write(tmp_path / "d")
-    with pytest.raises(data.DataError, match=r"unknown data set 'cifar'.*mnist, fashion_mnist"):
+    with pytest.raises(data.DataError, match=r"name must be one of mnist, .*, got 'cifar'"):
         load("cifar")
     for name in ("mnist", "digits"):
-        with pytest.raises(data.DataError, match="validation_size: must not be negative, got -1"):
+        with pytest.raises(data.DataError, match="validation_size must not be negative, got -1"):
             load(name, folder, validation_size=-1)
-    with pytest.raises(data.DataError, match="validation_size: 40 leaves nothing of mnist's 40"):
+    with pytest.raises(data.DataError, match="validation_size must be less than the 40"):
         load("mnist", folder, validation_size=40)
 
 
@@ -83,7 +83,7 @@ def test_the_second_load_reads_only_the_cache(tmp_path, load, monkeypatch):
     assert_original(load("mnist", folder))
     monkeypatch.chdir(tmp_path)
     assert_original(load("mnist", "d"))
-    with pytest.raises(AssertionError):  # Another name must not be served from it.
+    with pytest.raises(AssertionError):  # The cache must not serve another name.
         load("kmnist", folder)
     assert_original(first)
 
@@ -93,7 +93,7 @@ def test_a_replaced_file_is_never_served_from_the_cache(tmp_path, load):
     load("mnist", tmp_path / "d")
     before = path.stat()
     changed = (FEW_LABELS + 1) % 10
-    path.write_bytes(encoded(changed))  # Same size, and below the same time of change.
+    path.write_bytes(encoded(changed))  # The same size, and below the same modification time.
     os.utime(path, ns=(before.st_atime_ns, before.st_mtime_ns))
     np.testing.assert_array_equal(load("mnist", tmp_path / "d").test.labels, changed)
 
@@ -149,9 +149,9 @@ def test_a_set_is_named_by_its_checksums(tmp_path, load, monkeypatch):
     folder = write(tmp_path / "d", packed=False)
     dataset = load("mnist", folder)
     assert dataset.name == "other"
-    assert "not mnist's images as they were published" in dataset.note
+    assert "not the images of mnist as they were published" in dataset.note
     assert "\n" not in dataset.note
-    dataset = load("kmnist", folder)  # whose files are known packed alone
+    dataset = load("kmnist", folder)  # no checksums of its decoded files are known
     assert (dataset.name, dataset.note) == ("kmnist", "")
     sums = {path.name: hashlib.sha256(path.read_bytes()).hexdigest() for path in folder.iterdir()}
     monkeypatch.setitem(idx.PUBLISHED, "fashion_mnist", tuple(sums[file] for file in FILES))
@@ -160,7 +160,7 @@ def test_a_set_is_named_by_its_checksums(tmp_path, load, monkeypatch):
     for name in ("mnist", "kmnist"):
         dataset = load(name, folder)
         assert dataset.name == "fashion_mnist"
-        assert f"named as {name}, but their images are those of fashion_mnist" in dataset.note
+        assert f"named {name}, but their images are those of fashion_mnist" in dataset.note
     (folder / TRAIN_LABELS).write_bytes(encoded(LABELS[::-1]))
     assert load("fashion_mnist", folder).name == "other"
 
@@ -206,7 +206,7 @@ def test_sequences_follow_their_definitions():
     np.testing.assert_array_equal(pixels.reshape(images.shape), images)
     permuted = data.sequences(images, "permuted", seed=4)
     assert {a.dtype for a in (rows, columns, pixels, permuted)} == {np.dtype(np.uint8)}
-    # One and the same permutation for every image, whatever set it is in.
+    # The same permutation for every image of every data set.
     marks = np.arange(784, dtype=np.uint16).reshape(1, 28, 28)
     places = data.sequences(marks, "permuted", seed=4)[0, :, 0]
     assert sorted(places) == list(range(784))
@@ -220,9 +220,9 @@ def test_sequences_follow_their_definitions():
     np.testing.assert_array_equal(late[:, :28], columns)
     assert late.shape == (40, 30, 28)
     assert not late[:, 28:].any()
-    with pytest.raises(ValueError, match="order: got 'diagonal'"):
+    with pytest.raises(ValueError, match=r"order must be .*, got 'diagonal'"):
         data.sequences(images, "diagonal")
-    with pytest.raises(ValueError, match="images: got shape"):
+    with pytest.raises(ValueError, match=r"images must have shape \[N, height, width\], got \["):
         data.sequences(images[0])
 
 
@@ -256,13 +256,13 @@ def test_batches_differ_by_seed_and_epoch_and_are_cheap(monkeypatch):
     drawn, default_rng = [], np.random.default_rng
     monkeypatch.setattr(np.random, "default_rng", lambda s: drawn.append(s) or default_rng(s))
     data.batch_indices(0, 100_050, 100, 100, 55_000)
-    assert drawn == [[0, 181], [0, 182]]  # the two epochs it touches, however late they are
+    assert drawn == [[0, 181], [0, 182]]  # only the two epochs of the batch, however late they are
 
 
 @pytest.mark.parametrize("name", ["seed", "start", "steps", "batch_size", "size"])
 def test_batches_refuse_impossible_numbers(name):
     arguments = {"seed": 0, "start": 0, "steps": 1, "batch_size": 1, "size": 1}
-    with pytest.raises(ValueError, match=f"{name}: got -1"):
+    with pytest.raises(ValueError, match=rf"{name} must be at least \d, got -1"):
         data.batch_indices(**(arguments | {name: -1}))
 
 
@@ -274,7 +274,7 @@ def test_real_mnist(tmp_path, monkeypatch):
     assert (dataset.name, dataset.note) == ("mnist", "")
     sizes = [len(split.labels) for split in (dataset.train, dataset.validation, dataset.test)]
     assert sizes == [55_000, 5_000, 10_000]
-    # Known of the originals: the first labels of each file and the mean of all training pixels.
+    # The first labels of each original file and the mean of all training pixels are known.
     assert dataset.validation.labels[:5].tolist() == [5, 0, 4, 1, 9]
     assert dataset.test.labels[:5].tolist() == [7, 2, 1, 0, 4]
     assert round(joined(dataset)[0].mean() / 255, 4) == 0.1307

@@ -1,4 +1,4 @@
-"""Folders as people have them: each layout gives the original arrays, or an error says why not."""
+"""Layouts of other libraries: each yields the original arrays, or an error with the reason."""
 
 import sys
 from pathlib import Path
@@ -14,7 +14,7 @@ from jaxrnn.training.data.tfds import _png
 
 IMAGES, LABELS, FEW_IMAGES, FEW_LABELS = originals()
 PIXELS = ",".join(f"pixel{number}" for number in range(784))
-# Keras' own names of the arrays.
+# Keras' names of the arrays.
 ARRAYS = dict(zip(("x_train", "y_train", "x_test", "y_test"), originals(), strict=True))
 
 
@@ -93,7 +93,7 @@ def test_csv_with_labels(tmp_path, load, header, stem):
     assert_original(load("fashion_mnist" if "fashion" in stem else "mnist", tmp_path))
 
 
-def test_kaggles_test_set_without_labels_is_said_to_be_none(tmp_path, load):
+def test_a_note_says_that_kaggles_test_set_has_no_labels(tmp_path, load):
     write_csv(tmp_path / "train.csv", IMAGES, LABELS, f"label,{PIXELS}")
     write_csv(tmp_path / "test.csv", FEW_IMAGES, header=PIXELS)
     dataset = load("mnist", tmp_path)

@@ -1,4 +1,4 @@
-"""IDX files: good ones give the arrays they hold, bad ones a DataError that names them."""
+"""IDX files: valid ones are read, others raise a DataError that names them."""
 
 from pathlib import Path
 
@@ -46,7 +46,7 @@ BROKEN = {
     "truncated, 31359 bytes": (TRAIN_IMAGES, zipped(encoded(IMAGES)[:-1])),
     "too long, 31361 bytes": (TRAIN_IMAGES, zipped(encoded(IMAGES) + b"x")),
     "less than a header": (TRAIN_LABELS, zipped(b"\0\0\x08\x01\0")),
-    "its 0 bytes": (TEST_IMAGES, b""),
+    "0 bytes are less": (TEST_IMAGES, b""),
     "39 labels for 40 images": (TRAIN_LABELS, zipped(encoded(LABELS[1:]))),
     "label 10 at position 3": (TEST_LABELS, zipped(encoded(np.array([0, 9, 1, 10] * 4, np.uint8)))),
     "images of 27×28": (TEST_IMAGES, zipped(encoded(IMAGES[:, 1:]))),
@@ -109,7 +109,7 @@ def test_damaged_files_give_a_data_error_or_the_same_arrays(tmp_path, load, pack
             assert "\n" not in problem
         elif packed:
             assert_original(dataset)
-        else:  # A plain file has no checksum: only its size and its labels can be judged.
+        else:  # A plain file has no checksum: only its size and its labels can be checked.
             assert [a.shape for a in joined(dataset)] == [a.shape for a in originals()]
             assert max(a.max() for a in joined(dataset)[1::2]) <= 9
         path.write_bytes(good)

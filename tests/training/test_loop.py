@@ -1,4 +1,4 @@
-"""The training loop, of one run and of several as one program."""
+"""The training loop, for one run and for several in one program."""
 
 import time
 
@@ -15,7 +15,7 @@ from jaxrnn.training import data
 from jaxrnn.training.loop import Clock
 from jaxrnn.training.train import noise_key, train_step
 
-# All chunks are as long, so that they are one program.
+# All chunks have the same length, so that they share one program.
 OPTIONS = {"steps": 24, "batch_size": 10, "eval_every": 16, "chunk": 8}
 
 
@@ -53,7 +53,7 @@ def fit(splits, seed, factory=factory, devices=None, **options):
 
 
 def last(splits, seed, **hparams):
-    """The losses of the last chunk and the evaluation after it."""
+    """Returns the progress after the last chunk."""
     *_, progress = fit(splits, seed, hparams=hparams)
     return progress
 
@@ -64,7 +64,7 @@ def alone(splits):
         return list(fit(splits, 7, hparams={"learning_rate": 1e-2}))
 
 
-def test_a_run_yields_where_it_stands(alone):
+def test_a_run_yields_its_progress(alone):
     assert [progress.step for progress in alone] == [8, 16, 24]
     assert [progress.losses.shape for progress in alone] == [(8,)] * 3
     assert [list(progress.metrics) for progress in alone] == [
@@ -81,8 +81,8 @@ def test_a_run_yields_where_it_stands(alone):
 
 
 @pytest.mark.parametrize("seeds", [(7,), (7, 3), (1, 7, 3), (7, 1, 2, 3)])
-def test_a_run_does_not_see_those_beside_it(splits, alone, seeds):
-    """Alone on a device, or vectorized with others: to rounding the same."""
+def test_a_run_does_not_depend_on_those_beside_it(splits, alone, seeds):
+    """Alone on a device or vectorized with others, it has the same results to rounding."""
     rates = [1e-2 if seed == 7 else 3e-3 for seed in seeds]
     progress, place = last(splits, seeds, learning_rate=rates), seeds.index(7)
     assert progress.losses.shape == (len(seeds), 8)
@@ -94,7 +94,7 @@ def test_a_run_does_not_see_those_beside_it(splits, alone, seeds):
 
 
 def test_a_run_is_the_steps_of_its_seed(splits):
-    """By hand: initial weights, noise and batches follow from the seed."""
+    """Computed by hand: parameters, noise and batches depend on the seed."""
     hparams = {"learning_rate": 1e-2}
     *_, progress = fit(splits, 5, noisy, hparams=hparams, steps=4, chunk=2, eval_every=4)
     model, optimizer = noisy(hparams)
@@ -128,7 +128,7 @@ def test_a_resumed_run_ends_with_the_same_bits(splits, alone, stop):
 
 
 def test_chunks_end_where_the_step_says():
-    """At evaluations, at the last step, and after so many steps; wherever a run is resumed."""
+    """At evaluations, at the last step and after `chunk` steps, wherever a run is resumed."""
     model = Classifier(Stack(jaxrnn.rnn(2)), 2)
     trainer = training.Trainer(training.Fixed(model, optax.sgd(0.1)), mesh=training.make_mesh(1, 1))
     examples = np.zeros((4, 1, 1), np.float32), np.zeros(4, np.uint8)
@@ -157,7 +157,7 @@ def test_hyperparameters_differ_from_run_to_run_in_one_program(splits):
 
 def test_standardized_features_are_learned():
     rng = np.random.default_rng(0)
-    features = rng.normal(size=(64, 4, 3))  # float64, as NumPy makes them
+    features = rng.normal(size=(64, 4, 3))  # float64, NumPy's default
     labels = (features[:, :2].sum((1, 2)) > 0).astype(np.int32)
     model = Classifier(Stack(jaxrnn.gru(6)), num_classes=2)
     trainer = training.Trainer(

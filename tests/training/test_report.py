@@ -1,4 +1,4 @@
-"""What pictures show, asserted of their figures; and that they leave matplotlib's state alone."""
+"""The contents of pictures, by their figures, and that matplotlib's state is unchanged."""
 
 import sys
 import warnings
@@ -121,7 +121,7 @@ def test_confusion_shows_every_count(figures):
     np.testing.assert_array_equal(
         heat.get_array().filled(0), expected - np.diag(expected.diagonal())
     )
-    assert (axes.get_xlabel(), axes.get_ylabel()) == ("predicted", "true")
+    assert (axes.get_xlabel(), axes.get_ylabel()) == ("predicted class", "true class")
     (right,) = axes.child_axes
     shares = [label.get_text() for label in right.get_yticklabels()]
     assert shares == ["66.7%"] * 3 + ["100.0%"] * 7
@@ -155,7 +155,7 @@ def test_mistakes_shows_the_most_confident_first(figures):
     pictures, bars = figures[0].axes[::2], figures[0].axes[1::2]
     assert [axes.get_xlabel() for axes in pictures] == ["#11", "#25"]
     assert [axes.get_title() for axes in pictures] == ["true 1 (1.0%)", "true 5 (20.0%)"]
-    assert [axes.get_title() for axes in bars] == ["says 2 (99%)", "says 6 (80%)"]
+    assert [axes.get_title() for axes in bars] == ["predicted 2 (99%)", "predicted 6 (80%)"]
     for n, picture, bar in zip((11, 25), pictures, bars, strict=True):
         np.testing.assert_array_equal(images(picture), [IMAGES[n]])
         np.testing.assert_allclose([patch.get_width() for patch in bar.patches], beliefs[n])
@@ -177,7 +177,7 @@ def test_mistakes_however_many(errors, figures):
 
 def test_no_mistakes(figures):
     report.mistakes(IMAGES, LABELS, np.eye(10)[LABELS], PATH)
-    assert "No mistakes among 30 images" in texts(figures[0])
+    assert "No misclassified image among 30" in texts(figures[0])
 
 
 def test_drawings_lie_in_lines(figures):
@@ -197,7 +197,7 @@ def test_accuracies_are_those_after_each_part(figures):
     np.testing.assert_allclose(line.get_xydata(), [(1, 0.1), (2, 0.5), (3, 0.9)])
 
 
-def test_bands_are_a_deviation_wide_and_show_the_seeds_that_they_can(figures):
+def test_bands_are_a_deviation_wide_and_omit_runs_with_other_steps(figures):
     def run(setting, tests, steps=(10, 20), status="ok"):
         points = zip(steps, tests, strict=True)
         curve = [{"step": step, "test_accuracy": test} for step, test in points]
@@ -255,10 +255,10 @@ def test_beliefs(order, count, figures):
         np.testing.assert_array_equal(images(axes)[0], belief.T if order == "columns" else belief)
     for axes, belief, label in zip(pictures, beliefs, LABELS, strict=False):
         said = belief[-1].argmax()
-        assert axes.get_title() == f"reads {said}, true {label}"
+        assert axes.get_title() == f"predicted {said}, true {label}"
         assert axes.title.get_color() == ("black" if said == label else report.VERMILLION)
     time = heats[0].get_xlabel() if order == "columns" else heats[0].get_ylabel()
-    assert time == {"rows": "row read", "columns": "column read"}.get(order, "pixels read")
+    assert time == {"rows": "rows read", "columns": "columns read"}.get(order, "pixels read")
     assert "a title" in texts(figures[0])
 
 

@@ -1,4 +1,4 @@
-"""A run's folder: configurations are never mixed, files are whole or absent."""
+"""The directory of a run: configurations are never mixed, files are complete or absent."""
 
 import json
 import shutil
@@ -93,7 +93,7 @@ def test_a_run_in_progress_is_not_started_over(tmp_path):
     assert run.read("config.json")
 
 
-def test_an_other_environment_is_told(tmp_path):
+def test_another_environment_is_reported(tmp_path):
     run = Run(tmp_path)
     run.open({"seed": 0})
     stored = run.read("config.json")
@@ -127,7 +127,7 @@ def test_a_file_of_records_loses_only_a_line_that_was_cut_off(tmp_path):
     assert path.read_text().count("\n") == 3
 
 
-def test_unusable_folders_are_one_line(tmp_path):
+def test_an_unusable_folder_is_reported_in_one_line(tmp_path):
     (tmp_path / "file").write_text("")
     with pytest.raises(RunError, match="cannot be used"):
         Run(tmp_path / "file" / "run").open({})

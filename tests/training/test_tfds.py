@@ -1,4 +1,4 @@
-"""TFDS: sets it prepared and sets it downloads give the arrays of the original files."""
+"""TFDS: prepared and downloaded data sets yield the arrays of the original files."""
 
 import hashlib
 import http.server
@@ -30,7 +30,7 @@ _, LABELS, _, FEW_LABELS = originals()
 
 
 def prepare(tmp_path, name="mnist"):
-    """A set prepared by TFDS from the small files; returns its data directory."""
+    """Returns the data directory of a data set that TFDS prepared from the small files."""
     import tensorflow_datasets
 
     files = write(tmp_path / "small")
@@ -46,7 +46,7 @@ def prepare(tmp_path, name="mnist"):
 
 
 def tfrecord_from(version):
-    """Rewrites a prepared array_record set as TFDS with TensorFlow would: tfrecord, other PNGs."""
+    """Rewrites a prepared data set as TFDS with TensorFlow would: tfrecord, other PNGs."""
     from array_record.python.array_record_module import ArrayRecordReader
     from PIL import Image
     from tensorflow_datasets.proto import tf_example_pb2
@@ -101,7 +101,7 @@ def test_a_broken_or_foreign_tfds_folder_is_named(tmp_path, load):
         assert str(version) in str(error.value)
         assert "\n" not in str(error.value)
     (version / "dataset_info.json").write_text("{")
-    with pytest.raises(tfds.DataError, match="not a readable TFDS set"):
+    with pytest.raises(tfds.DataError, match="not a readable TFDS data set"):
         load("kmnist", folder)
 
 

@@ -1,4 +1,4 @@
-"""The training functions: one step by hand, slices, shared batches, evaluation, predictions."""
+"""Compiled functions: one update by hand, slices, shared batches, evaluation, predictions."""
 
 from functools import partial
 
@@ -60,7 +60,7 @@ def test_a_step_is_adam_on_the_mean_cross_entropy(examples):
 @pytest.mark.parametrize("slices", [2, 5])
 def test_a_batch_in_slices_has_the_same_gradient(examples, slices):
     batch, state = (examples[0][:10], examples[1][:10]), new_state()
-    optimizer = optax.sgd(1.0)  # whose step is the gradient
+    optimizer = optax.sgd(1.0)  # its update is the gradient
     state = state.replace(opt_state=optimizer.init(state.params))
     step = jax.jit(train_step, static_argnums=(0, 1), static_argnames="slices")
     whole, loss = step(MODEL, optimizer, state, batch)
@@ -71,7 +71,7 @@ def test_a_batch_in_slices_has_the_same_gradient(examples, slices):
 
 
 def test_each_slice_and_each_device_has_a_key_of_its_own():
-    """The loss is a parameter times a number drawn from the key, which is the gradient then."""
+    """The loss is a parameter times a number drawn from the key, which is thus the gradient."""
 
     def loss_fn(model, params, batch, key):
         return params["w"] * jax.random.uniform(key)
@@ -111,7 +111,7 @@ def test_a_batch_shared_by_two_devices_makes_the_same_steps(examples):
     np.testing.assert_allclose(losses, shared, rtol=1e-5)
     for a, b in zip(*map(jax.tree.leaves, (one.params, two.params)), strict=True):
         np.testing.assert_allclose(a, b, atol=1e-4)
-    some = jax.tree.map(lambda leaf: leaf[:89], examples)  # which needs one example of padding
+    some = jax.tree.map(lambda leaf: leaf[:89], examples)  # 89 examples need one of padding
     logits = [training.predict(MODEL, one.params, some[0], mesh=t.mesh) for t in (ONE, TWO)]
     np.testing.assert_allclose(*logits, atol=1e-5)
     first = training.predict(MODEL, one.params, some[0][:1], mesh=TWO.mesh)
@@ -127,16 +127,16 @@ def test_an_evaluation_of_no_examples_is_nan(examples, recwarn):
     assert not recwarn.list
 
 
-def test_only_bytes_are_scaled():
+def test_only_uint8_is_scaled():
     np.testing.assert_allclose(training.scale(np.array([0, 51, 255], np.uint8)), [0, 0.2, 1])
     for dtype in (np.float64, np.float32, jnp.bfloat16, jnp.float16):
         kept = training.scale(np.array([-1.5, 300.0], dtype))
         assert kept.dtype == (jnp.float32 if dtype is np.float64 else dtype)
         np.testing.assert_array_equal(kept.astype(jnp.float32), [-1.5, 300])
     for dtype in (np.int8, np.uint16, np.int32, bool):
-        with pytest.raises(ValueError, match=f"sequences: got dtype {np.dtype(dtype)}, expected"):
+        with pytest.raises(ValueError, match=f"sequences must be .*, got {np.dtype(dtype)}"):
             training.scale(np.zeros(3, dtype))
-    with pytest.raises(ValueError, match="sequences: got dtype int32, expected uint8 or a float"):
+    with pytest.raises(ValueError, match="sequences must be uint8 or floating-point, got int32"):
         training.predict(MODEL, {}, np.zeros((2, 6, 5), np.int32))
 
 

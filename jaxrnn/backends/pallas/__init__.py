@@ -1,10 +1,10 @@
-"""The deferred gradient with each loop over time in one kernel; see `jaxrnn.backends.states`.
+"""The deferred gradient of "states", with each loop over time in one Pallas kernel.
 
-A loop of XLA launches several kernels a step; where a step is short, that is all the time it takes.
-Here time is a loop inside of a Pallas kernel, which keeps the state and the recurrent kernel on the
-chip: `tpu` for TPUs, `gpu` for NVIDIA's Hopper GPUs. On other platforms, and on a GPU where the
-recurrent kernel does not fit into shared memory, or float32 products are to be exact, the loop of
-XLA runs instead.
+An XLA loop launches several kernels per step, which takes most of the time if a step is short. Here
+the loop over time is inside the kernel, which keeps the state and the recurrent kernel on the chip.
+The kernels are in `tpu` for TPUs and in `gpu` for NVIDIA's Hopper GPUs. The XLA loop runs instead
+on other platforms, and on a GPU if the recurrent kernel does not fit into shared memory or
+`jax_default_matmul_precision` requires full float32.
 """
 
 from __future__ import annotations
@@ -24,26 +24,29 @@ from jaxrnn.backends.states import Kernels
 from jaxrnn.backends.steps import Steps
 from jaxrnn.cell import Cell, Params, State, elementwise
 
-# A larger recurrent kernel does not fit on the chip; its products are so large that the launches of
-# a loop no longer decide.
+# A larger recurrent kernel does not fit on the chip. Its products take longer than the launches of
+# an XLA loop, so that a kernel would gain little.
 KERNEL_BYTES = 2**25
 
 
 def supports(cell: Cell, params: Params, state: State, steps: Steps, dtype: Any) -> str | None:
-    """None for a gated cell in float32 whose gate is elementwise, or why not."""
+    """Returns None for a gated cell in float32 with an elementwise gate, else the reason."""
     if reason := states.supports(cell, params, state, steps, dtype):
         return reason
     if steps.inputs.dtype != jnp.float32:
-        return f"it needs float32, got {describe(params)}"
+        return f"params must be float32, got {describe(params)}"
     if dtype is not None and jnp.dtype(dtype).itemsize > 4:
-        return f"it needs products in float32 or less, got {jnp.dtype(dtype)}"
+        return f"dtype must be None or have at most 32 bits, got {jnp.dtype(dtype)}"
     kernel = params.recurrent_kernel
     if kernel is not None:
         units = -(-len(kernel) // UNITS) * UNITS
         size = units * units * kernel.shape[1] // len(kernel)
         size *= jnp.dtype(dtype or kernel.dtype).itemsize
         if size > KERNEL_BYTES:
-            return f"the recurrent kernel takes {size / 2**20:.0f} MiB, more than fit on the chip"
+            return (
+                f"recurrent_kernel must have at most {KERNEL_BYTES / 2**20:.0f} MiB, "
+                f"got {size / 2**20:.0f} MiB"
+            )
     gate: Any = cell.gate
     return refusal(gate, elementwise(params), state, in_kernels=True)
 
@@ -51,9 +54,10 @@ def supports(cell: Cell, params: Params, state: State, steps: Steps, dtype: Any)
 def _on_platform(direction: str, given: Any, **options: Any) -> Any:
     """Runs the kernel of the platform that the program is lowered for.
 
-    A kernel has no derivative; second derivatives are those of the loop of XLA.
+    A kernel cannot be differentiated. Its derivative, needed for second derivatives, is that of the
+    XLA loop.
     """
-    # Pallas takes a quarter of a second to import.
+    # Importing Pallas takes 0.25 s.
     from jaxrnn.backends.pallas import gpu, tpu
 
     def runs(module):
@@ -75,10 +79,14 @@ run = partial(states.run, kernels=KERNELS, tile=(EXAMPLES, UNITS))
 
 
 def interpreted(module: ModuleType) -> SimpleNamespace:
-    """A backend whose kernels, those of `tpu` or `gpu`, are interpreted on any platform.
+    """Returns a backend whose kernels are interpreted on any platform, for tests.
 
-    It is slow, and for a GPU's kernels XLA needs more threads than a block has warpgroups (the
-    environment variable NPROC) and JAX 0.11. Put it among `jaxrnn.backends.BACKENDS` to use it.
+    Interpretation is slow. GPU kernels need JAX 0.11 and more XLA threads than a block has
+    warpgroups (the environment variable NPROC). Add the backend to `jaxrnn.backends.BACKENDS` to
+    use it.
+
+    Args:
+        module: The module of the kernels, `tpu` or `gpu`.
     """
     kernels = Kernels(
         partial(module.forward, interpret=True), partial(module.backward, interpret=True)

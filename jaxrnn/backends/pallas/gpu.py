@@ -1,13 +1,15 @@
-"""The kernels of a sequence for an NVIDIA GPU, Hopper or later, by Pallas' Mosaic GPU.
+"""The forward and backward kernels for NVIDIA's Hopper GPUs, written in Pallas Mosaic GPU.
 
-A thread block runs all steps of 16 examples; each of its warpgroups has 64 units. Arrays are
-turned, units before examples: the 64 of a `wgmma` are then units, so that a block may have few
-examples and many blocks share the work. The recurrent kernel stays in shared memory and the state
-in registers; through shared memory the warpgroups exchange what they multiply.
+A thread block runs all steps of 16 examples, and each of its warpgroups computes 64 units. Arrays
+are transposed, with units before examples. The dimension of 64 of a `wgmma` instruction then runs
+over units, so that a block may have few examples and many blocks share the work. The recurrent
+kernel stays in shared memory and the state in registers. The warpgroups exchange the operands of
+the products through shared memory.
 
-A float32 product is three products of bfloat16 operands, of high and low halves without that of
-both low ones, which is more precise than TF32. Where the low halves of the kernel have no room,
-they come from the L2 cache in every step.
+A float32 product is a sum of three products of bfloat16 operands, high·high, high·low and low·high,
+where an operand is the sum of a high and a low half. This is more precise than TF32. If the low
+halves of the recurrent kernel do not fit into shared memory, they are read from the L2 cache in
+every step.
 
 Shapes: N examples, T time, H hidden units, G gates, W warpgroups.
 """
@@ -38,22 +40,22 @@ from jaxrnn.backends.elementwise import (
     Step,
 )
 
-UNITS = 64  # of a warpgroup
+UNITS = 64  # per warpgroup
 TILE = UNITS, EXAMPLES
-SHARED_BYTES = 232_448 - 2048  # of a block, less what the compiler takes
-# The axes of a kernel. In `jax.shard_map`, an axis of the devices' mesh would hide one of its name.
+SHARED_BYTES = 232_448 - 2048  # shared memory of a block, minus that used by the compiler
+# The axes of a kernel. In `jax.shard_map`, a mesh axis of the same name would shadow them.
 RUN, BLOCK, WARPGROUP = "jaxrnn_run", "jaxrnn_block", "jaxrnn_warpgroup"
-# Those of `jax_default_matmul_precision` that three products of bfloat16 operands satisfy.
+# Values of `jax_default_matmul_precision` that three products of bfloat16 operands satisfy.
 PRECISIONS = {
     *(None, "default", "fastest", "high"),
     *("bfloat16", "bfloat16_3x", "BF16_BF16_F32", "BF16_BF16_F32_X3"),
     *("tensorfloat32", "TF32_TF32_F32"),
 }
-MOST_WARPGROUPS = 8  # of a block, of the 1,024 threads that it may have
+MOST_WARPGROUPS = 8  # per block, which may have 1,024 threads
 
 
 def fits(given: ForwardInputs | BackwardInputs, step: Step) -> bool:
-    """Whether the card has `wgmma`, a block the room, and the products are precise enough."""
+    """Whether the GPU has `wgmma`, the block fits, and the products are precise enough."""
     if not _is_hopper():
         return False
     if given.kernel is None:
@@ -68,7 +70,7 @@ def fits(given: ForwardInputs | BackwardInputs, step: Step) -> bool:
 
 
 def _is_hopper() -> bool:
-    """Whether the attached GPUs have `wgmma`; True if none is attached, where nothing is known."""
+    """Whether all attached GPUs have `wgmma`. True if no GPU is attached."""
     try:
         devices = jax.devices("cuda")
     except RuntimeError:
@@ -83,7 +85,7 @@ def forward(
     gates, time = len(step.gate.names), len(given.drive)
     step = step._replace(simplify=simple)
     operand = None
-    if given.kernel is not None:  # each unit of each gate, by what it multiplies
+    if given.kernel is not None:  # [G, H, H]: gate, output unit, input unit
         operand = given.kernel.reshape(len(given.kernel), gates, -1).transpose(1, 2, 0)
     inputs = {
         "weights": [_for_examples(leaf) for leaf in given.weights],
@@ -99,7 +101,7 @@ def forward(
         sequences, last = outputs
 
         def one(t, state):
-            # Used after the product, which hides how long the loads take.
+            # Loaded before the product but used after it, to hide the latency of the loads.
             drives = [_load(inputs["drive"].at[t, gate, columns, rows]) for gate in range(gates)]
             reset = [_load(leaf.at[columns, rows]) for leaf in inputs["reset"]]
             now = step.now(_masks(inputs["masks"], t, columns, rows), TILE, resets=bool(reset))
@@ -108,7 +110,7 @@ def forward(
             if products is not None:
                 products.share([hidden])
                 product = products.multiply(apart=True)
-            # From the cache in every step, since registers are scarce.
+            # Loaded from the cache in every step, because registers are scarce.
             weights = [_load(leaf.at[columns, :]) for leaf in inputs["weights"]]
             after = step.after(weights, drives, product, before, now)
             for out, value in zip(sequences, after, strict=False):
@@ -127,12 +129,12 @@ def forward(
 def backward(
     given: BackwardInputs, *, step: Step, resets: bool, unroll: int = 1, interpret: bool = False
 ) -> tuple[list[Array], list[Array], list[Array], list[Array]]:
-    """Runs all steps backwards; see `jaxrnn.backends.loop.backward`."""
+    """Computes the gradients of all steps; see `jaxrnn.backends.loop.backward`."""
     gates, time = len(step.gate.names), len(given.d_outputs)
     counts = [gates, len(step.gate.separate)][: len(given.arguments)]
     step = step._replace(simplify=simple)
     operand = None
-    if given.kernel is not None:  # what each unit was multiplied by, by gate
+    if given.kernel is not None:  # [G, H, H]: gate, input unit, output unit
         operand = given.kernel.reshape(gates, -1, given.kernel.shape[-1]).transpose(0, 2, 1)
     inputs = {
         "weights": [_for_examples(leaf) for leaf in given.weights],
@@ -154,7 +156,7 @@ def backward(
         d_weights, d_arguments, d_start, d_reset = outputs
 
         def moment(t):
-            """What a step reads."""
+            """Loads the inputs of a step."""
             arguments = [
                 [_load(z.at[t, gate, columns, rows]) for gate in range(count)]
                 for z, count in zip(inputs["arguments"], counts, strict=True)
@@ -175,7 +177,8 @@ def backward(
                     _store(out.at[t, gate, columns, rows], value)
             if products is not None:
                 products.share(step.of_products(now_arguments))
-            # What this step read is no longer needed, and the product hides how long loads take.
+            # The inputs of this step are no longer needed, and the product hides the latency of
+            # loading the next ones.
             ahead = moment(lax.max(t - 1, 0))
             d_hidden = None
             if products is not None:
@@ -206,11 +209,12 @@ def _call(body, operand, factors, inputs, outputs, interpret):
     """Calls a kernel on every block of examples.
 
     Args:
-        body: `(inputs, outputs, products, columns, rows)`: trees of references to all examples, the
-            function of `_Products` or None, and the units and examples of this warpgroup.
-        operand: `[G, H, H]`, by which `products` multiplies, or None.
-        factors: How many tiles it multiplies at once.
-        inputs: Arrays, the last two axes of which are units and examples.
+        body: A function of `(inputs, outputs, products, columns, rows)`: trees of references to the
+            arrays of all examples, a `_Products` or None, and the slices of the units and examples
+            of this warpgroup.
+        operand: The matrices `[G, H, H]` of `products`, or None.
+        factors: The number of tiles that `products` multiplies at a time.
+        inputs: Arrays whose last two axes are units and examples.
         outputs: The shapes of the outputs.
         interpret: Whether to interpret the kernel, on any platform.
     """
@@ -223,7 +227,7 @@ def _call(body, operand, factors, inputs, outputs, interpret):
     shapes, output_structure = jax.tree.flatten(outputs)
 
     def kernel(*references):
-        # Of one of the runs, which differ in parameters, such as those of several seeds.
+        # Runs have different parameters, such as those of several seeds.
         run = lax.axis_index(RUN)
         inputs, halves = structure.unflatten(references[: len(operands)])
         inputs = jax.tree.map(lambda each: each.at[run], inputs)
@@ -243,7 +247,7 @@ def _call(body, operand, factors, inputs, outputs, interpret):
     def call(*operands):
         """Runs the kernel on arrays with a leading axis of runs."""
         runs, manual_axis_type = len(operands[0]), jax.typeof(operands[0]).manual_axis_type
-        # Copies into shared memory take no more axes than this.
+        # Copies into shared memory support only this many axes.
         inputs, halves = structure.unflatten(operands)
         halves = [half.reshape(-1, *half.shape[2:]) for half in halves]
         mesh = plgpu.Mesh(
@@ -268,7 +272,7 @@ def _call(body, operand, factors, inputs, outputs, interpret):
 
     @call.def_vmap
     def _(size, batched, *operands):
-        """`vmap` makes more runs."""
+        """Turns the axis of a `vmap` into more runs."""
         operands = [
             each if is_batched else jnp.broadcast_to(each, (size, *each.shape))
             for each, is_batched in zip(operands, batched, strict=True)
@@ -282,13 +286,13 @@ def _call(body, operand, factors, inputs, outputs, interpret):
 
 
 class _Room(NamedTuple):
-    """What a product needs of shared memory.
+    """The shared memory of the products.
 
     Attributes:
-        gates: G.
+        gates: G, the number of gates.
         units: H, rounded up to whole warpgroups.
-        halves: 2 for operands in float32, 1 in bfloat16.
-        factors: How many tiles of examples are multiplied at once, 1 or G.
+        halves: 2 for operands in float32, 1 for operands in bfloat16.
+        factors: The number of tiles that are multiplied at a time, 1 or G.
     """
 
     gates: int
@@ -301,24 +305,24 @@ class _Room(NamedTuple):
         return self.units // UNITS
 
     def bytes(self, streamed: bool) -> int:
-        """The bytes, if the low half of the kernel is streamed or not."""
+        """Returns the bytes, given whether the low half of the kernel is streamed."""
         matrix = 2 * self.units**2
         kept = self.gates * (self.halves - streamed) * matrix
         return kept + 2 * streamed * matrix + 2 * self.halves * self.factors * self.units * EXAMPLES
 
     @property
     def streamed(self) -> bool:
-        """Whether the low half of the kernel is read in every step."""
+        """Whether the low half of the kernel is read from global memory in every step."""
         return self.halves == 2 and self.bytes(streamed=False) > SHARED_BYTES
 
     @property
     def enough(self) -> bool:
-        """Whether a block has it."""
+        """Whether the products fit into one block."""
         fits = self.bytes(self.streamed) <= SHARED_BYTES
         return fits and self.warpgroups <= MOST_WARPGROUPS
 
     def scratch(self) -> dict[str, Any]:
-        """What to allocate for `_Products`."""
+        """Returns the scratch memory and barriers of `_Products`."""
         kernel = plgpu.SMEM((self.warpgroups * self.gates, UNITS, self.units), jnp.bfloat16)
         factor = plgpu.SMEM((self.factors * self.warpgroups, *TILE), jnp.bfloat16)
         scratch = {
@@ -335,13 +339,13 @@ class _Room(NamedTuple):
 
 
 class _Products:
-    """Products with the recurrent kernel, in which all warpgroups of a block take part.
+    """Products with the recurrent kernel, computed by all warpgroups of a block together.
 
     Args:
-        room: The shapes.
-        run: Which of the runs this is.
+        room: The sizes of the products.
+        run: The index of the run.
         halves: The halves of the kernels of all runs in global memory, `[runs·W·G, 64, H]`.
-        scratch: What `_Room.scratch` names.
+        scratch: The scratch memory of `_Room.scratch`.
     """
 
     def __init__(self, room: _Room, run: Any, halves: Sequence[Any], scratch: dict[str, Any]):
@@ -359,10 +363,10 @@ class _Products:
         plgpu.barrier_wait(scratch["loaded"])
 
     def share(self, factors: Sequence[Array]) -> None:
-        """Lets all warpgroups have this one's tiles of what is multiplied.
+        """Shares the operand tiles of this warpgroup with all warpgroups of the block.
 
         Args:
-            factors: One tile for all gates, or one for each.
+            factors: One tile for all gates, or one tile per gate.
         """
         room = self.room
         for index, factor in enumerate(factors):
@@ -376,7 +380,7 @@ class _Products:
         self._meet()
 
     def multiply(self, *, apart: bool) -> list[Array]:
-        """The products for the units of this warpgroup, one for each gate or their sum."""
+        """Returns the products for the units of this warpgroup, one per gate or their sum."""
         room, kernels = self.room, self.scratch["kernels"]
         pairs = [(0, 0), (0, 1), (1, 0)] if room.halves == 2 else [(0, 0)]
 
@@ -391,7 +395,7 @@ class _Products:
                 if apart:
                     for gate in range(room.gates):
                         step(gate, totals[gate], 0)
-                else:  # Unrolled, it would take more registers than there are.
+                else:  # unrolled, it would need more registers than there are
                     _repeat(room.gates, partial(step, total=totals[0]))
             plgpu.wgmma_wait(0)
             return [total[...] for total in totals]
@@ -402,24 +406,26 @@ class _Products:
         return result
 
     def _meet(self):
+        """Waits until all warpgroups of the block have arrived."""
         plgpu.barrier_arrive(self.scratch["ready"])
         plgpu.barrier_wait(self.scratch["ready"])
 
     def _add(self, total, kernel, factors, index):
-        """Adds the product of a gate's part of the kernel, for the units of this warpgroup."""
+        """Adds the product with the block of a gate for the units of this warpgroup."""
         for each in range(self.room.warpgroups):
             columns = pl.ds(each * UNITS, UNITS)
             factor = factors.at[index * self.room.warpgroups + each]
             plgpu.wgmma(total, kernel.at[:, columns], factor)
 
     def _fetch(self, gate):
+        """Starts to copy the low half of a gate's block from global to shared memory."""
         slot = 2 * self.me + lax.rem(gate, 2)
         source = self.halves[1].at[self.first + self.me * self.room.gates + gate]
         filled = self.scratch["filled"].at[slot]
         plgpu.copy_gmem_to_smem(source, self.scratch["slots"].at[slot], filled)
 
     def _add_streamed(self, gate, total, index):
-        """Adds the product of the low half of a gate's part, and fetches what comes next."""
+        """Adds the product with the low half of a gate's block, and fetches a later block."""
         slot = 2 * self.me + lax.rem(gate, 2)
         plgpu.barrier_wait(self.scratch["filled"].at[slot])
         self._add(total, self.scratch["slots"].at[slot], self.scratch["exchanged"][0], index)
@@ -431,19 +437,19 @@ class _Products:
 
 
 def _parts(operand: Array) -> list[Array]:
-    """The halves of an operand `[G, H, H]`, by warpgroup, `[W·G, 64, H]`."""
+    """Splits an operand `[G, H, H]` into halves, with one block per warpgroup, `[W·G, 64, H]`."""
     gates, units, _ = operand.shape
     parts = operand.reshape(gates, -1, UNITS, units).transpose(1, 0, 2, 3)
     parts = parts.reshape(-1, UNITS, units)
     if operand.dtype == jnp.bfloat16:
         return [parts]
-    # XLA would take a conversion to bfloat16 and back for the identity.
+    # XLA would remove a conversion to bfloat16 and back.
     high = lax.reduce_precision(parts, exponent_bits=8, mantissa_bits=7)
     return [high.astype(jnp.bfloat16), (parts - high).astype(jnp.bfloat16)]
 
 
 def _halves(x: Array, count: int) -> list[Array]:
-    """A float32 tile in bfloat16, or as the sum of two tiles in bfloat16."""
+    """Rounds a float32 tile to bfloat16, or splits it into a sum of two bfloat16 tiles."""
     high = x.astype(jnp.bfloat16)
     return [high] if count == 1 else [high, (x - high.astype(x.dtype)).astype(jnp.bfloat16)]
 
@@ -453,20 +459,25 @@ def _interpreted() -> Any:
 
 
 def _repeat(count: int, function: Callable) -> None:
+    """Calls `function(index, index=index)` in a loop that is not unrolled."""
     lax.fori_loop(0, count, lambda index, _: function(index, index=index), None)
 
 
 def _load(reference):
-    # A float32 tile has no faster load. Before JAX 0.11 the index is an argument of its own.
+    """Loads a tile into registers."""
+    # There is no optimized load of a float32 tile. Before JAX 0.11 the index is an argument.
     index = [()] if jax.__version_info__ < (0, 11) else []
     tile = plgpu.load(reference, *index, optimized=False)
-    # Under `jax.shard_map` what is loaded has a type that varies over the mesh, and what is
-    # computed from it has not; no loop and no pullback takes both. The compiler drops this.
+    # Under `jax.shard_map`, the type of a loaded tile varies over the mesh. The type of a result
+    # computed from it does not, and loops and pullbacks reject this mismatch. The factor 1 gives
+    # the tile the type of a result. The compiler removes the factor.
     return tile * jnp.ones((), tile.dtype)
 
 
 def _store(reference, value):
-    # A tile's rows are half of a cache line. Before JAX 0.12 no store minded.
+    """Stores a tile."""
+    # The 16 examples of a tile are half a cache line, for which there is no optimized store. Before
+    # JAX 0.12 a plain store was accepted.
     if hasattr(plgpu, "store"):
         plgpu.store(  # pyright: ignore[reportAttributeAccessIssue]
             reference, value, optimized=False
@@ -476,27 +487,28 @@ def _store(reference, value):
 
 
 def _masks(masks: Masks, t, columns, rows) -> Masks:
-    """The tiles of a step."""
+    """Loads the mask tiles of a step."""
     flags = None if masks.flags is None else _load(masks.flags.at[t, :, rows])
     dropout = None if masks.dropout is None else _load(masks.dropout.at[t, columns, rows])
     return Masks(flags, dropout, [_load(leaf.at[t, columns, rows]) for leaf in masks.zoneout])
 
 
 def _turned(x, gates=None) -> Any:
-    """Arrays `[…, N, H]` as `[…, H, N]`, or one `[…, N, G·H]` as `[…, G, H, N]`."""
+    """Transposes arrays `[…, N, H]` to `[…, H, N]`, or one `[…, N, G·H]` to `[…, G, H, N]`."""
     if gates is None:
         return jax.tree.map(lambda leaf: jnp.swapaxes(leaf, -1, -2), list(x))
     return jnp.moveaxis(x.reshape(*x.shape[:-1], gates, -1), -3, -1)
 
 
 def _turned_back(x):
-    """`[T, G, H, N]` as `[T, N, G·H]`."""
+    """Transposes an array `[T, G, H, N]` to `[T, N, G·H]`."""
     x = jnp.moveaxis(x, -1, 1)
     return x.reshape(*x.shape[:2], -1)
 
 
 def _turned_masks(masks: Masks) -> Masks:
-    # A flag for every unit of a warpgroup, because a load gives tiles.
+    """Transposes the masks `[T, N, …]` to `[T, …, N]`."""
+    # The flags are repeated for every unit of a warpgroup, because a load returns whole tiles.
     flags, dropout = masks.flags, masks.dropout
     if flags is not None:
         flags = jnp.broadcast_to(flags.swapaxes(1, 2), (len(flags), UNITS, flags.shape[1]))
@@ -505,17 +517,17 @@ def _turned_masks(masks: Masks) -> Masks:
 
 
 def _for_examples(leaf):
-    """A parameter `[H]` for every example of a tile."""
+    """Broadcasts a parameter `[H]` to the examples of a tile."""
     return jnp.broadcast_to(leaf[:, None], (len(leaf), EXAMPLES))
 
 
 def _like(leaf, *leading):
-    """The shape of an output like `leaf`, with more axes before its own."""
+    """Returns the shape of an output like `leaf`, with additional leading axes."""
     return jax.ShapeDtypeStruct((*leading, *leaf.shape), leaf.dtype)
 
 
 def simple(function: Callable) -> Callable:
-    """The same function of tiles, without the calls and sums that Mosaic GPU does not know."""
+    """Rewrites a function of tiles without the primitives that Mosaic GPU does not support."""
 
     def run(*arguments):
         flat, structure = jax.tree.flatten(arguments)
@@ -529,6 +541,7 @@ def simple(function: Callable) -> Callable:
 
 
 def _evaluate(jaxpr, consts, arguments):
+    """Evaluates a jaxpr, replacing the primitives that Mosaic GPU does not support."""
     values = dict(zip([*jaxpr.constvars, *jaxpr.invars], [*consts, *arguments], strict=True))
 
     def read(variable):
@@ -544,7 +557,7 @@ def _evaluate(jaxpr, consts, arguments):
             made = [given[0] + given[1]]
         elif name in SAME and jnp.shape(given[0]) == shape:
             made = given
-        elif name == "integer_pow" and equation.params["y"] < -1:  # autodiff makes it of a quotient
+        elif name == "integer_pow" and equation.params["y"] < -1:  # the derivative of a quotient
             made = [1 / given[0] ** -equation.params["y"]]
         elif name == "broadcast_in_dim" and jnp.ndim(given[0]) == 0:
             made = [jnp.full(shape, given[0], equation.outvars[0].aval.dtype)]

@@ -1,7 +1,8 @@
-"""The kernels of a sequence for a TPU.
+"""The forward and backward kernels for TPUs.
 
-The grid is (blocks of examples, steps), and the steps of a block run in turn. The recurrent kernel
-and the state stay in VMEM; what a step reads is fetched while the step before runs.
+The grid is (blocks of examples, steps), and the steps of a block run one after the other. The
+recurrent kernel and the state stay in VMEM. The inputs of a step are fetched during the previous
+step.
 
 Shapes: N examples, T time, H hidden units, G gates, S separate gates.
 """
@@ -29,11 +30,11 @@ from jaxrnn.backends.elementwise import (
 )
 from jaxrnn.cell import product
 
-# What a step's arrays may take of VMEM beside the recurrent kernel, and the examples beyond which a
-# block fills the matrix unit no better.
+# The VMEM for the arrays of a step, besides the recurrent kernel.
 STEP_BYTES = 2**23
+# More examples per block do not increase the utilization of the matrix unit.
 MOST_EXAMPLES = 256
-# Of the 128 MiB of a v5e or v6e and the 64 of a v7x; the compiler's own limit is lower.
+# A v5e or v6e has 128 MiB of VMEM and a v7x has 64 MiB. The compiler's default limit is lower.
 VMEM_BYTES = 60 * 2**20
 
 
@@ -84,7 +85,7 @@ def forward(
 def backward(
     given: BackwardInputs, *, step: Step, resets: bool, unroll: int = 1, interpret: bool = False
 ) -> tuple[list[Array], list[Array], list[Array], list[Array]]:
-    """Runs all steps backwards; see `jaxrnn.backends.loop.backward`."""
+    """Computes the gradients of all steps; see `jaxrnn.backends.loop.backward`."""
     time = len(given.d_outputs)
 
     def kernel(given, outputs, scratch):
@@ -139,18 +140,18 @@ def backward(
 
 
 def _call(kernel, given, kinds, outputs, output_kinds, scratch, *, time, reverse, interpret):
-    """Calls a kernel of `(inputs, outputs, scratch)`, each a tree of references, on all steps.
+    """Calls a kernel on all blocks of examples and all steps.
 
     Args:
-        kernel: The kernel.
-        given: The inputs.
-        kinds: For each field of them "whole", if every block sees all of it; "block" for arrays
-            `[N, …]`; or "timed" for `[T, N, …]`.
+        kernel: A function of `(inputs, outputs, scratch)`, each a tree of references.
+        given: The inputs of the kernel.
+        kinds: One string per field of `given`: "whole" for an array that every block reads
+            completely, "block" for arrays `[N, …]`, "timed" for arrays `[T, N, …]`.
         outputs: The shapes of the outputs.
-        output_kinds: For each of them "block" or "timed".
-        scratch: Arrays `[N, H]`; a block has references of its own to as much.
-        time: T.
-        reverse: Whether the last step comes first.
+        output_kinds: One string per output, "block" or "timed".
+        scratch: Arrays `[N, H]` with the shapes and dtypes of the scratch memory.
+        time: T, the number of steps.
+        reverse: Whether the kernel runs from the last step to the first.
         interpret: Whether to interpret the kernel.
     """
     as_given = type(given)
@@ -159,7 +160,7 @@ def _call(kernel, given, kinds, outputs, output_kinds, scratch, *, time, reverse
 
     def spec(kind, leaf):
         if kind == "whole":
-            # It never changes, so that one buffer does.
+            # The block is the same in every step, so a single buffer suffices.
             return pl.BlockSpec(leaf.shape, lambda n, t: (0, 0), pipeline_mode=pl.Buffered(1))
         if kind == "block":
             return pl.BlockSpec((block, leaf.shape[-1]), lambda n, t: (n, 0))
@@ -187,10 +188,10 @@ def _call(kernel, given, kinds, outputs, output_kinds, scratch, *, time, reverse
 
 
 def _block(given, kinds, outputs, output_kinds, scratch):
-    """The examples of a block: as many as are useful and fit."""
+    """Returns the number of examples in a block, the largest that is useful and fits into VMEM."""
     trees = zip((*kinds, *output_kinds), (*given, *outputs), strict=True)
     leaves = [leaf for kind, tree in trees if kind != "whole" for leaf in jax.tree.leaves(tree)]
-    # Two buffers each; a value narrower than a tile takes all of it.
+    # Two buffers of 4 bytes per value. An array narrower than a tile occupies a whole tile.
     bytes_each = sum(8 * max(leaf.shape[-1], UNITS) for leaf in leaves)
     bytes_each += sum(4 * leaf.shape[-1] for leaf in scratch)
     examples = scratch[0].shape[0]
@@ -199,14 +200,14 @@ def _block(given, kinds, outputs, output_kinds, scratch):
 
 
 def _like(leaf, *leading):
-    """The shape of an output like `leaf`, with more axes before its own."""
+    """Returns the shape of an output like `leaf`, with additional leading axes."""
     return jax.ShapeDtypeStruct(
         (*leading, *leaf.shape), leaf.dtype, manual_axis_type=jax.typeof(leaf).manual_axis_type
     )
 
 
 def _product(x: Array, kernel: Array) -> Array:
-    """`jaxrnn.cell.product` at the default or the highest precision; a kernel has no other."""
+    """Computes `jaxrnn.product` in default or highest precision; a TPU kernel supports no other."""
     asked = jax.config.jax_default_matmul_precision  # pyright: ignore[reportAttributeAccessIssue]
     exact = kernel.dtype == jnp.float32 and asked not in (None, "default", "fastest", "bfloat16")
     with jax.default_matmul_precision("highest" if exact else "default"):

@@ -1,13 +1,12 @@
 """Small image data sets as arrays, and images as sequences.
 
-MNIST, Fashion-MNIST and KMNIST come from files in any of the usual layouts (`folders.py`) or
-through tensorflow-datasets (TFDS), in the order of the original files either way; `digits` lies
-inside scikit-learn. TensorFlow is never imported.
+MNIST, Fashion-MNIST and KMNIST are read from files in any of the usual layouts (`folders.py`) or
+through tensorflow-datasets (TFDS), in both cases in the order of the original files. `digits` is
+part of scikit-learn. TensorFlow is never imported.
 
-`jaxrnn.training.fit` (`loop.py`) trains on any arrays, without an entry here. To load another set
-of uint8 images of 28 × 28 pixels and labels 0 to 9 by name, add it to `NAMES` here and to
-`_builder_class` in `tfds.py`; `folders.py` and `idx.py` hold the folder names and checksums of the
-sets that have them.
+`jaxrnn.training.fit` trains on any arrays and does not need this module. To load another data set
+by name, with uint8 images of 28 × 28 pixels and labels 0 to 9, add it to `NAMES` here and to
+`_builder_class` in `tfds.py`. Directory names are in `folders.py`, checksums in `idx.py`.
 
 Shapes: N examples, T time, I input features.
 """
@@ -25,6 +24,18 @@ import numpy as np
 from jaxrnn.training.data import folders, idx, tfds
 from jaxrnn.training.data.idx import SIDE, DataError, Pair, Split
 
+__all__ = [
+    "NAMES",
+    "ORDERS",
+    "DataError",
+    "Dataset",
+    "Split",
+    "batch_indices",
+    "load",
+    "load_or_digits",
+    "sequences",
+]
+
 NAMES = ("mnist", "fashion_mnist", "kmnist", "digits")
 ORDERS = ("rows", "columns", "shuffled", "pixels", "permuted")
 
@@ -32,14 +43,14 @@ _DIGITS_TEST, _DIGITS_VALIDATION = 360, 180
 
 
 class Dataset(NamedTuple):
-    """Three splits.
+    """A data set with three splits.
 
     Attributes:
-        name: The published set, or "other" if the images are those of none that is known.
+        name: The name of the published data set with these images, or "other" if there is none.
         train: The training split.
         validation: The validation split.
         test: The test split.
-        note: A sentence on why this is not the set that was asked for, or "".
+        note: A sentence that says why this is not the requested data set, or "".
     """
 
     name: str
@@ -55,39 +66,40 @@ def load(
     validation_size: int = 5000,
     cache_dir: str | os.PathLike | None = None,
 ) -> Dataset:
-    """Loads a data set as uint8 arrays, to be treated as read-only.
+    """Loads a data set as uint8 arrays, which must not be modified.
 
-    Validation is the first `validation_size` examples of the original training file, as in
-    TensorFlow 1's `read_data_sets`; train is the rest. MNIST: 55,000 / 5,000 / 10,000.
+    The validation split is the first `validation_size` examples of the original training file, as
+    in TensorFlow 1's `read_data_sets`. The training split is the rest. For MNIST, the splits have
+    55,000, 5,000 and 10,000 examples.
 
-    Without `data_dir` the set is taken from the cache, else from `~/tensorflow_datasets`, else
-    downloaded (it fails within seconds where there is no network). What had to be decoded is kept
+    Without `data_dir`, the data set is read from the cache or from `~/tensorflow_datasets`, or it
+    is downloaded. A download fails within seconds if there is no network. Decoded arrays are cached
     in `cache_dir` as one verified file.
 
-    Nothing is claimed of files by their names: if the images, their labels and their order are not
-    those that were published, by checksum, the data set has another `name` and a `note`. So also
-    its first examples are the original's, whatever the layout. Of KMNIST no checksums of the
-    decoded files are known; it is only told from the other two.
+    The images, labels and their order are compared with those that were published, by checksum. If
+    they differ, the data set has another `name` and a `note`. The order is therefore that of the
+    original files in every layout. For KMNIST no checksums of the decoded files are known: it is
+    only distinguished from the other two.
 
-    `digits` is scikit-learn's 1,797 digits, enlarged and centred as MNIST's are, in one fixed
-    shuffled order: 360 test examples, and at most 180 for validation whatever is asked for. It
-    needs neither `data_dir` nor a cache.
+    `digits` is scikit-learn's 1,797 digits, enlarged and centred as in MNIST, in one fixed shuffled
+    order. It has 360 test examples and at most 180 validation examples, even if `validation_size`
+    is larger. It needs neither `data_dir` nor a cache.
 
     Args:
         name: One of `NAMES`.
-        data_dir: A folder with the four IDX files (plain or .gz), torchvision's root, one prepared
-            by TFDS (its data directory, or the version folder itself), or one with Keras' .npz,
-            Kaggle's .csv or Hugging Face's .parquet files. The network is then never asked. None
-            or '' is none.
-        validation_size: Number of validation examples; 0 leaves that split empty.
-        cache_dir: Where decoded arrays are kept; `~/.cache/jaxrnn` by default.
+        data_dir: A directory with the four IDX files (plain or .gz), torchvision's root, a
+            directory prepared by TFDS (its data directory or the directory of a version), or one
+            with Keras' .npz, Kaggle's .csv or Hugging Face's .parquet files. Nothing is then
+            downloaded. None and '' mean no directory.
+        validation_size: Number of validation examples. 0 leaves that split empty.
+        cache_dir: The directory of the cache. Defaults to `~/.cache/jaxrnn`.
 
     Returns:
-        The three splits, images uint8 [N, 28, 28] and labels uint8 [N].
+        The data set. Images are uint8 `[N, 28, 28]` and labels uint8 `[N]`.
 
     Raises:
-        DataError: The name is unknown, a file is missing or broken, the set cannot be downloaded,
-            or `validation_size` is negative or leaves nothing to train on.
+        DataError: If `name` is unknown, a file is missing or damaged, the download fails, or
+            `validation_size` is negative or leaves no training examples.
 
     Sources:
         LeCun, Cortes and Burges, "The MNIST database of handwritten digits", 1998.
@@ -96,10 +108,10 @@ def load(
         Alpaydin and Kaynak, "Optical Recognition of Handwritten Digits", UCI, 1998.
     """
     if name not in NAMES:
-        raise DataError(f"name: unknown data set {name!r}, expected one of {', '.join(NAMES)}")
+        raise DataError(f"name must be one of {', '.join(NAMES)}, got {name!r}")
     size = operator.index(validation_size)
     if size < 0:
-        raise DataError(f"validation_size: must not be negative, got {size}")
+        raise DataError(f"validation_size must not be negative, got {size}")
     found, note = name, ""
     if name == "digits":
         train, test = _digits()
@@ -114,7 +126,9 @@ def load(
         train, test = pair
     count = len(train.labels)
     if size >= count:
-        raise DataError(f"validation_size: {size} leaves nothing of {name}'s {count} to train on")
+        raise DataError(
+            f"validation_size must be less than the {count} examples to train on, got {size}"
+        )
     first, rest = (Split(*(a[part] for a in train)) for part in (slice(size), slice(size, None)))
     return Dataset(found, train=rest, validation=first, test=test, note=note)
 
@@ -124,44 +138,46 @@ def load_or_digits(
     validation_size: int = 5000,
     cache_dir: str | os.PathLike | None = None,
 ) -> Dataset:
-    """Loads MNIST, or `digits` with a `note` that says why MNIST could not be had.
+    """Loads MNIST, or `digits` if MNIST is neither on this machine nor can be downloaded.
 
-    With `data_dir` given nothing is replaced: errors are errors. Arguments as in `load`.
+    The `note` of `digits` then gives the reason. See `load` for the arguments.
 
     Raises:
-        DataError: As in `load`, except that a failed search or download ends in `digits`.
+        DataError: As in `load`, except for a failed download. If `data_dir` is given, `digits` is
+            never loaded.
     """
     try:
         return load("mnist", data_dir, validation_size, cache_dir)
     except tfds.Unavailable as error:
-        note = f"These are scikit-learn's small digits, not MNIST: {error.reason}."
+        note = f"These are scikit-learn's digits, not MNIST: {error.reason}."
         return load("digits", validation_size=validation_size)._replace(note=note)
 
 
 def sequences(
     images: np.ndarray, order: str = "rows", seed: int = 0, *, delay: int = 0
 ) -> np.ndarray:
-    """Images as sequences.
+    """Converts images to sequences.
 
     Args:
-        images: uint8 [N, 28, 28] (any height and width will do).
-        order: `rows` reads a row per step, `columns` a column, `shuffled` rows of an image whose
-            pixels were shuffled, once for all images; `pixels` one pixel, and `permuted` one pixel
-            in a shuffled order (Le, Jaitly and Hinton, arXiv:1504.00941).
-        seed: Draws the order of `shuffled` and `permuted`; unused otherwise.
-        delay: Steps of zeros after the image.
+        images: uint8 `[N, 28, 28]`, or images of any other height and width.
+        order: The part of an image that is one time step: with "rows" a row, with "columns" a
+            column, with "pixels" a pixel. "shuffled" and "permuted" apply one fixed permutation of
+            the pixels to all images, and then read rows or pixels (Le, Jaitly and Hinton,
+            arXiv:1504.00941).
+        seed: Seed of the permutation in "shuffled" and "permuted". Otherwise unused.
+        delay: Number of time steps of zeros after the image.
 
     Returns:
-        uint8 [N, T, I]: [N, 28 + delay, 28] for rows, columns and shuffled, [N, 784 + delay, 1]
-        for pixels and permuted.
+        The sequences, uint8 `[N, T, I]`. They are `[N, 28 + delay, 28]` for "rows", "columns" and
+        "shuffled", and `[N, 784 + delay, 1]` for "pixels" and "permuted".
 
     Raises:
-        ValueError: `order` is unknown or `images` is not of rank 3.
+        ValueError: If `order` is unknown, or `images` does not have three axes.
     """
     if order not in ORDERS:
-        raise ValueError(f"order: got {order!r}, expected one of {', '.join(ORDERS)}")
+        raise ValueError(f"order must be one of {', '.join(ORDERS)}, got {order!r}")
     if images.ndim != 3:
-        raise ValueError(f"images: got shape {images.shape}, expected [N, height, width]")
+        raise ValueError(f"images must have shape [N, height, width], got {list(images.shape)}")
     read = images.transpose(0, 2, 1) if order == "columns" else images
     if order in ("shuffled", "permuted"):
         pixels = images.reshape(len(images), -1)
@@ -175,23 +191,24 @@ def sequences(
 
 
 def batch_indices(seed: int, start: int, steps: int, batch_size: int, size: int) -> np.ndarray:
-    """Indices of the examples in the batches `start` to `start + steps` of an endless stream.
+    """Returns the indices of the examples in consecutive batches of an endless stream.
 
-    The stream is one permutation of all examples after the other, and the one of epoch e follows
-    from (seed, e) alone: a batch depends only on its number, not on how the stream is cut up.
+    The stream is a sequence of permutations of all examples, one per epoch. The permutation of
+    epoch e depends only on (seed, e). A batch therefore depends only on its number, and not on the
+    calls that return the batches before it.
 
     Args:
-        seed: Not negative.
-        start: Number of the first batch.
-        steps: How many batches.
-        batch_size: Examples per batch; a batch may run over the end of an epoch.
-        size: Number of examples.
+        seed: The seed of the permutations, not negative.
+        start: Number of the first batch, from 0.
+        steps: Number of batches.
+        batch_size: Number of examples per batch. A batch may extend over the end of an epoch.
+        size: Number of examples in the data set.
 
     Returns:
-        int32 [steps, batch_size], each in 0 to size - 1.
+        int32 `[steps, batch_size]`, between 0 and size - 1.
 
     Raises:
-        ValueError: A negative argument, or a batch or set without examples.
+        ValueError: If an argument is negative, or `batch_size` or `size` is 0.
     """
     for name, value, least in (
         ("seed", seed, 0),
@@ -201,7 +218,7 @@ def batch_indices(seed: int, start: int, steps: int, batch_size: int, size: int)
         ("size", size, 1),
     ):
         if value < least:
-            raise ValueError(f"{name}: got {value}, expected at least {least}")
+            raise ValueError(f"{name} must be at least {least}, got {value}")
     begin, end = start * batch_size, (start + steps) * batch_size
     epochs = range(begin // size, -(-end // size))
     parts = [np.random.default_rng([seed, e]).permutation(size) for e in epochs]
@@ -212,21 +229,21 @@ def batch_indices(seed: int, start: int, steps: int, batch_size: int, size: int)
 
 
 def _identify(name: str, pair: Pair, note: str) -> tuple[str, str]:
-    """The name under which the set was published and, if it is not `name`, a note that says so."""
+    """Returns the name under which the images were published, and a note if it is not `name`."""
     found = idx.published(pair)
     if found == name or (found is None and name not in idx.PUBLISHED and not note):
         return name, note
     if found is not None:
-        return found, f"These files are named as {name}, but their images are those of {found}."
+        return found, f"The files are named {name}, but their images are those of {found}."
     other = (
-        f"These are not {name}'s images as they were published, by their checksums: they are "
-        "others, changed, or in another order."
+        f"By their checksums, these are not the images of {name} as they were published: they are "
+        "other images, changed, or in another order."
     )
     return "other", note or other
 
 
 def _from_folder(name: str, folder: Path, cache: Path | None) -> tuple[Pair, str]:
-    """The set in a folder, and a note on it."""
+    """Reads the data set in a directory, and returns it with a note."""
     try:
         folder = folder.expanduser().resolve()
         source = folders.locate(name, folder)
@@ -256,7 +273,7 @@ def _without_folder(name: str, cache: Path | None) -> tuple[Pair, str]:
 
 
 def _writable(folder: str | os.PathLike) -> Path | None:
-    """The cache folder, or None if nothing can be kept there."""
+    """Returns the directory of the cache, or None if it cannot be written."""
     try:
         path = Path(folder).expanduser()
         path.mkdir(mode=0o700, parents=True, exist_ok=True)
@@ -266,7 +283,7 @@ def _writable(folder: str | os.PathLike) -> Path | None:
 
 
 def _read_cache(path: Path | None, source: np.ndarray) -> Pair | None:
-    """Cached arrays, or None if they are absent, damaged or made from other files."""
+    """Returns the cached arrays, or None if they are missing, damaged or from other files."""
     if path is None:
         return None
     try:
@@ -275,7 +292,7 @@ def _read_cache(path: Path | None, source: np.ndarray) -> Pair | None:
             if not np.array_equal(file["source"], source):
                 return None
             arrays = [file[f"{split}_{field}"] for split in Pair._fields for field in Split._fields]
-    # Damage shows as almost any error; each means the same: decode the source again.
+    # A damaged file may raise almost any error. In each case the source is decoded again.
     except Exception:
         return None
     pair = Pair(Split(*arrays[:2]), Split(*arrays[2:]))
@@ -299,14 +316,14 @@ def _write_cache(path: Path | None, source: np.ndarray, pair: Pair) -> None:
             os.fsync(file.fileno())
         os.replace(temporary, path)
     except OSError:
-        # The data is in memory already: a full disk costs the next start time, nothing else.
+        # The data is already in memory. Without a cache only the next start takes longer.
         if temporary is not None:
             Path(temporary).unlink(missing_ok=True)
 
 
 @functools.cache
 def _digits() -> Pair:
-    """scikit-learn's 8×8 digits, drawn as MNIST draws: 20×20, centred by mass in 28×28."""
+    """Returns scikit-learn's 8×8 digits at the size of MNIST's: 20×20, centred by mass in 28×28."""
     from scipy import ndimage
     from sklearn.datasets import load_digits
 

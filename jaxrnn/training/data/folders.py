@@ -1,9 +1,9 @@
-"""Folders of MNIST and its relatives as people have them: which files to read, and how.
+"""The layouts in which other libraries store MNIST and its relatives, and how to read them.
 
-Whatever is wrong with a file ends in a `DataError` that names it. pyarrow is imported only to read
-parquet, Pillow only to decode its images.
+Every problem with a file raises a `DataError` that names the file. pyarrow is imported only to read
+parquet files, Pillow only to decode their images.
 
-Letters: N examples.
+Shapes: N examples.
 """
 
 import contextlib
@@ -19,7 +19,7 @@ import numpy as np
 from jaxrnn.training.data import idx, tfds
 from jaxrnn.training.data.idx import CLASSES, FILES, SIDE, DataError, Pair, Split, one_line
 
-# Below torchvision's root, and in Keras' folder of data sets.
+# Subdirectories in torchvision's root and in Keras' directory of data sets.
 _OWN_FOLDERS = {
     "mnist": ("MNIST/raw",),
     "fashion_mnist": ("FashionMNIST/raw", "fashion-mnist"),
@@ -28,12 +28,12 @@ _OWN_FOLDERS = {
 
 
 class Source(NamedTuple):
-    """A set that was found.
+    """A data set that was found in a directory.
 
     Attributes:
-        files: All that it is read from.
-        read: Reads and validates it.
-        note: A sentence on how it differs from the published set, or ''.
+        files: The files that are read.
+        read: A function that reads and validates the data set.
+        note: A sentence that says how it differs from the published data set, or "".
     """
 
     files: list[Path]
@@ -42,10 +42,10 @@ class Source(NamedTuple):
 
 
 def locate(name: str, folder: Path) -> Source:
-    """The first of `LAYOUTS` in which the folder holds the set.
+    """Finds a data set in a directory, in the first of `LAYOUTS` that fits.
 
     Raises:
-        DataError: It is not a folder, holds the set in none of the layouts, or lacks a file.
+        DataError: If `folder` is not a directory, has none of the layouts, or lacks a file.
     """
     if not folder.is_dir():
         problem = "is not a folder" if folder.exists() else "no such folder"
@@ -71,7 +71,7 @@ def _idx(name: str, folder: Path) -> Source | None:
 
 
 def _spellings(place: Path, file: str) -> list[Path]:
-    """Where an IDX file may lie; on Kaggle each stands in a folder of its own name, too."""
+    """Returns the possible paths of an IDX file. On Kaggle it is in a directory of its own name."""
     dotted = file.replace("-idx", ".idx")
     return [place / each for each in (f"{file}/{file}", file, f"{file}.gz", dotted, f"{dotted}.gz")]
 
@@ -104,15 +104,15 @@ def _csv(name: str, folder: Path) -> Source | None:
         if columns != SIDE**2:
             return Source([train, test], partial(_both, _read_csv, train, test))
         note = (
-            f"{test.name} has no labels and cannot be evaluated: this is {train.name} alone, the "
-            "last sixth of which is the test set."
+            f"{test.name} has no labels and cannot be evaluated. The test set is the last sixth of "
+            f"{train.name}."
         )
         return Source([train], partial(_read_labelled, train), note)
     return None
 
 
 def _read_labelled(path: Path) -> Pair:
-    """Reads Kaggle's digit-recognizer, whose test set has no labels."""
+    """Splits the training set of Kaggle's digit-recognizer, whose test set has no labels."""
     whole = _read_csv(path)
     rest = len(whole.labels) - len(whole.labels) // 6
     return Pair(Split(*(a[:rest] for a in whole)), Split(*(a[rest:] for a in whole)))
@@ -124,7 +124,7 @@ def _read_csv(path: Path) -> Split:
         with open(path, encoding="utf-8-sig") as file:
             header = not file.readline()[:1].isdigit()
         with warnings.catch_warnings():
-            # Older versions of NumPy warn of a fraction and cut it off.
+            # Older versions of NumPy only warn of a fraction, and truncate it.
             warnings.simplefilter("error", DeprecationWarning)
             table = np.loadtxt(
                 path, np.uint8, delimiter=",", skiprows=int(header), ndmin=2, encoding="utf-8-sig"
@@ -172,7 +172,7 @@ def _both(read: Callable[[Any], Split], train: Any, test: Any) -> Pair:
 
 
 def _split(path: Path, images: np.ndarray, labels: np.ndarray) -> Split:
-    """Validates arrays; labels may be of any integer dtype."""
+    """Validates the arrays of a split. Labels may have any integer dtype."""
     integers = labels.dtype.kind in "iu" and labels.size > 0
     if integers and labels.min() >= 0 and labels.max() < CLASSES:
         labels = labels.astype(np.uint8)
@@ -188,7 +188,7 @@ def _split(path: Path, images: np.ndarray, labels: np.ndarray) -> Split:
 
 @contextlib.contextmanager
 def _named(path: Path) -> Iterator[None]:
-    """Names the file in whatever error its reader raises: zipfile, NumPy, Arrow have their own."""
+    """Converts every error of a reader (zipfile, NumPy, Arrow) to a `DataError` with the file."""
     try:
         yield
     except DataError:
@@ -197,7 +197,7 @@ def _named(path: Path) -> Iterator[None]:
         raise DataError(f"{path}: cannot be read ({one_line(error)})") from error
 
 
-# How a set may lie in a folder, and what looks for it there; the first that is found is read.
+# The layouts of a data set in a directory, and the functions that look for them, in this order.
 LAYOUTS: dict[str, Callable[[str, Path], Source | None]] = {
     f"four IDX files ({FILES[0]}[.gz] or {FILES[0].replace('-idx', '.idx')}, ...), also below "
     "torchvision's root": _idx,

@@ -1,9 +1,9 @@
-"""IDX files: the format of MNIST and its relatives, read and validated.
+"""Reads and validates IDX files, the format of MNIST and its relatives.
 
-A set is four files, images and labels for training and for testing. Whatever is wrong with one
-ends in a `DataError` that names it.
+A data set consists of four files: images and labels for training and for testing. Every problem
+with a file raises a `DataError` that names the file.
 
-Letters: N examples.
+Shapes: N examples.
 """
 
 import gzip
@@ -18,7 +18,7 @@ import numpy as np
 
 CLASSES = 10
 SIDE = 28
-# In the order in which a set is read: images and labels to train on, then those to test on.
+# Images and labels of the training set, then those of the test set.
 FILES = (
     "train-images-idx3-ubyte",
     "train-labels-idx1-ubyte",
@@ -44,36 +44,54 @@ PUBLISHED = {
 
 
 class DataError(ValueError):
-    """Data that cannot be used: one line that names the file and what is wrong with it."""
+    """Data cannot be used. The message is one line that names the file and the problem."""
 
 
 class Split(NamedTuple):
-    """Examples: `images` uint8 [N, 28, 28] and `labels` uint8 [N], 0 to 9."""
+    """The examples of a split.
+
+    Attributes:
+        images: uint8 `[N, 28, 28]`.
+        labels: uint8 `[N]`, from 0 to 9.
+    """
 
     images: np.ndarray
     labels: np.ndarray
 
 
 class Pair(NamedTuple):
-    """The two halves of a set as it is published: `train` and `test`."""
+    """A data set as it was published.
+
+    Attributes:
+        train: The training split.
+        test: The test split.
+    """
 
     train: Split
     test: Split
 
 
 def read(files: list[Path]) -> Pair:
-    """Reads and validates the four files, given in the order of `FILES`."""
+    """Reads and validates the four files of a data set, in the order of `FILES`.
+
+    Raises:
+        DataError: If a file cannot be read or is not valid.
+    """
     pair = Pair(read_split(*files[:2]), read_split(*files[2:]))
     train, test = (len(split.labels) for split in pair)
     if train < test:
         raise DataError(
-            f"{files[0]}: {train} training images and {test} test images: are the files swapped?"
+            f"{files[0]}: {train} training images for {test} test images, are the files swapped?"
         )
     return pair
 
 
 def read_split(images_path: Path, labels_path: Path) -> Split:
-    """Reads and validates the images and the labels of one split."""
+    """Reads and validates the images and the labels of one split.
+
+    Raises:
+        DataError: If a file cannot be read or is not valid.
+    """
     split = Split(_read_idx(images_path, "images"), _read_idx(labels_path, "labels"))
     images, labels = (len(array) for array in split)
     if images != labels:
@@ -82,16 +100,16 @@ def read_split(images_path: Path, labels_path: Path) -> Split:
 
 
 def _read_idx(path: Path, kind: str) -> np.ndarray:
-    """Reads and validates one IDX file, plain or gzipped: uint8 [N, 28, 28] or [N]."""
+    """Reads and validates an IDX file, plain or gzipped: uint8 `[N, 28, 28]` or `[N]`."""
     try:
         raw = path.read_bytes()
-        # By content, not by name: some browsers unpack a .gz and keep its name.
+        # The name is no help: some browsers unpack a .gz file and keep its name.
         raw = gzip.decompress(raw) if raw.startswith(b"\x1f\x8b") else raw
     except (OSError, EOFError, zlib.error, struct.error, MemoryError) as error:
         raise DataError(f"{path}: cannot be read ({one_line(error)})") from error
     words = 4 if kind == "images" else 2
     if len(raw) < 4 * words:
-        raise DataError(f"{path}: truncated, its {len(raw)} bytes are less than a header")
+        raise DataError(f"{path}: truncated, {len(raw)} bytes are less than a header")
     magic, *shape = np.frombuffer(raw, ">u4", words).tolist()
     if _MAGIC.get(magic) != kind:
         what = f"holds {_MAGIC[magic]}, " if magic in _MAGIC else f"wrong magic number {magic}, "
@@ -112,7 +130,7 @@ def _read_idx(path: Path, kind: str) -> np.ndarray:
 
 
 def valid(split: Split) -> bool:
-    """Whether arrays from elsewhere are what `Split` promises, and not empty."""
+    """Returns whether the arrays have the shapes, dtypes and values of a `Split`, not empty."""
     images, labels = split
     return bool(
         images.dtype == labels.dtype == np.uint8
@@ -123,13 +141,13 @@ def valid(split: Split) -> bool:
 
 
 def published(pair: Pair) -> str | None:
-    """The name of the set that consists of exactly these arrays, if it is one of `PUBLISHED`."""
+    """Returns the name in `PUBLISHED` of the data set with exactly these arrays, or None."""
     found = tuple(checksum(array) for split in pair for array in split)
     return next((name for name, sums in PUBLISHED.items() if sums == found), None)
 
 
 def checksum(array: np.ndarray) -> str:
-    """The SHA-256 of the IDX file that holds this array, uint8 [N, 28, 28] or [N]."""
+    """Returns the SHA-256 of the IDX file of an array, uint8 `[N, 28, 28]` or `[N]`."""
     magic = 2051 if array.ndim == 3 else 2049
     found = hashlib.sha256(struct.pack(f">{1 + array.ndim}I", magic, *array.shape))
     found.update(np.ascontiguousarray(array).data)
@@ -137,5 +155,5 @@ def checksum(array: np.ndarray) -> str:
 
 
 def one_line(error: BaseException) -> str:
-    """What an error says, on one line."""
+    """Returns the message of an error in one line of at most 300 characters."""
     return " ".join(str(error).strip("<>").split())[:300] or type(error).__name__

@@ -1,8 +1,7 @@
-"""tensorflow-datasets (TFDS) without TensorFlow: sets it prepared are read, others downloaded.
+"""tensorflow-datasets (TFDS) without TensorFlow: reads prepared data sets and downloads others.
 
-TFDS knows the addresses and the checksums of the files. What in it would import TensorFlow (its
-readers, its image encoder, its file access) is replaced here. Examples come in the order of the
-original files.
+TFDS has the URLs and the checksums of the files. Its readers, its image encoder and its file access
+import TensorFlow and are replaced here. Examples are in the order of the original files.
 """
 
 import itertools
@@ -35,18 +34,26 @@ _STALL_SECONDS = 5.0
 
 
 class Unavailable(DataError):
-    """The set is neither on this machine nor can it be downloaded; `reason` is why."""
+    """The data set is not on this machine and cannot be downloaded.
+
+    Attributes:
+        reason: The reason, without the advice that the message adds.
+    """
 
     def __init__(self, reason: str):
         super().__init__(
-            f"{reason}; name a folder that holds it by data_dir, "
+            f"{reason}; pass a directory that holds it as data_dir, "
             "or load 'digits', which needs no download"
         )
         self.reason = reason
 
 
 def read(name: str, folder: Path) -> Pair:
-    """Reads a prepared set, array_record or tfrecord, in the order of the original files."""
+    """Reads a prepared data set, array_record or tfrecord, in the order of the original files.
+
+    Raises:
+        DataError: If it is another data set, or cannot be read.
+    """
     try:
         import tensorflow_datasets as tfds
 
@@ -56,11 +63,11 @@ def read(name: str, folder: Path) -> Pair:
         pair = Pair(*(_read_examples(builder, split) for split in Pair._fields))
     except DataError:
         raise
-    # TFDS, array_record, protobuf and Pillow each have their own errors for a broken file.
+    # TFDS, array_record, protobuf and Pillow each have their own errors for a damaged file.
     except Exception as error:
-        raise DataError(f"{folder}: not a readable TFDS set ({one_line(error)})") from error
+        raise DataError(f"{folder}: not a readable TFDS data set ({one_line(error)})") from error
     if not all(map(valid, pair)):
-        raise DataError(f"{folder}: not a set of 28×28 images with labels 0 to 9")
+        raise DataError(f"{folder}: holds other data than 28×28 images with labels 0 to 9")
     return pair
 
 
@@ -72,7 +79,7 @@ def _read_examples(builder: Any, name: str) -> Split:
     info = builder.info.splits[name]
     images = np.empty((info.num_examples, SIDE, SIDE), np.uint8)
     labels = np.empty(info.num_examples, np.uint8)
-    # TFDS stores examples sorted by the hash of their number in the original file.
+    # TFDS sorts the examples by the hash of their number in the original file.
     order = sorted(range(info.num_examples), key=Hasher(name).hash_key)
     records = itertools.chain.from_iterable(map(_records, info.filepaths))
     for at, record in zip(order, records, strict=True):
@@ -85,7 +92,7 @@ def _read_examples(builder: Any, name: str) -> Split:
 
 
 def _records(path: os.PathLike) -> Iterator[bytes]:
-    """The records of an array_record or a tfrecord file."""
+    """Yields the records of an array_record or a tfrecord file."""
     if ".array_record" in Path(path).name:
         from array_record.python.array_record_module import ArrayRecordReader
 
@@ -102,7 +109,11 @@ def _records(path: os.PathLike) -> Iterator[bytes]:
 
 
 def download(name: str, cache: Path | None) -> Pair:
-    """Downloads a set, lets TFDS check and prepare it in a private folder, and reads that."""
+    """Downloads a data set, lets TFDS check and prepare it in a temporary directory, and reads it.
+
+    Raises:
+        Unavailable: If the download or the preparation fails.
+    """
     try:
         import tensorflow_datasets as tfds
 
@@ -118,7 +129,7 @@ def download(name: str, cache: Path | None) -> Pair:
             builder.download_and_prepare(
                 download_dir=Path(scratch, "downloads"), download_config=config
             )
-            # download_and_prepare returns normally from some half-prepared folders.
+            # download_and_prepare does not always raise an error if the preparation is incomplete.
             if not builder.is_prepared():
                 raise DataError("TFDS did not prepare it")
             return read(name, Path(builder.data_dir))
@@ -127,7 +138,7 @@ def download(name: str, cache: Path | None) -> Pair:
 
 
 def _builder_class(name: str) -> Any:
-    """TFDS' own builder without its three uses of TensorFlow: files, gunzip, PNG."""
+    """Returns TFDS' builder without its three uses of TensorFlow: files, gunzip, PNG."""
     from tensorflow_datasets.image_classification import mnist
 
     classes: dict[str, Any] = {c.name: c for c in (mnist.MNIST, mnist.FashionMNIST, mnist.KMNIST)}
@@ -135,7 +146,7 @@ def _builder_class(name: str) -> Any:
 
     class Builder(base, skip_registration=True):  # pyright: ignore
         name = base.name
-        # TFDS merges these into the checksums of all its sets, which hold ours already.
+        # TFDS merges these into its checksums of all data sets, which already include this one's.
         url_infos: ClassVar = {}
 
         @classmethod
@@ -166,7 +177,7 @@ def _png(image: np.ndarray) -> bytes:
 
     height, width = image.shape
     header = struct.pack(">IIBBBBB", width, height, 8, 0, 0, 0, 0)
-    # Each row starts with the number of its filter, 0: none.
+    # Each row starts with the number of its filter. 0 is no filter.
     rows = np.zeros((height, width + 1), np.uint8)
     rows[:, 1:] = image
     chunks = (b"IHDR", header), (b"IDAT", zlib.compress(rows.tobytes(), 1)), (b"IEND", b"")
@@ -174,10 +185,12 @@ def _png(image: np.ndarray) -> bytes:
 
 
 def _fetch(urls: list[str], folder: Path) -> None:
-    """Downloads files; raises DataError once `_STALL_SECONDS` brought no 64 KiB more.
+    """Downloads files, in place of TFDS, which has no timeout and repeats a failed request.
 
-    TFDS has no timeout and would repeat a failed request for minutes. The thread bounds also what
-    urllib's own timeout does not: the name look-up.
+    A thread downloads them, because urllib's timeout does not apply to the look-up of the host.
+
+    Raises:
+        DataError: If a request fails, or `_STALL_SECONDS` pass without another 64 KiB.
     """
     news: queue.Queue[Exception | str | None] = queue.Queue()
 

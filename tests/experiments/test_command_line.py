@@ -1,0 +1,251 @@
+"""Every script parses its options before JAX is imported, and names what is wrong with them."""
+
+import dataclasses
+import subprocess
+import sys
+import typing
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Annotated, Literal
+
+import ablate
+import accelerator
+import baselines
+import benchmark
+import cells
+import command_line
+import costs
+import experiment
+import export
+import forms
+import mnist
+import options
+import predict
+import pytest
+import results
+import studies
+import study_options
+from command_line import Option, parse
+from errors import OptionError
+
+from jaxrnn.training import data
+
+FOLDER = Path(mnist.__file__).parent
+SCRIPTS = {
+    "ablate": ablate.Config,
+    "accelerator": accelerator.Config,
+    "benchmark": benchmark.Config,
+    "costs": costs.Config,
+    "export": export.Config,
+    "forms": forms.Config,
+    "mnist": options.Config,
+    "predict": predict.Config,
+    "results": results.Config,
+}
+HEAVY = {"jax", "flax", "optax", "orbax", "tensorflow_datasets", "matplotlib", "sklearn", "scipy"}
+# Runs every script with --help, and prints the modules that are imported.
+HELP = """
+import contextlib, os, runpy, sys
+sys.path.insert(0, sys.argv[1])
+for name in sys.argv[2:]:
+    sys.argv = [name, "--help"]
+    with contextlib.suppress(SystemExit):
+        runpy.run_path(os.path.join(sys.path[0], f"{name}.py"), run_name="__main__")
+        raise AssertionError(f"{name} ran")
+print(*{module.partition(".")[0] for module in sys.modules})
+"""
+
+
+def test_every_script_is_listed():
+    scripts = {
+        path.stem
+        for path in FOLDER.glob("*.py")
+        if 'if __name__ == "__main__":' in path.read_text() and "command_line" in path.read_text()
+    }
+    assert scripts == SCRIPTS.keys()
+
+
+def test_help_imports_neither_jax_nor_another_heavy_library():
+    command = [sys.executable, "-c", HELP, str(FOLDER), *SCRIPTS]
+    done = subprocess.run(command, capture_output=True, text=True, check=True)
+    *shown, modules = done.stdout.splitlines()
+    assert not HEAVY & set(modules.split())
+    assert [line.split()[1] for line in shown if line.startswith("usage: ")] == [
+        f"{name}.py" for name in SCRIPTS
+    ]
+
+
+def exits(capsys, cls, *arguments, **settings):
+    """The exit code of `parse`, and what it prints to stdout and stderr."""
+    with pytest.raises(SystemExit) as exit:
+        parse(cls, "A script.", arguments, **settings)
+    return exit.value.code, *capsys.readouterr()
+
+
+@pytest.mark.parametrize("columns", [40, 100])
+@pytest.mark.parametrize("script", SCRIPTS)
+def test_help_describes_every_option_within_the_width(script, columns, monkeypatch, capsys):
+    monkeypatch.setenv("COLUMNS", str(columns))
+    cls = SCRIPTS[script]
+    code, shown, _ = exits(capsys, cls, "--help")
+    assert code == 0
+    wide = [line for line in shown.splitlines() if len(line) > columns]
+    # Only a list of values, which is in one piece, may be wider.
+    assert all(line.split()[0].startswith("--") or "{" in line for line in wide), wide
+    for field in command_line.fields_of(cls):
+        assert len(field.help) > 9, field.name
+        assert field.help.endswith((".", "step.")), field.name
+        if not field.option.hidden and not field.option.positional:
+            assert command_line.flag(field.name) in shown
+
+
+@pytest.mark.parametrize("script", SCRIPTS)
+def test_a_misspelt_option_is_one_line(script, capsys):
+    code, shown, error = exits(capsys, SCRIPTS[script], "--otu", "3")
+    assert (code, shown) == (2, "")
+    near = "; did you mean --out?" if "out" in fields(SCRIPTS[script]) else "; see --help"
+    assert error == f"error: there is no option --otu{near}\n"
+
+
+def fields(cls):
+    return {field.name for field in dataclasses.fields(cls)}
+
+
+@dataclass(frozen=True)
+class Example:
+    """Every type of option."""
+
+    form: Annotated[Literal["one", "many"], Option(positional=True)]
+    """Form."""
+    size: int = 3
+    """Size."""
+    rate: float | None = None
+    """Rate."""
+    order: Literal["rows", "columns"] = "rows"
+    """Order, in 100 % of the
+    cases."""
+    tied: bool | None = None
+    """Tied."""
+    resume: bool = True
+    """Resume."""
+    out: Path = Path("runs")
+    """Folder."""
+    names: tuple[str, ...] = ()
+    """Names."""
+    pairs: Annotated[tuple[str, ...], Option(metavar="KEY=VALUE", repeated=True)] = ()
+    """Pairs."""
+    long_name: int | None = None
+    """Has two words."""
+
+
+def test_values_of_every_type():
+    assert parse(Example, "", ["one"]) == Example("one")
+    words = "--size 4 many --rate -0.5 --order=columns --tied False --no-resume --out a/b "
+    words += "--names a b --pairs x=1 --pairs y=-2 --long_name=5"
+    given = parse(Example, "", words.split())
+    assert given == Example(
+        "many", 4, -0.5, "columns", False, False, Path("a/b"), ("a", "b"), ("x=1", "y=-2"), 5
+    )
+    assert parse(Example, "", ["one", "--rate", "None", "--names"]) == Example("one")
+
+
+def test_defaults_may_depend_on_what_is_given(capsys):
+    def presets(given):
+        return {"size": 7, "rate": 0.5} if given.get("form") == "many" else {}
+
+    assert parse(Example, "", ["one"], presets=presets) == Example("one")
+    found = parse(Example, "", ["many", "--rate", "0.1"], presets=presets)
+    assert found == Example("many", 7, 0.1)
+    _, shown, _ = exits(capsys, Example, "many", "--help", presets=presets)
+    assert "Size. (default: 7)" in shown
+
+
+def test_help_has_headings_and_defaults(capsys):
+    _, shown, _ = exits(capsys, Example, "--help", headings={"tied": "noise"})
+    assert "usage: " in shown
+    assert "FORM [OPTIONS]\n\nA script.\n\noptions:\n" in shown
+    before, after = shown.split("\nnoise:\n")
+    assert "Order, in 100 % of the cases. (default: rows)" in before
+    assert "  --tied {True,False}" in after
+    assert "  --resume, --no-resume" in after
+    assert "  --pairs KEY=VALUE" in after
+
+
+@pytest.mark.parametrize(
+    ("words", "message"),
+    [
+        ("", "FORM is missing; it takes one or many"),
+        ("noe", "FORM does not take 'noe'; did you mean one? Choose from one, many"),
+        ("one two", "unexpected argument 'two'; see --help"),
+        ("one --size", "--size: expected one argument"),
+        ("one --size big", "--size takes an integer, got 'big'"),
+        ("one --size None", "--size takes an integer, got 'None'"),
+        ("one --rate fast", "--rate takes a number or None, got 'fast'"),
+        (
+            "one --order rwos",
+            "--order does not take 'rwos'; did you mean rows? Choose from ro",
+        ),
+        ("one --tied yes", "--tied does not take 'yes'. Choose from True, False, None"),
+        ("one --resume=yes", "--resume/--no-resume: ignored explicit argument 'yes'"),
+        ("one --siez 3", "there is no option --siez; did you mean --size?"),
+        ("one --long", "there is no option --long; did you mean --long-name?"),
+        ("--unlike 3", "there is no option --unlike; see --help"),
+        ("one --size 0", "--size must be at least 1"),
+    ],
+)
+def test_an_error_names_what_is_accepted(words, message, capsys):
+    def check(config):
+        if config.size < 1:
+            raise OptionError("--size must be at least 1")
+
+    code, shown, error = exits(capsys, Example, *words.split(), check=check)
+    assert (code, shown) == (2, "")
+    assert error.startswith(f"error: {message}")
+    assert error.count("\n") == 1
+
+
+@pytest.mark.parametrize(
+    ("script", "words", "message"),
+    [
+        ("mnist", "--cell lsmt", "--cell does not take 'lsmt'; did you mean lstm"),
+        ("mnist", "--dataset mnits", "--dataset does not take 'mnits'; did you mean mnist"),
+        ("mnist", "--recipe fsat", "--recipe does not take 'fsat'; did you mean fast"),
+        ("mnist", "--hiden-size 3", "there is no option --hiden-size; did you mean --hidden-size"),
+        ("ablate", "--vary hidden_size", "--vary must be option=value,value, got 'hidden_size'"),
+        (
+            "ablate",
+            "sise",
+            "there is no study 'sise', and no --vary to define it; did you mean size",
+        ),
+        ("forms", "one-to-noe", "FORM does not take 'one-to-noe'; did you mean one-to-one"),
+        ("forms", "in-step --steps 0", "--steps must be at least 1"),
+        (
+            "benchmark",
+            "--libraries jaxrn",
+            "--libraries does not take 'jaxrn'; did you mean jax",
+        ),
+        ("benchmark", "--rounds 0", "--rounds must be at least 1"),
+        ("accelerator", "--parts sped", "--parts does not take 'sped'; did you mean speed"),
+        ("accelerator", "--seconds -1", "--seconds must not be negative"),
+        ("predict", "", "no image is given"),
+    ],
+)
+def test_every_script_has_errors_of_this_form(script, words, message, capsys):
+    cls = SCRIPTS[script]
+    code, shown, error = exits(capsys, cls, *words.split(), check=cls.check)
+    assert (code, shown) == (2, "")
+    assert error.startswith(f"error: {message}")
+    assert error.count("\n") == 1
+
+
+def test_the_names_of_options_are_those_of_the_tables():
+    hints = typing.get_type_hints(options.Config)
+    assert tuple(cells.CELLS) == options.CELLS
+    assert tuple(baselines.BASELINES) == options.BASELINES
+    assert typing.get_args(options.Initializer) == tuple(cells.INITIALIZERS)
+    assert typing.get_args(hints["optimizer"]) == tuple(experiment.OPTIMIZERS)
+    assert typing.get_args(hints["dataset"]) == ("auto", *data.NAMES)
+    assert typing.get_args(hints["order"]) == data.ORDERS
+    assert tuple(studies.STUDIES) == study_options.STUDIES
+    assert options.HEADINGS.keys() <= hints.keys()
+    assert study_options.HEADINGS.keys() <= fields(ablate.Config)
