@@ -62,25 +62,28 @@ def from_equinox(kind: Kind, weights: Arrays) -> Params:
 def to_equinox(cell: Cell, params: Params | Arrays) -> dict[str, np.ndarray]:
     """Converts parameters to the weights of an `LSTMCell` or `GRUCell`.
 
-    Example::
-
-        weights = to_equinox(cell, params)
-        names = list(weights)
-        theirs = eqx.nn.LSTMCell(input_size, hidden_size, key=key)
-        theirs = eqx.tree_at(
-            lambda each: [getattr(each, name) for name in names], theirs, list(weights.values())
-        )
-
     Args:
         cell: The cell.
-        params: Its parameters: the named tuple, or a dict of its arrays.
+        params: The parameters of the cell, as a named tuple or a dict of its arrays.
 
     Returns:
         The weights of an `LSTMCell` or `GRUCell` with `use_bias`, by name.
 
     Raises:
-        ValueError: If Equinox cannot compute this cell, or the parameters do not fit it; names what
-            is wrong.
+        ValueError: If Equinox has no such cell, or the parameters do not fit the cell.
+
+    Examples:
+        `equinox.tree_at` puts the weights into a cell of Equinox:
+
+        >>> import jax, jaxrnn
+        >>> from jaxrnn import convert
+        >>> cell = jaxrnn.lstm(4)
+        >>> weights = convert.to_equinox(cell, cell.init(jax.random.key(0), 3))
+        >>> sorted(weights)
+        ['bias', 'weight_hh', 'weight_ih']
+        >>> theirs = eqx.nn.LSTMCell(3, 4, key=jax.random.key(0))  # doctest: +SKIP
+        >>> where = lambda each: [getattr(each, name) for name in weights]  # doctest: +SKIP
+        >>> theirs = eqx.tree_at(where, theirs, [*weights.values()])  # doctest: +SKIP
     """
     kind, options = kind_and_options(cell, "Equinox", OPTIONS)
     if kind == "rnn":

@@ -32,9 +32,9 @@ def from_haiku(kind: Kind, params: Arrays) -> Params:
 
     Args:
         kind: The kind of cell: "rnn", "lstm" or "gru".
-        params: The arrays of the core alone, under Haiku's names: `{"lstm/linear": {"w": …, "b": …}}`,
-            `{"vanilla_rnn/linear": …, "vanilla_rnn/linear_1": …}` or `{"gru": {"w_i": …, …}}`. The
-            core may have any name.
+        params: The arrays of the core alone, under Haiku's names, such as
+            `{"lstm/linear": {"w": …, "b": …}}`, `{"gru": {"w_i": …, "w_h": …, "b": …}}`, or
+            `{"vanilla_rnn/linear": …, "vanilla_rnn/linear_1": …}`. The core may have any name.
 
     Returns:
         The parameters of the jaxrnn cell. Haiku adds 1 to the forget gate of an LSTM at run time,
@@ -81,15 +81,14 @@ def to_haiku(
 
     Args:
         cell: The cell.
-        params: Its parameters: the named tuple, or a dict of its arrays.
+        params: The parameters of the cell, as a named tuple or a dict of its arrays.
         name: The name of Haiku's core, as "net/~/lstm"; None is its default, such as "lstm".
 
     Returns:
         The parameters of a `VanillaRNN` (with `double_bias`), `LSTM` or `GRU` by module.
 
     Raises:
-        ValueError: If Haiku cannot compute this cell, or the parameters do not fit it; names what
-            is wrong.
+        ValueError: If Haiku has no such cell, or the parameters do not fit the cell.
     """
     kind, options = kind_and_options(cell, "Haiku", OPTIONS)
     check_activation(f"Haiku's {kind.upper()}", options, ACTIVATIONS[kind])

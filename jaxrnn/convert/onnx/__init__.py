@@ -28,14 +28,6 @@ def to_onnx(
 ) -> Any:
     """Writes a module of `jaxrnn.linen` as an ONNX model, with dynamic batch and time axes.
 
-    Example::
-
-        model = Classifier(Stack(jaxrnn.lstm(128)), num_classes=10)
-        to_onnx(model, variables, path="model.onnx")
-
-        session = onnxruntime.InferenceSession("model.onnx")
-        (logits,) = session.run(["logits"], {"inputs": x})
-
     The model's input is `inputs` [batch, time, features] and its output `outputs`, or `logits` of
     a `Classifier`. An `RNN` with `time_major` keeps its layout, [time, batch, features]. There is
     one batch axis, at least one example and at least one time step, and there are no resets.
@@ -65,7 +57,21 @@ def to_onnx(
     Raises:
         ImportError: If the package onnx is not installed.
         ValueError: If the module is another, ONNX cannot express its cell, or the parameters do not
-            fit it; names what is wrong.
+            fit the module. The message names what is wrong.
+
+    Examples:
+        In another process, without jaxrnn, ONNX Runtime then computes the logits by
+        `onnxruntime.InferenceSession("model.onnx").run(["logits"], {"inputs": inputs})`.
+
+        >>> import jax, jaxrnn
+        >>> import jax.numpy as jnp
+        >>> from jaxrnn import convert
+        >>> from jaxrnn.linen import Classifier, Stack
+        >>> model = Classifier(Stack(jaxrnn.lstm(4)), num_classes=10)
+        >>> variables = model.init(jax.random.key(0), jnp.ones((1, 5, 3)))
+        >>> onnx_model = convert.to_onnx(model, variables)  # doctest: +SKIP
+        >>> [each.name for each in onnx_model.graph.output]  # doctest: +SKIP
+        ['logits']
     """
     write = _import("write")
     lengths, carry = flag("lengths", lengths), flag("carry", carry)
@@ -85,11 +91,6 @@ def to_onnx(
 def from_onnx(model: Any, inputs: Mapping[str, Any] | None = None) -> tuple[Any, dict[str, Any]]:
     """Reads the recurrent layers of an ONNX model: its LSTM, GRU or RNN nodes.
 
-    Example::
-
-        stack, params = from_onnx("model.onnx")
-        outputs = stack.apply({"params": params}, x)
-
     The model may come from anywhere: PyTorch's exporters, tf2onnx, `to_onnx`. Weights may be behind
     other nodes, if they are constants. What precedes the first recurrent node, what follows the
     last one, and the order of the axes are left out: the module reads [batch, time, features].
@@ -108,8 +109,13 @@ def from_onnx(model: Any, inputs: Mapping[str, Any] | None = None) -> tuple[Any,
 
     Raises:
         ImportError: If the package onnx is not installed.
-        ValueError: If there is no such node, its weights are no constants, or jaxrnn cannot compute
-            it; names the node and what is wrong.
+        ValueError: If there is no such node, its weights are not constants, or jaxrnn cannot
+            compute it. The message names the node and what is wrong.
+
+    Examples:
+        >>> from jaxrnn.convert import from_onnx
+        >>> stack, params = from_onnx("model.onnx")  # doctest: +SKIP
+        >>> outputs = stack.apply({"params": params}, inputs)  # doctest: +SKIP
     """
     read = _import("read")
     import onnx
