@@ -33,7 +33,7 @@ from errors import OptionError
 SHARES = {"correct": 0.2, "speed": 0.45, "seeds": 0.1, "tutorial": 0.1, "pixels": 0.15}
 
 
-@dataclass(frozen=True)
+@dataclass(frozen=True, kw_only=True)
 class Config:
     """The options."""
 

@@ -23,7 +23,8 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Annotated, Any, Literal
 
-from command_line import Option, parse
+from command_line import parse
+from cyclopts import Parameter
 from errors import OptionError
 from peers import ALL_CORES, BATCH, FLOOR, LIBRARIES, PRODUCT, SEEDS, Task
 from rich.box import MARKDOWN
@@ -45,7 +46,7 @@ TITLES = {name: task.title for name, task in TASKS.items()} | {
 }
 
 
-@dataclass(frozen=True)
+@dataclass(frozen=True, kw_only=True)
 class Config:
     """The options."""
 
@@ -67,7 +68,7 @@ class Config:
     """Dtype of jaxrnn on one device and of torch. The others compute in float32."""
     out: Path = Path("runs/benchmark.json")
     """File for all measurements."""
-    worker: Annotated[Literal[("", *LIBRARIES)], Option(hidden=True)] = ""
+    worker: Annotated[Literal[("", *LIBRARIES)], Parameter(show=False)] = ""
     """Internal: the library to measure in this process, which prints JSON."""
 
     def check(self) -> None:

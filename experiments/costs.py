@@ -17,7 +17,7 @@ from command_line import parse
 from errors import fail
 
 
-@dataclass(frozen=True)
+@dataclass(frozen=True, kw_only=True)
 class Config:
     """There are no options."""
 

@@ -18,7 +18,7 @@ from pathlib import Path
 from command_line import parse
 
 
-@dataclass(frozen=True)
+@dataclass(frozen=True, kw_only=True)
 class Config:
     """The options."""
 

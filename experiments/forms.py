@@ -12,11 +12,11 @@ Generated images are judged by a classifier, the form many-to-one, trained on re
 from __future__ import annotations
 
 import sys
-from dataclasses import dataclass
+from dataclasses import KW_ONLY, dataclass
 from pathlib import Path
-from typing import Annotated, Literal
+from typing import Literal
 
-from command_line import Option, flag, parse
+from command_line import flag, parse
 from errors import OptionError
 from options import DatasetName
 
@@ -25,11 +25,9 @@ from options import DatasetName
 class Config:
     """The options."""
 
-    form: Annotated[
-        Literal["one-to-one", "one-to-many", "many-to-one", "many-to-many", "in-step"],
-        Option(positional=True),
-    ]
+    form: Literal["one-to-one", "one-to-many", "many-to-one", "many-to-many", "in-step"]
     """Form of the network: one-to-one, one-to-many, many-to-one, many-to-many or in-step."""
+    _: KW_ONLY
     dataset: DatasetName = "auto"
     """Data set. auto is MNIST if it is found or can be downloaded, and otherwise the 1,797 small
     digits of scikit-learn."""

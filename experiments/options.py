@@ -12,7 +12,8 @@ from dataclasses import dataclass, fields
 from pathlib import Path
 from typing import Annotated, Any, Literal
 
-from command_line import Option, flag
+from command_line import flag
+from cyclopts import Parameter
 from errors import OptionError, unknown
 
 # The keys of `cells.CELLS`, `baselines.BASELINES`, `cells.INITIALIZERS`, `experiment.OPTIMIZERS`.
@@ -130,7 +131,7 @@ HEADINGS = {
 }
 
 
-@dataclass(frozen=True)
+@dataclass(frozen=True, kw_only=True)
 class Config:
     """The options of experiments/mnist.py."""
 
@@ -161,7 +162,9 @@ class Config:
     """Recurrent cell. Your own is path/to/file.py:name, where name is a function from the hidden
     size and keyword options to a jaxrnn.Cell. mlp and cnn are networks without recurrence, for
     comparison."""
-    cell_options: Annotated[tuple[str, ...], Option(metavar="KEY=VALUE", repeated=True)] = ()
+    cell_options: Annotated[
+        tuple[str, ...], Parameter(metavar="KEY=VALUE", consume_multiple=False)
+    ] = ()
     """Keyword argument of the cell's constructor, as a Python literal: projection_size=32,
     peephole=True. May be repeated."""
     hidden_size: int = 128
@@ -193,7 +196,7 @@ class Config:
     """Probability that a hidden unit keeps its value for a time step (Krueger et al., 2017)."""
     recurrent_dropout: float | None = None
     """Dropout rate of the hidden state in the recurrent product. Needs --tied."""
-    tied: bool | None = None
+    tied: Literal[True, False] | None = None
     """Whether the recurrent-dropout mask is the same at all time steps, as in variational dropout
     (Gal & Ghahramani, 2016), or drawn anew at each."""
     weight_dropout: float | None = None
@@ -232,7 +235,7 @@ class Config:
     distributed: bool = False
     """Train together with other processes that a cluster started (Slurm, Open MPI, a TPU pod).
     Elsewhere, pass the next three options to each process. See docs/guides/many_devices.md."""
-    coordinator: Annotated[str | None, Option(metavar="HOST:PORT")] = None
+    coordinator: Annotated[str | None, Parameter(metavar="HOST:PORT")] = None
     """Address of process 0, at which the others connect."""
     num_processes: int | None = None
     """Number of processes."""

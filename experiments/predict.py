@@ -14,12 +14,11 @@ import logging
 import sys
 import warnings
 from collections.abc import Mapping, Sequence
-from dataclasses import dataclass
+from dataclasses import KW_ONLY, dataclass
 from pathlib import Path
-from typing import Annotated
 
 import numpy as np
-from command_line import Option, parse
+from command_line import parse
 from errors import OptionError, fail
 from PIL import Image, ImageOps
 
@@ -34,9 +33,10 @@ FAINTEST = 0.1  # of the strongest ink; less is mostly JPEG artifacts around a s
 class Config:
     """The options."""
 
-    images: Annotated[tuple[str, ...], Option(positional=True)] = ()
+    images: tuple[str, ...] = ()
     """Image files of any size that Pillow reads, with a dark digit on a light background or a light
     one on dark."""
+    _: KW_ONLY
     run: Path = Path("runs/mnist")
     """Folder of the trained run."""
     json: bool = False

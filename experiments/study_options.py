@@ -5,12 +5,13 @@ from __future__ import annotations
 import typing
 from collections import Counter
 from collections.abc import Sequence
-from dataclasses import dataclass
+from dataclasses import KW_ONLY, dataclass
 from pathlib import Path
 from typing import Annotated, Any, Literal
 
 import options
-from command_line import Option, convert
+from command_line import convert
+from cyclopts import Parameter
 from errors import OptionError, did_you_mean, unknown
 
 # The keys of `studies.STUDIES`.
@@ -39,18 +40,23 @@ HEADINGS = {"vary": "settings", "seeds": "runs", "dataset": "data and output", "
 class Config:
     """The options of experiments/ablate.py."""
 
-    study: Annotated[Literal[STUDIES] | str, Option(positional=True)] = "grid"
+    study: Literal[STUDIES] | str = "grid"
     """Study of experiments/studies.py, or with --vary a name of your own."""
-    vary: Annotated[tuple[str, ...], Option(metavar="OPTION=VALUE,VALUE", repeated=True)] = ()
+    _: KW_ONLY
+    vary: Annotated[
+        tuple[str, ...], Parameter(metavar="OPTION=VALUE,VALUE", consume_multiple=False)
+    ] = ()
     """Option of experiments/mnist.py and the values to compare, as in hidden_size=64,128. If
     repeated, every combination of the values is a setting."""
-    set: Annotated[tuple[str, ...], Option(metavar="OPTION=VALUE", repeated=True)] = ()
+    set: Annotated[tuple[str, ...], Parameter(metavar="OPTION=VALUE", consume_multiple=False)] = ()
     """Option of experiments/mnist.py for all settings, as in steps=1000. May be repeated."""
     cell: options.CellName | str | None = None
     """Cell of all settings, as --set cell=NAME. Your own is path/to/file.py:name."""
-    cell_options: Annotated[tuple[str, ...], Option(metavar="KEY=VALUE", repeated=True)] = ()
+    cell_options: Annotated[
+        tuple[str, ...], Parameter(metavar="KEY=VALUE", consume_multiple=False)
+    ] = ()
     """Keyword argument of the cell of all settings, as in experiments/mnist.py. May be repeated."""
-    settings: Annotated[tuple[str, ...], Option(metavar="SETTING")] = ()
+    settings: Annotated[tuple[str, ...], Parameter(metavar="SETTING")] = ()
     """Settings of the study to run. Defaults to all."""
     seeds: int = 10
     """Number of seeds of each setting."""
@@ -72,7 +78,7 @@ class Config:
     """Number of processes, on one or several machines, that share the runs. All write to --out."""
     host: int = 0
     """Index of this process, from 0."""
-    coordinator: Annotated[str, Option(metavar="HOST:PORT")] = ""
+    coordinator: Annotated[str, Parameter(metavar="HOST:PORT")] = ""
     """Address of process 0, at which the others connect."""
 
     def check(self) -> None:

@@ -56,10 +56,10 @@ def unroll(
     - "states": computes the same gradient, but saves only the states in the forward pass, for
       accelerators. The gate must be elementwise. It must not close over an array or use a shape,
       and it must split a parameter `[N, H]` by indexing or unpacking.
-    - "pallas": "states" as one kernel forward and one kernel backward, on TPUs and NVIDIA's Hopper
-      GPUs, in float32. On other platforms, and if the recurrent kernel does not fit into the
-      GPU's shared memory, it is "states". A program with "pallas" can be exported only for one
-      platform at a time.
+    - "pallas": "states" as one kernel forward and one kernel backward, in float32, on TPUs and on
+      NVIDIA GPUs of compute capability 9 (Hopper) or, from JAX 0.11, 8 and 10. On other
+      platforms, and if the recurrent kernel is too large for the GPU, it is "states". A program
+      with "pallas" can be exported only for one platform at a time.
     - "parallel": for linear recurrences. It computes all steps in parallel; on a CPU it computes
       the matrix products of all steps at once and then the states one after the other.
     - "cudnn": NVIDIA's LSTM, for `jaxrnn.lstm` with default options, in float32, without resets or

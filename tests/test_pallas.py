@@ -19,24 +19,29 @@ from test_fused import slow_cell
 import jaxrnn
 from jaxrnn import backends
 from jaxrnn.backends import BACKENDS, blocks, elementwise, pallas
-from jaxrnn.backends.pallas import gpu, tpu
+from jaxrnn.backends.pallas import gpu, products, tpu
+from jaxrnn.backends.pallas.products import HOPPER
 from jaxrnn.backends.steps import Steps
 from jaxrnn.training import train
 
 B, T, I, H = 3, 4, 3, 4  # noqa: E741
 CELLS = {name: cell for name, cell in LIBRARY.items() if cell.gate is not None}
 CELLS["user-gated"] = slow_cell(H)
-KERNELS = {"tpu": tpu, "gpu": gpu}
+# Too little shared memory for the recurrent kernel, so that a part is read from the L2 cache.
+MMA = products.Card(wgmma=False, kibibytes=60)
+KERNELS = {"tpu": (tpu, {}), "gpu": (gpu, {}), "gpu-mma": (gpu, {"card": MMA})}
 # Each takes seconds to compile. The other cells differ only in their gates.
 QUICK = [("tpu", "lstm-peephole"), ("tpu", "user-gated"), ("tpu", "indrnn"), ("gpu", "gru")]
-INTERPRETED = {"tpu": True, "gpu": jax.__version_info__ >= (0, 11)}
+QUICK += [("gpu-mma", "gru")]
+OTHERS = products.card_of("8.0") and True  # whether Pallas has `mma`
+INTERPRETED = {name: name == "tpu" or jax.__version_info__ >= (0, 11) for name in KERNELS}
 
 
 @pytest.fixture(autouse=True)
 def interpreted(monkeypatch):
     """Registers backends under the names in `KERNELS`, whose kernels are interpreted on a CPU."""
-    for name, module in KERNELS.items():
-        monkeypatch.setitem(BACKENDS, name, pallas.interpreted(module))
+    for name, (module, options) in KERNELS.items():
+        monkeypatch.setitem(BACKENDS, name, pallas.interpreted(module, **options))
 
 
 def normal(*shape, seed=0):
@@ -115,7 +120,7 @@ def test_interpreted_kernels_are_the_scan(kernels, name):
         for each in ("scan", kernels)
     )
     # A float32 product of the GPU kernels is a sum of three products of bfloat16 halves.
-    assert_close(own, scan, {"tpu": 1e-5, "gpu": 1e-4}[kernels])
+    assert_close(own, scan, 1e-5 if kernels == "tpu" else 1e-4)
 
 
 def test_more_tiles_of_units_and_examples():
@@ -177,31 +182,68 @@ def test_what_is_added_to_fill_a_tile_meets_no_other_values():
 
 def test_high_and_low_halves_give_a_float32_product():
     """As XLA does for "high". A single bfloat16 product has a relative error of 1e-3."""
-    high, low = gpu._parts(normal(1, 64, 64))
+    high, low = products.parts(normal(1, 64, 64))
     whole = high.astype(jnp.float32) + low.astype(jnp.float32)
     np.testing.assert_allclose(whole, normal(1, 64, 64), rtol=2e-5)
     assert abs(low).max() > 1e-4
 
 
 @pytest.mark.parametrize(
-    ("hidden_size", "capability", "precision", "fits"),
+    ("hidden_size", "capability", "precision", "expected"),
     [
-        (128, "9.0", None, True),
-        (128, "9.0", "tensorfloat32", True),
-        (128, "9.0", "highest", False),
-        (128, "9.0", "F32_F32_F32", False),
-        (128, "8.0", None, False),
-        (256, "9.0", None, False),
+        (128, "9.0", None, HOPPER),
+        (128, "9.0", "tensorfloat32", HOPPER),
+        (128, "9.0", "highest", None),
+        (128, "9.0", "F32_F32_F32", None),
+        (256, "9.0", None, None),
+        (128, "8.0", None, OTHERS and products.Card(wgmma=False, kibibytes=163)),
+        (128, "8.9", None, OTHERS and products.Card(wgmma=False, kibibytes=99)),
+        (128, "8.0", "highest", None),
+        (256, "8.0", None, None),
+        (128, "7.5", None, None),
+        (128, "12.0", None, None),
+        (128, "gfx90a", None, None),
     ],
 )
-def test_where_a_gpu_takes_the_kernels(monkeypatch, hidden_size, capability, precision, fits):
-    card = types.SimpleNamespace(compute_capability=capability)
-    monkeypatch.setattr(jax, "devices", lambda platform=None: [card])
+def test_where_a_gpu_takes_the_kernels(monkeypatch, hidden_size, capability, precision, expected):
+    device = types.SimpleNamespace(
+        platform="gpu", device_kind="a GPU", compute_capability=capability
+    )
+    monkeypatch.setattr(gpu, "get_default_device", lambda: device)
+    monkeypatch.setattr(jax, "devices", lambda platform=None: [device])
     kernel = jax.ShapeDtypeStruct((hidden_size, 4 * hidden_size), jnp.float32)
     given = elementwise.ForwardInputs(kernel, *[()] * 5)
     step = elementwise.Step(CELLS["lstm"].gate, None, None)
     with jax.default_matmul_precision(precision):
-        assert gpu.fits(given, step) == fits
+        assert gpu.card_for(given, step) == expected
+
+
+@pytest.mark.parametrize(
+    ("default", "attached", "expected"),
+    [
+        (None, [], HOPPER),
+        (None, ["9.0"], HOPPER),
+        (None, ["8.0"], None),  # Mosaic GPU compiles for Hopper if the default device is a CPU
+        ("9.0", ["9.0", "8.0"], None),
+    ],
+)
+def test_a_gpu_that_mosaic_does_not_compile_for_has_no_kernels(
+    monkeypatch, default, attached, expected
+):
+    def device(capability):
+        return types.SimpleNamespace(
+            platform="gpu", device_kind="a GPU", compute_capability=capability
+        )
+
+    def devices(platform):
+        if not attached:
+            raise RuntimeError
+        return [device(each) for each in attached]
+
+    if default:
+        monkeypatch.setattr(gpu, "get_default_device", lambda: device(default))
+    monkeypatch.setattr(jax, "devices", devices)
+    assert gpu._compiled_for() == expected
 
 
 def mixing(params, z, state):
@@ -394,4 +436,4 @@ def test_a_program_lowered_for_a_tpu_has_the_kernel(attached):
 
 def test_the_axes_of_a_kernel_have_names_of_their_own():
     """Under `jax.shard_map`, an axis index is that of the device if the mesh has its name."""
-    assert not {gpu.RUN, gpu.BLOCK, gpu.WARPGROUP} & {train.RUN, train.BATCH}
+    assert not {gpu.RUN, gpu.BLOCK, products.WARPGROUP} & {train.RUN, train.BATCH}

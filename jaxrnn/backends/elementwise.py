@@ -265,9 +265,9 @@ _ELEMENTWISE_IN_XLA = {
     *("floor", "ceil", "round", "rem", "is_finite", "not", "xor"),
 }
 # Primitives that return their operand if its shape does not change.
-SAME = {"copy", "reshape", "reshard", "stop_gradient"}
+IDENTITY_PRIMITIVES = {"copy", "reshape", "reshard", "stop_gradient"}
 # Primitives that call another jaxpr.
-CALLS = {"jit", "pjit", "closed_call", "custom_jvp_call", "custom_vjp_call"}
+CALL_PRIMITIVES = {"jit", "pjit", "closed_call", "custom_jvp_call", "custom_vjp_call"}
 
 
 def refusal(gate: Gate, weights: Params, state: State, *, in_kernels: bool) -> str | None:
@@ -296,7 +296,7 @@ def refusal(gate: Gate, weights: Params, state: State, *, in_kernels: bool) -> s
         return found
     known = _ELEMENTWISE if in_kernels else _ELEMENTWISE | _ELEMENTWISE_IN_XLA
     for name, on_tiles, same_shape in found:
-        if not (on_tiles and (name in known or (name in SAME and same_shape))):
+        if not (on_tiles and (name in known or (name in IDENTITY_PRIMITIVES and same_shape))):
             return f"the gate must consist of known elementwise operations, got {name}"
     return None
 
@@ -378,7 +378,7 @@ def as_parts(weights: Params) -> Params:
 def _equations(jaxpr: Jaxpr) -> Iterator[JaxprEqn]:
     """Yields the equations of a jaxpr and of the jaxprs that it calls."""
     for equation in jaxpr.eqns:
-        if equation.primitive.name not in CALLS:
+        if equation.primitive.name not in CALL_PRIMITIVES:
             yield equation
             continue
         for name in ("jaxpr", "call_jaxpr"):

@@ -1,17 +1,21 @@
-"""Programs for NVIDIA H100s, compiled by the CUDA plugin without a GPU. No program is run.
+"""Programs for NVIDIA GPUs, compiled by the CUDA plugin without a GPU. No program is run.
 
 `-rP` prints the number of registers of every kernel.
 """
 
 import importlib.util
 import re
+from concurrent.futures import ProcessPoolExecutor
+from multiprocessing import get_context
 from typing import NamedTuple
 
+import jax
 import jax.numpy as jnp
 import programs
 import pytest
 from all_cells import CELLS
 from jax.experimental import topologies
+from jax.experimental.pallas import mosaic_gpu
 from programs import UNITS
 
 import jaxrnn
@@ -25,22 +29,45 @@ pytestmark = [
     ),
     pytest.mark.usefixtures("standard_promotion"),
 ]
-# Public specifications of the device.
-H100 = """
-gpu_device_info {
+# Public specifications of the devices.
+TARGET = """
+gpu_device_info {{
   threads_per_block_limit: 1024 threads_per_warp: 32 shared_memory_per_block: 49152
-  shared_memory_per_core: 233472 threads_per_core_limit: 2048 core_count: 132 fpus_per_core: 128
   block_dim_limit_x: 2147483647 block_dim_limit_y: 65535 block_dim_limit_z: 65535
-  memory_bandwidth: 3352320000000 l2_cache_size: 52428800 clock_rate_ghz: 1.98
-  device_memory_size: 84929347584 shared_memory_per_block_optin: 232448
-  cuda_compute_capability { major: 9 } registers_per_core_limit: 65536
-  registers_per_block_limit: 65536
-}
-runtime_version { major: 12 minor: 8 }
+  registers_per_core_limit: 65536 registers_per_block_limit: 65536
+  {}
+}}
+runtime_version {{ major: 12 minor: 8 }}
 platform_name: "CUDA"
-dnn_version_info { major: 9 minor: 7 }
-device_description_str: "NVIDIA H100 80GB HBM3"
+dnn_version_info {{ major: 9 minor: 7 }}
+device_description_str: "NVIDIA {}"
 """
+H100 = TARGET.format(
+    """shared_memory_per_core: 233472 shared_memory_per_block_optin: 232448
+  core_count: 132 fpus_per_core: 128 threads_per_core_limit: 2048 clock_rate_ghz: 1.98
+  memory_bandwidth: 3352320000000 l2_cache_size: 52428800 device_memory_size: 84929347584
+  cuda_compute_capability { major: 9 }""",
+    "H100 80GB HBM3",
+)
+A100 = TARGET.format(
+    """shared_memory_per_core: 167936 shared_memory_per_block_optin: 166912
+  core_count: 108 fpus_per_core: 64 threads_per_core_limit: 2048 clock_rate_ghz: 1.41
+  memory_bandwidth: 2039000000000 l2_cache_size: 41943040 device_memory_size: 84986691584
+  cuda_compute_capability { major: 8 }""",
+    "A100-SXM4-80GB",
+)
+L40S = TARGET.format(
+    """shared_memory_per_core: 102400 shared_memory_per_block_optin: 101376
+  core_count: 142 fpus_per_core: 128 threads_per_core_limit: 1536 clock_rate_ghz: 2.52
+  memory_bandwidth: 864000000000 l2_cache_size: 100663296 device_memory_size: 47810936832
+  cuda_compute_capability { major: 8 minor: 9 }""",
+    "L40S",
+)
+SETTINGS = {  # environment variables of a process that compiles like these tests
+    "JAX_PLATFORMS": "cpu",
+    "JAX_DISABLE_MOST_OPTIMIZATIONS": "0",
+    "JAX_ENABLE_COMPILATION_CACHE": "0",
+}
 GATED = sorted(name for name, cell in CELLS.items() if cell.gate is not None)
 # Their kernels equal those of another cell, or are the same for both dtypes.
 SAME = {"odyssey-NP", "odyssey-V", "indrnn"}
@@ -86,11 +113,18 @@ def kernels(tmp_path, monkeypatch):
     return read
 
 
-def mesh(count, runs=1):
+def mesh(count, runs=1, target=H100):
     found = topologies.get_topology_desc(
-        platform="cuda", topology_name="", target_config=H100, topology=f"1x1x{count}"
+        platform="cuda", topology_name="", target_config=target, topology=f"1x1x{count}"
     )
     return programs.mesh(found.devices, runs)
+
+
+def _counts_on_default_device(target, dtype):
+    """Compiles a training step with a GPU as the default device, and counts as `counts` does."""
+    devices = mesh(1, target=target)
+    with jax.default_device(devices.devices.flat[0]):
+        return counts(programs.one_step(devices, CELLS["lstm"], "pallas", dtype=dtype))
 
 
 def counts(compiled):
@@ -125,6 +159,29 @@ def test_kernels_with_every_mask(name, dtype, kernels):
 @pytest.mark.parametrize("name", sorted(CELLS))
 def test_the_default_has_no_kernels(name):
     assert counts(programs.one_step(mesh(1), CELLS[name], None))[0] == 0
+
+
+@pytest.mark.parametrize("implementation", [None, "pallas"])
+@pytest.mark.parametrize("target", [A100, L40S], ids=["A100", "L40S"])
+def test_another_card_has_the_loop(target, implementation):
+    """Mosaic GPU does not compile for a GPU that is neither a Hopper nor the default device."""
+    devices = mesh(1, target=target)
+    step = programs.one_step(devices, CELLS["lstm"], implementation)
+    assert counts(step) == (0, 2)
+
+
+@pytest.mark.skipif(not hasattr(mosaic_gpu, "mma"), reason="Pallas has `mma` from JAX 0.11")
+@pytest.mark.parametrize("dtype", [None, jnp.bfloat16])
+@pytest.mark.parametrize("target", [A100, L40S], ids=["A100", "L40S"])
+def test_another_card_has_kernels_as_the_default_device(target, dtype, kernels, monkeypatch):
+    """Needs a new process, because Mosaic GPU assembles all kernels of a process for one GPU."""
+    for name, value in SETTINGS.items():
+        monkeypatch.setenv(name, value)
+    with ProcessPoolExecutor(1, mp_context=get_context("spawn")) as process:
+        assert process.submit(_counts_on_default_device, target, dtype).result() == (2, 0)
+    found = kernels()
+    assert len(found) == 2
+    assert max(max(each[1:]) for each in found) <= 8
 
 
 def test_every_primitive_of_a_gate_compiles():

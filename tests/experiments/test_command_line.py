@@ -4,7 +4,7 @@ import dataclasses
 import subprocess
 import sys
 import typing
-from dataclasses import dataclass
+from dataclasses import KW_ONLY, dataclass
 from pathlib import Path
 from typing import Annotated, Literal
 
@@ -25,7 +25,8 @@ import pytest
 import results
 import studies
 import study_options
-from command_line import Option, parse
+from command_line import parse
+from cyclopts import Parameter
 from errors import OptionError
 
 from jaxrnn.training import data
@@ -70,7 +71,7 @@ def test_help_imports_neither_jax_nor_another_heavy_library():
     done = subprocess.run(command, capture_output=True, text=True, check=True)
     *shown, modules = done.stdout.splitlines()
     assert not HEAVY & set(modules.split())
-    assert [line.split()[1] for line in shown if line.startswith("usage: ")] == [
+    assert [line.split()[1] for line in shown if line.startswith("Usage: ")] == [
         f"{name}.py" for name in SCRIPTS
     ]
 
@@ -82,29 +83,28 @@ def exits(capsys, cls, *arguments, **settings):
     return exit.value.code, *capsys.readouterr()
 
 
-@pytest.mark.parametrize("columns", [40, 100])
+@pytest.mark.parametrize("columns", [60, 100])
 @pytest.mark.parametrize("script", SCRIPTS)
 def test_help_describes_every_option_within_the_width(script, columns, monkeypatch, capsys):
     monkeypatch.setenv("COLUMNS", str(columns))
     cls = SCRIPTS[script]
     code, shown, _ = exits(capsys, cls, "--help")
     assert code == 0
-    wide = [line for line in shown.splitlines() if len(line) > columns]
-    # Only a list of values, which is in one piece, may be wider.
-    assert all(line.split()[0].startswith("--") or "{" in line for line in wide), wide
-    for field in command_line.fields_of(cls):
-        assert len(field.help) > 9, field.name
-        assert field.help.endswith((".", "step.")), field.name
-        if not field.option.hidden and not field.option.positional:
-            assert command_line.flag(field.name) in shown
+    assert all(len(line) <= columns for line in shown.splitlines())
+    arguments = command_line.build_app(cls).assemble_argument_collection(parse_docstring=True)
+    assert len(arguments) == len(fields(cls))
+    for argument in arguments:
+        assert (argument.parameter.help or "").endswith("."), argument.name
+        assert (argument.names[0] in shown) == argument.show
 
 
 @pytest.mark.parametrize("script", SCRIPTS)
 def test_a_misspelt_option_is_one_line(script, capsys):
     code, shown, error = exits(capsys, SCRIPTS[script], "--otu", "3")
     assert (code, shown) == (2, "")
-    near = "; did you mean --out?" if "out" in fields(SCRIPTS[script]) else "; see --help"
-    assert error == f"error: there is no option --otu{near}\n"
+    assert error.startswith("error: Unknown option: --otu.")
+    assert ("Did you mean --out?" in error) == ("out" in fields(SCRIPTS[script]))
+    assert error.count("\n") == 1
 
 
 def fields(cls):
@@ -115,8 +115,9 @@ def fields(cls):
 class Example:
     """Every type of option."""
 
-    form: Annotated[Literal["one", "many"], Option(positional=True)]
+    form: Literal["one", "many"]
     """Form."""
+    _: KW_ONLY
     size: int = 3
     """Size."""
     rate: float | None = None
@@ -124,7 +125,7 @@ class Example:
     order: Literal["rows", "columns"] = "rows"
     """Order, in 100 % of the
     cases."""
-    tied: bool | None = None
+    tied: Literal[True, False] | None = None
     """Tied."""
     resume: bool = True
     """Resume."""
@@ -132,7 +133,7 @@ class Example:
     """Folder."""
     names: tuple[str, ...] = ()
     """Names."""
-    pairs: Annotated[tuple[str, ...], Option(metavar="KEY=VALUE", repeated=True)] = ()
+    pairs: Annotated[tuple[str, ...], Parameter(metavar="KEY=VALUE", consume_multiple=False)] = ()
     """Pairs."""
     long_name: int | None = None
     """Has two words."""
@@ -142,9 +143,17 @@ def test_values_of_every_type():
     assert parse(Example, "", ["one"]) == Example("one")
     words = "--size 4 many --rate -0.5 --order=columns --tied False --no-resume --out a/b "
     words += "--names a b --pairs x=1 --pairs y=-2 --long_name=5"
-    given = parse(Example, "", words.split())
-    assert given == Example(
-        "many", 4, -0.5, "columns", False, False, Path("a/b"), ("a", "b"), ("x=1", "y=-2"), 5
+    assert parse(Example, "", words.split()) == Example(
+        "many",
+        size=4,
+        rate=-0.5,
+        order="columns",
+        tied=False,
+        resume=False,
+        out=Path("a/b"),
+        names=("a", "b"),
+        pairs=("x=1", "y=-2"),
+        long_name=5,
     )
     assert parse(Example, "", ["one", "--rate", "None", "--names"]) == Example("one")
 
@@ -154,42 +163,51 @@ def test_defaults_may_depend_on_what_is_given(capsys):
         return {"size": 7, "rate": 0.5} if given.get("form") == "many" else {}
 
     assert parse(Example, "", ["one"], presets=presets) == Example("one")
-    found = parse(Example, "", ["many", "--rate", "0.1"], presets=presets)
-    assert found == Example("many", 7, 0.1)
+    given = parse(Example, "", ["many", "--rate", "0.1"], presets=presets)
+    assert given == Example("many", size=7, rate=0.1)
     _, shown, _ = exits(capsys, Example, "many", "--help", presets=presets)
-    assert "Size. (default: 7)" in shown
+    assert "Size. [default: 7]" in shown
 
 
-def test_help_has_headings_and_defaults(capsys):
+def test_help_has_headings_and_defaults(monkeypatch, capsys):
+    monkeypatch.setenv("COLUMNS", "100")
     _, shown, _ = exits(capsys, Example, "--help", headings={"tied": "noise"})
-    assert "usage: " in shown
-    assert "FORM [OPTIONS]\n\nA script.\n\noptions:\n" in shown
-    before, after = shown.split("\nnoise:\n")
-    assert "Order, in 100 % of the cases. (default: rows)" in before
-    assert "  --tied {True,False}" in after
-    assert "  --resume, --no-resume" in after
-    assert "  --pairs KEY=VALUE" in after
+    assert shown.startswith("A script.")
+    assert "FORM\n\n╭─ options ─" in shown
+    before, after = shown.split("╭─ noise ─")
+    assert "Order, in 100 % of the cases. [choices: rows, columns]" in before
+    assert "[default: rows]" in before
+    assert "--tied CHOICE         Tied. [choices: True, False]" in after
+    assert "--resume --no-resume" in after
+    assert "--pairs KEY=VALUE" in after
 
 
 @pytest.mark.parametrize(
     ("words", "message"),
     [
-        ("", "FORM is missing; it takes one or many"),
-        ("noe", "FORM does not take 'noe'; did you mean one? Choose from one, many"),
-        ("one two", "unexpected argument 'two'; see --help"),
-        ("one --size", "--size: expected one argument"),
-        ("one --size big", "--size takes an integer, got 'big'"),
-        ("one --size None", "--size takes an integer, got 'None'"),
-        ("one --rate fast", "--rate takes a number or None, got 'fast'"),
+        ("", "Parameter --form requires an argument. Choose from: one, many."),
+        (
+            "noe",
+            'Invalid value "noe" for FORM. Choose from: "one", "many". Did you mean "one"?',
+        ),
+        ("one two", "Unused Tokens: ['two']."),
+        ("one --size", "Parameter --size requires an argument."),
+        ("one --size big", 'Invalid value for --size: unable to convert "big" into int.'),
+        ("one --size 2.5", 'Invalid value for --size: unable to convert "2.5" into int.'),
+        ("one --size None", 'Invalid value for --size: unable to convert "None" into int.'),
+        ("one --rate fast", 'Invalid value for --rate: unable to convert "fast" into float.'),
         (
             "one --order rwos",
-            "--order does not take 'rwos'; did you mean rows? Choose from ro",
+            'Invalid value "rwos" for --order. Choose from: "rows", "columns". Did you mean "ro',
         ),
-        ("one --tied yes", "--tied does not take 'yes'. Choose from True, False, None"),
-        ("one --resume=yes", "--resume/--no-resume: ignored explicit argument 'yes'"),
-        ("one --siez 3", "there is no option --siez; did you mean --size?"),
-        ("one --long", "there is no option --long; did you mean --long-name?"),
-        ("--unlike 3", "there is no option --unlike; see --help"),
+        ("one --tied maybe", 'Invalid value "maybe" for --tied. Choose from: True, False.'),
+        (
+            "one --resume=maybe",
+            'Invalid value for --resume: unable to convert "maybe" into bool.',
+        ),
+        ("one --siez 3", "Unknown option: --siez. Did you mean --size?"),
+        ("one --long", "Unknown option: --long. Did you mean --long-name?"),
+        ("--unlike 3", "Unknown option: --unlike."),
         ("one --size 0", "--size must be at least 1"),
     ],
 )
@@ -208,24 +226,24 @@ def test_an_error_names_what_is_accepted(words, message, capsys):
     ("script", "words", "message"),
     [
         ("mnist", "--cell lsmt", "--cell does not take 'lsmt'; did you mean lstm"),
-        ("mnist", "--dataset mnits", "--dataset does not take 'mnits'; did you mean mnist"),
-        ("mnist", "--recipe fsat", "--recipe does not take 'fsat'; did you mean fast"),
-        ("mnist", "--hiden-size 3", "there is no option --hiden-size; did you mean --hidden-size"),
+        ("mnist", "--dataset mnits", 'Invalid value "mnits" for --dataset. Choose from: '),
+        ("mnist", "--recipe fsat", 'Invalid value "fsat" for --recipe. Choose from: '),
+        ("mnist", "--hiden-size 3", "Unknown option: --hiden-size. Did you mean --hidden-size?"),
         ("ablate", "--vary hidden_size", "--vary must be option=value,value, got 'hidden_size'"),
         (
             "ablate",
             "sise",
             "there is no study 'sise', and no --vary to define it; did you mean size",
         ),
-        ("forms", "one-to-noe", "FORM does not take 'one-to-noe'; did you mean one-to-one"),
+        ("forms", "one-to-noe", 'Invalid value "one-to-noe" for FORM. Choose from: '),
         ("forms", "in-step --steps 0", "--steps must be at least 1"),
         (
             "benchmark",
             "--libraries jaxrn",
-            "--libraries does not take 'jaxrn'; did you mean jax",
+            'Invalid value "jaxrn" for --libraries. Choose from: "jaxrnn"',
         ),
         ("benchmark", "--rounds 0", "--rounds must be at least 1"),
-        ("accelerator", "--parts sped", "--parts does not take 'sped'; did you mean speed"),
+        ("accelerator", "--parts sped", 'Invalid value "sped" for --parts. Choose from: '),
         ("accelerator", "--seconds -1", "--seconds must not be negative"),
         ("predict", "", "no image is given"),
     ],

@@ -28,7 +28,9 @@ def run(tmp_path_factory):
 
 def test_it_says_the_same_without_jaxrnn_for_any_batch(run, tmp_path, capsys):
     program = tmp_path / "classifier.stablehlo"
-    assert export.main(export.Config(run, program)) == 0  # which checks it in another process
+    assert (
+        export.main(export.Config(run=run, out=program)) == 0
+    )  # which checks it in another process
     assert "a process without jaxrnn computes the same" in capsys.readouterr().out
     _, model, params, _ = experiment.load_run(run)
     images = np.random.default_rng(1).integers(0, 256, (17, 28, 28), np.uint8)

@@ -307,11 +307,12 @@ def test_a_recipe_gives_defaults_that_options_override(monkeypatch, capsys):
     )
     monkeypatch.setattr(sys, "argv", ["mnist.py", "--seed", "3"])
     assert mnist.command_line() == Config(seed=3)
+    monkeypatch.setenv("COLUMNS", "100")
     with pytest.raises(SystemExit, match="0"):
         parsed("--help", "--recipe", "best")
     shown = " ".join(capsys.readouterr().out.split())
-    assert "--patch N" in shown
-    assert "Must divide 28. (default: 4)" in shown
+    assert "--patch INT" in shown
+    assert "divide 28. [default: 4]" in shown
 
 
 SIZES = {

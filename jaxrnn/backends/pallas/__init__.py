@@ -2,9 +2,9 @@
 
 An XLA loop launches several kernels per step, which takes most of the time if a step is short. Here
 the loop over time is inside the kernel, which keeps the state and the recurrent kernel on the chip.
-The kernels are in `tpu` for TPUs and in `gpu` for NVIDIA's Hopper GPUs. The XLA loop runs instead
-on other platforms, and on a GPU if the recurrent kernel does not fit into shared memory or
-`jax_default_matmul_precision` requires full float32.
+The kernels are in `tpu` for TPUs and in `gpu` for NVIDIA GPUs of compute capability 8, 9 and 10;
+capabilities 8 and 10 require JAX 0.11. The XLA loop runs instead on other platforms, and on a GPU
+if the recurrent kernel is too large or `jax_default_matmul_precision` requires full float32.
 """
 
 from __future__ import annotations
@@ -63,7 +63,8 @@ def _on_platform(direction: str, given: Any, **options: Any) -> Any:
     def runs(module):
         return partial(getattr(module, direction), **options)
 
-    cuda = runs(gpu if gpu.fits(given, options["step"]) else loop)
+    card = gpu.card_for(given, options["step"])
+    cuda = partial(runs(gpu), card=card) if card else runs(loop)
 
     @jax.custom_jvp
     def call(given):
@@ -78,7 +79,7 @@ KERNELS = Kernels(partial(_on_platform, "forward"), partial(_on_platform, "backw
 run = partial(states.run, kernels=KERNELS, tile=(EXAMPLES, UNITS))
 
 
-def interpreted(module: ModuleType) -> SimpleNamespace:
+def interpreted(module: ModuleType, **options: Any) -> SimpleNamespace:
     """Returns a backend whose kernels are interpreted on any platform, for tests.
 
     Interpretation is slow. GPU kernels need JAX 0.11 and more XLA threads than a block has
@@ -87,8 +88,10 @@ def interpreted(module: ModuleType) -> SimpleNamespace:
 
     Args:
         module: The module of the kernels, `tpu` or `gpu`.
+        **options: Further arguments of the kernels, such as `card` for `gpu`.
     """
     kernels = Kernels(
-        partial(module.forward, interpret=True), partial(module.backward, interpret=True)
+        partial(module.forward, interpret=True, **options),
+        partial(module.backward, interpret=True, **options),
     )
     return SimpleNamespace(supports=supports, run=partial(run, kernels=kernels))
