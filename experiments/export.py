@@ -2,6 +2,7 @@
 
     python experiments/export.py --run runs/mnist --out mnist.stablehlo
     python experiments/export.py --run runs/mnist --out mnist.onnx
+    python experiments/export.py --run runs/mnist --out digit.html
 
 stablehlo is a program for JAX, onnx a model for ONNX Runtime. Both compute the probabilities
 float32 [N, C] of sequences uint8 [N, T, I] for any N:
@@ -14,6 +15,9 @@ float32 [N, C] of sequences uint8 [N, T, I] for any N:
 
 A process that does not import jaxrnn then runs the file, and its probabilities are compared with
 those of the run.
+
+html is a page for any browser, on which one draws a digit and sees how the network reads it. It is
+one file, which loads nothing else.
 """
 
 from __future__ import annotations
@@ -26,7 +30,7 @@ from typing import Literal, get_args
 from command_line import parse
 from errors import OptionError, listed
 
-Format = Literal["stablehlo", "onnx"]
+Format = Literal["stablehlo", "onnx", "html"]
 FORMATS: tuple[Format, ...] = get_args(Format)
 
 
@@ -72,6 +76,10 @@ def main(config: Config) -> int:
         import stablehlo
 
         return stablehlo.write(config.run, out)
+    if chosen == "html":
+        import html_page
+
+        return html_page.write(config.run, out, config.data_dir)
     import onnx_file
 
     return onnx_file.write(config.run, out, config.data_dir)

@@ -58,7 +58,7 @@ def test_the_suffix_names_the_format():
         return command_line.parse(export.Config, "", words).target()
 
     assert target() == ("stablehlo", Path("mnist.stablehlo"))
-    assert target("--format", "onnx") == ("onnx", Path("mnist.onnx"))
+    assert target("--format", "html") == ("html", Path("mnist.html"))
     assert target("--out", "a/b.ONNX") == ("onnx", Path("a/b.ONNX"))
     assert target("--out", "b.bin", "--format", "onnx") == ("onnx", Path("b.bin"))
     with pytest.raises(OptionError, match=r"--format is missing, and b\.bin has none of"):
