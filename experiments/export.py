@@ -45,8 +45,12 @@ class Config:
     out: Path | None = None
     """File to write. Defaults to mnist.FORMAT."""
     data_dir: Path | None = None
-    """Folder with the data set, from which the test images come. Defaults to that of the run, and
-    then to the environment variable JAXRNN_DATA_DIR. stablehlo does not read the data set."""
+    """Folder with the data set, from which the test images come. Defaults to the environment
+    variable JAXRNN_DATA_DIR. stablehlo does not read the data set."""
+
+    def check(self) -> None:
+        """Raises OptionError if nothing names the format."""
+        self.target()
 
     def target(self) -> tuple[Format, Path]:
         """Returns the format and the file.
@@ -86,7 +90,7 @@ def main(config: Config) -> int:
 
 
 if __name__ == "__main__":
-    config = parse(Config, __doc__, check=Config.target)
+    config = parse(Config, __doc__, check=Config.check)
     from terminal import run_script
 
     sys.exit(run_script(lambda: main(config)))

@@ -43,8 +43,12 @@ ACTIVATIONS: dict[Any, str] = {
 }
 
 
-def check(trained: Trained) -> None:
-    """Raises OptionError if the page cannot show a run."""
+def classifier_of(trained: Trained) -> Classifier:
+    """Returns the classifier of a run.
+
+    Raises:
+        OptionError: If the page cannot show the run.
+    """
     config, model, _, _ = trained
     if not isinstance(model, Classifier):
         named = "--patch" if config.patch else f"--cell {config.cell}"
@@ -56,6 +60,7 @@ def check(trained: Trained) -> None:
         raise OptionError(f"--format html takes runs that read row by row, not {named}")
     if config.zoneout:
         raise OptionError("--format html does not take --zoneout")
+    return model
 
 
 def network_of(model: Classifier, params: Mapping[str, Any]) -> tuple[dict[str, Any], np.ndarray]:
@@ -81,7 +86,8 @@ def network_of(model: Classifier, params: Mapping[str, Any]) -> tuple[dict[str, 
         raise OptionError(f"{error}; it takes rnn, lstm and gru") from None
     activation = options.get("activation", jnp.tanh)
     if activation not in ACTIVATIONS:
-        raise OptionError(f"--format html has no activation {activation.__name__}")
+        name = getattr(activation, "__name__", repr(activation))
+        raise OptionError(f"--format html has no activation {name}")
 
     def direction(params: Mapping[str, Any]) -> dict[str, Any]:
         blank = {name: np.zeros(options["hidden_size"]) for name in ("hidden", "cell")}
@@ -109,7 +115,7 @@ def network_of(model: Classifier, params: Mapping[str, Any]) -> tuple[dict[str, 
 
 def describe(trained: Trained) -> str:
     """Returns the network in words, such as "an LSTM with 128 hidden units, trained on MNIST"."""
-    config, model, _, _ = trained
+    config, model = trained.config, classifier_of(trained)
     kind, _ = kind_and_options(model.stack.cell, "--format html", OPTIONS)
     article = "a bidirectional" if config.bidirectional else "a" if kind == "gru" else "an"
     layers = f"{config.num_layers} layers of " if config.num_layers > 1 else ""
@@ -147,8 +153,7 @@ def export(trained: Trained, examples: np.ndarray) -> tuple[str, str]:
     Raises:
         OptionError: If the page cannot show the run, or would be larger than 1 MB.
     """
-    check(trained)
-    network, weights = network_of(trained.model, trained.params)
+    network, weights = network_of(classifier_of(trained), trained.params)
     for dtype in ("float32", "float16"):
         stored = weights.astype(f"<{np.dtype(dtype).str[1:]}")
         page = page_of(
@@ -171,8 +176,8 @@ def write(run: Path, out: Path, data_dir: Path | None = None) -> int:
     """Writes the page; returns the exit code."""
     trained = load_run(run)
     config = trained.config
-    check(trained)  # before the data set is loaded
-    dataset = load_dataset(config.dataset, data_dir or config.data_dir, config.validation_size)
+    classifier_of(trained)  # refuses the run before the data set is loaded
+    dataset = load_dataset(config.dataset, data_dir, config.validation_size)
     page, dtype = export(trained, dataset.test.images[:NUM_EXAMPLES])
     out.write_text(page, "utf-8")
     print(f"{out}: {out.stat().st_size:,} bytes, with {dtype} weights; open it in any browser")

@@ -76,7 +76,7 @@ def check(run: Path, model: Path, data_dir: Path | None = None) -> str:
     Args:
         run: The folder of the run.
         model: The ONNX file.
-        data_dir: The folder with the data set. Defaults to that of the run.
+        data_dir: The folder with the data set, as in `load_dataset`.
 
     Returns:
         A sentence on the largest difference and the times.
@@ -85,7 +85,7 @@ def check(run: Path, model: Path, data_dir: Path | None = None) -> str:
         RunError: If the probabilities differ by more than 1e-5, or the model fails.
     """
     config, module, params, _ = load_run(run)
-    dataset = load_dataset(config.dataset, data_dir or config.data_dir, config.validation_size)
+    dataset = load_dataset(config.dataset, data_dir, config.validation_size)
     _, _, (sequences, _) = as_sequences(dataset, config)
     training.probabilities(module, params, sequences)  # compiles
     start = time.perf_counter()

@@ -128,12 +128,16 @@ function show() {
   [...part("digits").children].forEach((digit, number) =>
     digit.classList.toggle("answer", number === best),
   );
-  if (!image) {
-    part("answer").textContent = "Draw a digit, or choose an image.";
-  } else if (timer === null || row === SIDE) {
+  part("answer").ariaBusy = timer !== null; // so that the animation is not read aloud
+  if (image) {
     part("answer").innerHTML = `<b>${best}</b> ${percentAt(row)}`;
     if (row < SIDE) part("answer").append(` after row ${row}`);
+  } else {
+    part("answer").textContent = "Draw a digit, or choose an image.";
   }
+  [...part("examples").children].forEach((button, number) => {
+    button.ariaPressed = examples[number] === image;
+  });
 }
 
 function answerAt(row) {
