@@ -170,6 +170,16 @@ def test_the_animation_runs_over_the_rows(show):
     page.get_by_role("button", name="Play", exact=True).wait_for()
     rows = [int(row) for row in page.evaluate("rows")]
     assert rows[-28:] == list(range(1, 29))
+    found = page.evaluate(
+        """() => {
+            const slider = document.getElementById("row"), button = document.getElementById("play");
+            button.click();
+            const during = [slider.value, button.textContent, timer !== null];
+            button.click();
+            return [...during, slider.value, button.textContent, timer !== null];
+        }"""
+    )
+    assert found == ["1", "Pause", True, "1", "Play", False]
 
 
 def test_a_finger_on_a_small_dark_screen(show):
@@ -241,6 +251,9 @@ def test_images_are_scaled_and_centred_as_predict_does(show):
         found = np.array(page.evaluate("mnistStyle", ink.tolist()))
         np.testing.assert_allclose(found, predict.mnist_style(image), atol=1, err_msg=name)
     assert page.evaluate("mnistStyle", np.zeros((9, 9)).tolist()) is None
+    halves = np.arange(-3, 3.5, 0.25)
+    found = page.evaluate("(values) => values.map(roundToEven)", halves.tolist())
+    np.testing.assert_array_equal(found, np.rint(halves))
 
 
 def test_large_networks_are_stored_in_float16_and_larger_ones_refused(monkeypatch):
