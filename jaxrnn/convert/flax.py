@@ -6,7 +6,6 @@ The cells are `SimpleCell`, `LSTMCell`, `OptimizedLSTMCell` and `GRUCell`.
 from __future__ import annotations
 
 from collections.abc import Mapping
-from typing import Any
 
 import numpy as np
 
@@ -17,8 +16,8 @@ from jaxrnn.convert.common import (
     Kind,
     Params,
     WeightReader,
-    check_named,
     copies,
+    flat_names,
     gate_width,
     make_params,
     weights_of,
@@ -65,7 +64,7 @@ def from_linen(kind: Kind, params: Mapping[str, Arrays]) -> Params:
         >>> params.kernel.shape, params.recurrent_kernel.shape
         ((28, 256), (64, 256))
     """
-    return _from_layers(kind, _flat(params), LINEN)
+    return _from_layers(kind, flat_names(params), LINEN)
 
 
 def to_linen(cell: Cell, params: Params | Arrays) -> dict[str, dict[str, np.ndarray]]:
@@ -104,7 +103,7 @@ def from_nnx(kind: Kind, params: Mapping[str, Arrays]) -> Params:
         ValueError: If a name is missing or unexpected, or an array has a wrong shape or dtype. The
             message names the array.
     """
-    flat = _flat(params)
+    flat = flat_names(params)
     together = any(name.startswith("dense_") for name in flat)
     return _from_layers(kind, flat, NNX if together else NNX_BY_GATE)
 
@@ -170,13 +169,3 @@ def _to_layers(
     if kind == "gru" and len(pairs) > 1:
         layers["hn"]["bias"] = arrays["recurrent_bias"]
     return {name: copies(layer) for name, layer in layers.items()}
-
-
-def _flat(layers: Any) -> dict[str, Any]:
-    """Flattens nested mappings to one with names such as `hi/kernel`."""
-    check_named(layers)
-    flat = {}
-    for name, each in layers.items():
-        inner = each.items() if isinstance(each, Mapping) else ()
-        flat |= {f"{name}/{leaf}": array for leaf, array in inner} or {name: each}
-    return flat

@@ -15,6 +15,7 @@ import benchmark
 import cells
 import command_line
 import costs
+import draw
 import experiment
 import export
 import forms
@@ -37,6 +38,7 @@ SCRIPTS = {
     "accelerator": accelerator.Config,
     "benchmark": benchmark.Config,
     "costs": costs.Config,
+    "draw": draw.Config,
     "export": export.Config,
     "forms": forms.Config,
     "mnist": options.Config,
