@@ -286,11 +286,6 @@ class Config:
                 "--dropout needs --num-layers of at least 2, or --patch: "
                 "it drops inputs of each layer but the first"
             )
-        if self.num_layers == 1 and self.residual:
-            raise OptionError(
-                "--residual needs --num-layers of at least 2: "
-                "it adds the inputs of a layer to outputs of the same size"
-            )
         chrono = self.chrono is not None or self.cell == "lstm-chrono" or "chrono" in own
         if self.cell in CELLS and chrono and self.forget_bias is not None:
             raise OptionError(

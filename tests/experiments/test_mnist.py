@@ -307,7 +307,6 @@ def test_a_loss_that_is_not_finite_stops_the_run(tmp_path, capsys):
         ({"recurrent_dropout": 0.1}, "needs --tied True or --tied False"),
         ({"tied": True}, "--tied needs --recurrent-dropout"),
         ({"dropout": 0.3}, "--dropout needs --num-layers of at least 2, or --patch: it drops"),
-        ({"residual": True}, "--residual needs --num-layers of at least 2: it adds"),
         ({"chrono": 28.0, "forget_bias": 1.0}, "--forget-bias does not go with --chrono"),
         ({"cell": "lstm-chrono", "forget_bias": 1.0}, "--forget-bias does not go with --chrono"),
         ({"data_dir": Path("d")}, "--data-dir does not go with --dataset digits"),
