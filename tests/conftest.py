@@ -1,11 +1,13 @@
 """Settings of all tests: annotated shapes are checked, dtype and rank are never promoted."""
 
+import functools
 import gc
 import importlib.metadata
 import os
 import tempfile
 
 import jaxtyping
+import pytest
 
 # Most of the time of the tests is spent on compiling programs that run once. XLA therefore does not
 # optimise them, and a cache folder shares compiled programs between the tests and processes of this
@@ -51,23 +53,26 @@ hook = jaxtyping.install_import_hook("jaxrnn", "beartype.beartype")
 # These tests need other settings and large libraries; see tests/accelerators/conftest.py.
 collect_ignore = ["accelerators"]
 
-import jax  # noqa: E402
-
-jax.config.update("jax_num_cpu_devices", 2)
-jax.config.update("jax_numpy_dtype_promotion", "strict")
-jax.config.update("jax_numpy_rank_promotion", "raise")
-
 # Only the tests with real MNIST read this folder; all others choose their own data.
 MNIST_DIR = os.environ.get("JAXRNN_DATA_DIR")
 
-import functools  # noqa: E402
 
-import pytest  # noqa: E402
+def pytest_configure(config):
+    """Configures JAX in the processes that run tests; xdist's own does not even import it."""
+    if config.getoption("dist", "no") != "no" and not hasattr(config, "workerinput"):
+        return
+    import jax
+
+    jax.config.update("jax_num_cpu_devices", 2)
+    jax.config.update("jax_numpy_dtype_promotion", "strict")
+    jax.config.update("jax_numpy_rank_promotion", "raise")
 
 
 @pytest.fixture
 def standard_promotion():
     """Allows promotion of dtypes, because optax multiplies int32 counts by float32 numbers."""
+    import jax
+
     with jax.numpy_dtype_promotion("standard"):
         yield
 

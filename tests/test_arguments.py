@@ -17,8 +17,12 @@ from jaxrnn.linen import RNN, Classifier, Stack
 KEY = jax.random.key(0)
 B, T = 3, 7
 LSTM = jaxrnn.lstm(H)
-PARAMS = LSTM.init(KEY, I)
-INPUTS = jax.random.normal(KEY, (B, T, I))
+# Filled by NumPy, which compiles nothing in the processes that only collect this.
+SHAPES = jax.eval_shape(lambda: (LSTM.init(KEY, I), jnp.zeros((B, T, I))))
+random = np.random.default_rng(0)
+PARAMS, INPUTS = jax.tree.map(
+    lambda leaf: jnp.asarray(random.normal(size=leaf.shape), leaf.dtype), SHAPES
+)
 STATE = LSTM.initial_state(PARAMS, (B,))
 
 

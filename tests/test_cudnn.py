@@ -92,7 +92,6 @@ def test_pack_is_the_layout_of_cudnn():
     ("batch", "options"),
     [
         ((), {}),
-        ((), {"lengths": 0, "reverse": True}),
         ((4,), {"lengths": [0, 1, 5, T], "memory": "recompute"}),
         ((2, 3), {"lengths": [[0, T, 2], [1, 6, 0]], "reverse": True}),
     ],

@@ -71,8 +71,9 @@ CELLS = all_cells.CELLS | {"user-gated": slow_cell(H)}
 OF_A_KIND = ("lstm-peephole", "mgu", "lru")
 # Those whose gradient differs from another's in nothing but the gate's formula, of which autodiff
 # makes the gate's part; and those with a step, which have nothing but "scan".
-ALIKE = ["rnn-relu", "rnn-sigmoid", "lstm-clip", "lstm-layer-norm", "gru-before"]
-ALIKE += [f"odyssey-{name}" for name in ("V", "NIG", "NOG", "NIAF", "NOAF", "NP", "FGR")]
+ALIKE = ["rnn-relu", "rnn-sigmoid", "lstm", "lstm-projection", "lstm-clip", "lstm-softsign"]
+ALIKE += ["lstm-layer-norm", "gru-before", "min-gru"]
+ALIKE += [f"odyssey-{name}" for name in ("V", "NIG", "NOG", "NIAF", "NOAF", "CIFG", "NP", "FGR")]
 
 
 class Problem(NamedTuple):
@@ -162,21 +163,26 @@ def curved(run):
             pytest.param(name, NARROW, marks=pytest.mark.slow if name in ALIKE else ())
             for name in CELLS
         ),
-        *(("rnn", WIDE), ("lstm-peephole", WIDE), ("gru", WIDE)),
+        *(("lstm-peephole", WIDE), ("gru", WIDE)),
     ],
 )
 def test_every_gradient_is_that_of_the_scan(name, input_size):
-    cell = CELLS[name]
-    # A remainder after the blocks makes a program half as long again, so only one cell of each kind
-    # has one.
-    time = T if name in OF_A_KIND else 2 * BLOCK
-    given = problem(cell, input_size=input_size, time=time, lengths=True, resets=True)
+    cell, of_a_kind = CELLS[name], name in (*OF_A_KIND, "user-gated")
+    # Neither masks nor blocks know the cell, and each makes a program half as long again. So does a
+    # remainder after the blocks.
+    given = problem(
+        cell,
+        input_size=input_size,
+        time=2 * BLOCK if name == "user-gated" else T,
+        lengths=of_a_kind,
+        resets=of_a_kind,
+    )
     reverse = input_size == WIDE
     scan = run(cell, implementation="scan", memory="save", reverse=reverse)
     others = []
     if cell.gate is not None or cell.recurrence is not None:  # the default of all others is "scan"
         others.append(run(cell, implementation=fast(cell), reverse=reverse))
-    if name in (*OF_A_KIND, "user-gated", *ALIKE) and not reverse:  # blocks know no cell
+    if not others or (of_a_kind and not reverse):
         others.append(run(cell, implementation=fast(cell), memory="recompute"))
     if cell.gate is not None:
         others.append(run(cell, implementation="states", reverse=reverse))
@@ -352,7 +358,7 @@ def test_unroll_changes_nothing():
 
 
 def test_chunks_that_carry_the_state_are_the_whole():
-    cell = CELLS["lstm-peephole"]
+    cell = CELLS["gru"]
     whole = run(cell, implementation="fused")
 
     def chunks(params, inputs, state, masks):
@@ -368,7 +374,7 @@ def test_chunks_that_carry_the_state_are_the_whole():
 
 
 def test_a_row_alone_is_the_row_in_a_batch_and_under_vmap():
-    cell = CELLS["lstm-peephole"]
+    cell = CELLS["gru"]
     whole = run(cell, implementation="fused", reverse=True)
 
     def alone(params, *arguments):
@@ -381,7 +387,7 @@ def test_a_row_alone_is_the_row_in_a_batch_and_under_vmap():
 
 
 def test_vmap_over_parameters():
-    cell = CELLS["lstm-peephole"]
+    cell = CELLS["gru"]
     given = [
         problem(cell, (3,), time=BLOCK, lengths=True, resets=True, seed=seed) for seed in range(2)
     ]
@@ -460,10 +466,9 @@ def compilations():
         jax.monitoring.unregister_event_duration_listener(listener)
 
 
-@pytest.mark.parametrize("implementation", ["fused", "scan"])
-def test_a_second_call_does_not_compile(implementation):
-    cell = CELLS["lstm"]
-    function = jit(jax.value_and_grad(curved(run(cell, implementation=implementation))))
+def test_a_second_call_does_not_compile():
+    cell = CELLS["rnn"]
+    function = jit(jax.value_and_grad(curved(run(cell))))
     first, second = (problem(cell, lengths=True, resets=True, seed=seed) for seed in (0, 1))
     jax.block_until_ready(function(*first))
     with compilations() as compiled:
@@ -474,7 +479,7 @@ def test_a_second_call_does_not_compile(implementation):
     assert function._cache_size() == 2
 
 
-@pytest.mark.parametrize("name", ["lstm", "mgu", "lru"])
+@pytest.mark.parametrize("name", ["rnn", "lru"])
 def test_a_second_call_outside_of_jit_does_not_compile(name):
     """This is common for rows that arrive one at a time."""
     cell = CELLS[name]
@@ -518,7 +523,7 @@ def test_outputs_depend_on_what_was_read_and_on_nothing_else(reverse):
 
 @pytest.mark.parametrize("dtype", [jnp.float32, jnp.bfloat16, jnp.float64])
 def test_the_dtype_is_kept(dtype):
-    for name in ("rnn-relu", "lstm-peephole", "gru"):
+    for name in ("lstm-peephole", "gru"):
         cell = CELLS[name]
         given = problem(cell, time=BLOCK, lengths=True, resets=True)
         cast = lambda leaf: leaf.astype(dtype) if leaf.dtype == jnp.float64 else leaf  # noqa: E731
@@ -562,7 +567,7 @@ def test_no_steps_or_no_rows(batch, time, memory, implementation):
     assert not any(np.any(leaf) for leaf in jax.tree.leaves(gradients[:2]))
 
 
-@pytest.mark.parametrize("dtype", [jnp.int8, jnp.uint8, jnp.uint32, jnp.int64])
+@pytest.mark.parametrize("dtype", [jnp.int8, jnp.uint8, jnp.int64])
 def test_lengths_of_any_integer_dtype(dtype):
     cell, time = CELLS["rnn"], 300
     given = problem(cell, (3,), time=time)

@@ -71,7 +71,7 @@ def test_in_step(run):
 
 
 def test_one_to_many(run):
-    result, drawn = run("one-to-many", hidden_size=24, steps=500, judge_steps=200, devices=1)
+    result, drawn = run("one-to-many", hidden_size=24, steps=400, judge_steps=200, devices=1)
     images, path, names, _ = drawn["drawings"]
     assert images.shape == (10, 12, 28, 28)
     assert names == [str(label) for label in range(10)]
@@ -83,7 +83,7 @@ def test_one_to_many(run):
 
 
 def test_many_to_many(run):
-    result, drawn = run("many-to-many", hidden_size=24, steps=700, judge_steps=300, devices=1)
+    result, drawn = run("many-to-many", hidden_size=24, steps=550, judge_steps=250, devices=1)
     (digits, read, completed), path, names, _ = drawn["drawings"]
     np.testing.assert_array_equal(digits, TEST.images[SHOWN])
     np.testing.assert_array_equal(read[:, :14], digits[:, :14])

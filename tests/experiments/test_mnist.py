@@ -277,6 +277,7 @@ def test_interrupted_and_started_again_it_ends_the_same(whole, tmp_path, monkeyp
     assert_same(contents(tmp_path / "run"), contents(whole[0]))
 
 
+@pytest.mark.slow
 def test_a_process_ends_with_the_signals_code(tmp_path):
     config = dataclasses.replace(SMALL, steps=40)
     process = launch(tmp_path / "run", config, signal.SIGTERM)
