@@ -26,9 +26,11 @@ def unknown(problem: str, name: str, known: Iterable[str]) -> OptionError:
 
 def did_you_mean(name: str, known: Iterable[str]) -> str:
     """Returns the nearest of the known names as "; did you mean …?", or "" if none is near."""
-    words = {each.lstrip("-"): each for each in known}  # the dashes of all options are alike
-    word = name.lstrip("-")
-    near = [each for each in words if word and each.startswith(word)][:3]
+    # The dashes of all options are alike, and case is seldom what is meant.
+    words = {each.lstrip("-").lower(): each for each in known}
+    word = name.lstrip("-").lower()
+    near = [word] if word in words else []
+    near = near or [each for each in words if word and each.startswith(word)][:3]
     near = near or difflib.get_close_matches(word, words, n=2, cutoff=0.65)
     return f"; did you mean {listed([words[each] for each in near], ' or ')}?" if near else ""
 

@@ -15,15 +15,15 @@ import flax.linen as nn
 import jax
 import numpy as np
 import optax
-from cells import cell_sha256
+from cells import cell_sha256, failure
 from errors import OptionError
 from models import build_model
-from options import FREE, Config, DatasetName, cell_file
+from options import FREE, Config, DatasetName, cell_file, parse_cell_options
 
 from jaxrnn import training
 from jaxrnn.training import data
 from jaxrnn.training.checkpoint import Checkpoints
-from jaxrnn.training.run import Run, RunError
+from jaxrnn.training.run import Run, RunError, differences
 from jaxrnn.training.train import run_keys
 
 Examples = tuple[np.ndarray, np.ndarray]
@@ -69,9 +69,8 @@ def resolve(config: Config, dataset: data.Dataset) -> Experiment:
     """
     config.check()
     steps = config.steps or (2_000 if dataset.name == "digits" else 20_000)
-    config = dataclasses.replace(config, dataset=cast(DatasetName, dataset.name), steps=steps)
-    if (own := cell_file(config.cell)) is not None:
-        config = dataclasses.replace(config, cell=f"{own[0].absolute()}:{own[1]}")
+    name = cast(DatasetName, dataset.name)
+    config = dataclasses.replace(absolute(config), dataset=name, steps=steps)
     if config.batch_size > len(dataset.train.labels):
         raise OptionError(f"--batch-size must be at most {len(dataset.train.labels)}")
     return Experiment(
@@ -87,11 +86,22 @@ def resolve(config: Config, dataset: data.Dataset) -> Experiment:
 def load_dataset(
     name: str, data_dir: Path | None = None, validation_size: int = 5000
 ) -> data.Dataset:
-    """Loads a data set from a folder, by default that of JAXRNN_DATA_DIR."""
+    """Loads a data set from a folder, by default that of JAXRNN_DATA_DIR.
+
+    Raises:
+        OptionError: If an option does not fit the data set.
+        DataError: If the data cannot be loaded.
+    """
+    if name == "digits" and data_dir is not None:
+        raise OptionError("--data-dir does not go with --dataset digits, which is in scikit-learn")
     folder = data_dir or os.environ.get("JAXRNN_DATA_DIR") or None
-    if name == "auto":
-        return data.load_or_digits(folder, validation_size)
-    return data.load(name, folder, validation_size)
+    load = data.load_or_digits if name == "auto" else partial(data.load, name)
+    try:
+        return load(folder, validation_size)
+    except data.DataError as error:
+        if str(error).startswith("validation_size"):
+            raise OptionError(str(error).replace("validation_size", "--validation-size")) from None
+        raise
 
 
 def as_sequences(dataset: data.Dataset, config: Config) -> tuple[Examples, Examples, Examples]:
@@ -120,8 +130,12 @@ def check_model(config: Config) -> nn.Module:
     model = build_model(config)
     try:
         jax.eval_shape(model.init, jax.random.key(0), blank_example(config))
-    except ValueError as error:
-        raise OptionError(str(error)) from None
+    except Exception as error:
+        if cell_file(config.cell) is not None:
+            raise failure(config.cell, parse_cell_options(config.cell_options), error) from error
+        if isinstance(error, ValueError):
+            raise OptionError(str(error)) from None
+        raise
     return model
 
 
@@ -182,6 +196,23 @@ def identity(config: Config, data_sha256: str) -> dict[str, Any]:
     }
 
 
+def known_identity(config: Config) -> dict[str, Any]:
+    """Returns the part of `identity` that is known before the data is loaded."""
+    unknown = ["data_sha256", "dataset"] + ["steps"] * (config.steps is None)
+    found = identity(absolute(config), "")
+    return {name: found[name] for name in found if name not in unknown}
+
+
+def absolute(config: Config) -> Config:
+    """Returns the options with an absolute path in the name of a user's own cell."""
+    own = cell_file(config.cell)
+    return (
+        dataclasses.replace(config, cell=f"{own[0].absolute()}:{own[1]}")
+        if own is not None
+        else config
+    )
+
+
 class Trained(NamedTuple):
     """A trained run.
 
@@ -211,6 +242,11 @@ def load_run(directory: Path, warn: Callable[[str], None] = print) -> Trained:
         CheckpointError: If the checkpoints hold a train state of another structure.
     """
     run = Run(directory)
+    if not (directory / "config.json").exists():
+        raise RunError(
+            f"{directory} holds no run; train one with experiments/mnist.py, "
+            "or name its folder with --run"
+        )
     stored = run.read("config.json")["config"]
     stored.pop("data_sha256", None)
     trained_cell = stored.pop("cell_sha256", None)
@@ -219,8 +255,9 @@ def load_run(directory: Path, warn: Callable[[str], None] = print) -> Trained:
         config = Config(**stored, out=directory)
     except TypeError as error:
         raise RunError(f"{directory / 'config.json'} is not of this version: {error}") from None
-    if cell_sha256(config.cell) != trained_cell:
-        raise OptionError(f"{config.cell} has changed since {directory} was trained with it")
+    cell = {"cell": config.cell, "cell_sha256": cell_sha256(config.cell)}
+    if changed := differences(cell | {"cell_sha256": trained_cell}, cell):
+        raise OptionError(f"{'; '.join(changed)} since {directory} was trained with it")
     if not run.checkpoints.is_dir():
         raise RunError(f"{directory} holds no checkpoint yet")
     model = build_model(config)

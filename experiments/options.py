@@ -174,7 +174,7 @@ class Config:
     bidirectional: bool = False
     """Read each sequence in both directions and concatenate the outputs of each layer."""
     residual: bool = False
-    """Add the inputs of each layer to its outputs."""
+    """Add the inputs of each layer to its outputs if they have the same size."""
     patch: int | None = None
     """Side in pixels of the square patches of a ReNet (Visin et al., 2015), whose layers sweep over
     the columns and then the rows of an image. Must divide 28."""
@@ -256,6 +256,7 @@ class Config:
         if not 0 < self.learning_rate < float("inf"):
             raise OptionError("--learning-rate must be positive and finite")
         check_cell("--cell", self.cell)
+        check_folder(self.out)
         if self.coordinator is not None:
             check_address(self.coordinator)
         for word in self.cell_options:
@@ -264,7 +265,7 @@ class Config:
                 raise OptionError(
                     f"--cell-options {name}: not an option of the cell; use {flag(name)}"
                 )
-        parse_cell_options(self.cell_options)
+        own = parse_cell_options(self.cell_options)
         as_image = self.augment or self.patch
         if as_image and (self.order != "rows" or self.delay or self.test_delay):
             raise OptionError("--augment and --patch go with --order rows and no --delay")
@@ -278,6 +279,18 @@ class Config:
                 raise OptionError(f"{flag(name)} must be in [0, 1)")
         if self.recurrent_dropout is not None and self.tied is None:
             raise OptionError("--recurrent-dropout needs --tied True or --tied False")
+        if self.tied is not None and self.recurrent_dropout is None:
+            raise OptionError("--tied needs --recurrent-dropout")
+        if self.num_layers == 1 and self.dropout and self.patch is None:
+            raise OptionError(
+                "--dropout needs --num-layers of at least 2, or --patch: "
+                "it drops inputs of each layer but the first"
+            )
+        chrono = self.chrono is not None or self.cell == "lstm-chrono" or "chrono" in own
+        if self.cell in CELLS and chrono and self.forget_bias is not None:
+            raise OptionError(
+                "--forget-bias does not go with --chrono, which sets the bias of the forget gate"
+            )
         if self.clip_norm is not None and not self.clip_norm > 0:
             raise OptionError("--clip-norm must be positive")
 
@@ -292,8 +305,20 @@ def check_address(address: str) -> None:
         raise OptionError(f"--coordinator must be HOST:PORT, got {address}")
 
 
+def check_folder(path: Path) -> None:
+    """Raises OptionError if the folder of --out cannot be created because of a file."""
+    for each in (path, *path.parents):
+        if each.is_file():
+            raise OptionError(f"--out {path}: {each} is a file, not a folder")
+
+
 def check_cell(option: str, name: str) -> None:
     """Raises OptionError if no cell has this name."""
+    if name.endswith(".py"):
+        names = ", ".join(functions(Path(name)))
+        raise OptionError(
+            f"{option}: {name} names no function; write {name}:NAME{names and f' ({names})'}"
+        )
     if name not in (*CELLS, *BASELINES) and cell_file(name) is None:
         names = [*CELLS, *BASELINES, "path/to/file.py:name"]
         raise unknown(f"{option} does not take {name!r}", name, names)
@@ -303,6 +328,16 @@ def cell_file(name: str) -> tuple[Path, str] | None:
     """Returns the file and the name of a user's own cell, or None if `name` is not of that form."""
     path, colon, attribute = name.rpartition(":")
     return (Path(path), attribute) if colon and path.endswith(".py") else None
+
+
+def functions(path: Path) -> list[str]:
+    """Returns the names of the functions that a file defines, without those that start with _."""
+    try:
+        defined = ast.parse(path.read_bytes()).body
+    except (OSError, SyntaxError, ValueError):
+        return []
+    names = [each.name for each in defined if isinstance(each, ast.FunctionDef)]
+    return [name for name in names if name[0] != "_"]
 
 
 def parse_cell_options(words: Sequence[str]) -> dict[str, Any]:

@@ -442,7 +442,7 @@ def onnx(task: Task) -> Callable[[], None]:
 
     def evaluate():
         for batch in batches:
-            session.run(None, {"x": batch})[0].argmax(-1)
+            np.asarray(session.run(None, {"x": batch})[0]).argmax(-1)
 
     return evaluate
 

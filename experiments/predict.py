@@ -16,9 +16,11 @@ import warnings
 from collections.abc import Mapping, Sequence
 from dataclasses import KW_ONLY, dataclass
 from pathlib import Path
+from typing import Annotated
 
 import numpy as np
 from command_line import parse
+from cyclopts import Parameter
 from errors import OptionError, fail
 from PIL import Image, ImageOps
 
@@ -37,12 +39,12 @@ class Config:
     """Image files of any size that Pillow reads, with a dark digit on a light background or a light
     one on dark."""
     _: KW_ONLY
-    run: Path = Path("runs/mnist")
+    run: Annotated[Path, Parameter(metavar="FOLDER")] = Path("runs/mnist")
     """Folder of the trained run."""
     json: bool = False
     """Print a JSON array instead of lines."""
-    beliefs: Path | None = None
-    """Picture to write of the predicted probabilities after each time step."""
+    beliefs: Annotated[Path | None, Parameter(metavar="PICTURE")] = None
+    """Image file to write, with a picture of the predicted probabilities after each time step."""
 
     def check(self) -> None:
         """Raises OptionError if no image is given."""
@@ -58,9 +60,9 @@ def read_image(name: str | Path) -> Image.Image:
     """
     path = Path(name)
     if "://" in str(name):
-        raise ValueError("a URL is not read; download the image and give its path")
+        raise ValueError("is a URL; download the image and give its path")
     if not path.is_file():
-        raise ValueError("is not a file" if path.exists() else "no such file")
+        raise ValueError("is not a file" if path.exists() else "does not exist")
     try:
         with warnings.catch_warnings():
             warnings.simplefilter("error", Image.DecompressionBombWarning)
@@ -173,7 +175,7 @@ def mnist_style(image: Image.Image) -> np.ndarray:
 
 
 def read_all(names: Sequence[str | Path]) -> tuple[dict[str, np.ndarray], dict[str, str]]:
-    """Returns the images in the style of MNIST, and the errors of those that cannot be read."""
+    """Returns the images in the style of MNIST, and of the others what is wrong with them."""
     images, errors = {}, {}
     for name in names:
         try:
@@ -224,7 +226,7 @@ def main(arguments: Sequence[str] | None = None) -> int:
     images, errors = read_all(config.images)
     code = 0
     for name, error in errors.items():
-        code = fail(f"{name}: {error}")
+        code = fail(f"{name} {error}")
     probabilities = {}
     if images:
         stack = np.stack(list(images.values()))

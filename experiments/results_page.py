@@ -33,7 +33,6 @@ The comparisons have limits:
 - An interval that includes 0 does not show that two settings are equal. Conversely, a difference
   may be seen that is too small to matter: at an accuracy of 99 % on 10,000 images, the binomial
   standard error is 0.1 points.
-- The seconds per run depend on what else the machine did and are only a rough guide.
 
 The learning curves show the mean ± standard deviation of the test error over the seeds.
 """
@@ -74,7 +73,8 @@ def section(folder: Path, name: str) -> str:
     study = STUDIES.get(kept.folder.name)
     about, claims = (study.about, study.claims) if study else (config["about"], ())
     settings = config["settings"]
-    summaries = compare.summarise(records, list(settings))
+    baseline = [config["baseline"]] if config.get("baseline") else []
+    summaries = compare.summarise(records, [*baseline, *settings])
     parts = [
         f"\n## {name}",
         about,

@@ -7,25 +7,27 @@ import itertools
 import time
 from collections.abc import Mapping, Sequence
 from pathlib import Path
-from typing import Any, cast
+from typing import Any, NamedTuple, cast
 
 import jax
 import numpy as np
 import options
 from cells import one_line
 from devices import divide_cpu
-from errors import OptionError, unknown
+from errors import OptionError, listed, unknown
 from experiment import check_model, digest, load_dataset
 from jax.experimental import multihost_utils
 from jobs import Job, batches, changes, lanes, plan, run_batch
+from options import RECIPES
 from records import Records
+from rich.panel import Panel
 from rich.progress import BarColumn, Progress, TextColumn, TimeElapsedColumn, TimeRemainingColumn
 from studies import STUDIES, Study
 from study_options import Config, pairs, setting_value, shared_options
 from terminal import announce, console
 
 from jaxrnn.training import compare, data, report
-from jaxrnn.training.run import cores
+from jaxrnn.training.run import cores, differences
 
 # Seconds over which the progress bar averages the speed to estimate the remaining time.
 SPEED_SECONDS = 3600.0
@@ -33,7 +35,21 @@ SPEED_SECONDS = 3600.0
 POLL_SECONDS = 1.0
 
 
-def resolve(config: Config) -> tuple[Study, dict[str, options.Config]]:
+class Resolved(NamedTuple):
+    """A study and the options of its settings.
+
+    Attributes:
+        study: The study.
+        settings: The options of each setting.
+        left_out: The settings whose options do not go together, with the reason.
+    """
+
+    study: Study
+    settings: dict[str, options.Config]
+    left_out: dict[str, OptionError]
+
+
+def resolve(config: Config) -> Resolved:
     """Returns the study and the options of its settings.
 
     Settings that are not asked for are left out if their options do not go together, and so are
@@ -41,14 +57,16 @@ def resolve(config: Config) -> tuple[Study, dict[str, options.Config]]:
 
     Raises:
         OptionError: If a setting does not exist, is given an option that it sets itself, or has
-            options that do not go together.
+            options that do not go together, or if the baseline is not to be run.
     """
     study = grid(config) if config.vary else STUDIES[config.study]
-    for name in config.settings:
+    for name in (*config.settings, *filter(None, [config.baseline])):
         if name not in study.settings:
             raise unknown(f"{config.study} has no setting {name!r}", name, study.settings)
+    if config.baseline is not None and not is_asked(config.baseline, config):
+        raise OptionError(f"--baseline {listed([config.baseline])} is not among --settings")
     common = shared_options(config)
-    found, problems = {}, []
+    found, left_out = {}, {}
     for name, changed in study.settings.items():
         for option in changed.keys() & common.keys():
             if is_asked(name, config) and changed[option] != common[option]:
@@ -61,15 +79,43 @@ def resolve(config: Config) -> tuple[Study, dict[str, options.Config]]:
             check_model(setting)
         except OptionError as error:
             if is_asked(name, config):
-                if config.settings or not config.vary:
+                if config.settings or not config.vary or name == config.baseline:
                     raise
-                problems.append(error)
-                console.print(f"left out: {name}, since {error}")
+                left_out[name] = error
             continue
         found[name] = setting
     if not found:
-        raise problems[0]
-    return study, found
+        raise next(iter(left_out.values()))
+    return Resolved(study, found, left_out)
+
+
+def other_baseline(config: Config, resolved: Resolved) -> str:
+    """Returns a warning if the first setting is left out and so is not the baseline."""
+    first, baseline = (next(iter(each)) for each in (resolved.study.settings, resolved.settings))
+    if config.baseline is not None or first == baseline:
+        return ""
+    return (
+        f"The first setting, {first!r}, is left out. The differences are from {baseline!r}; "
+        "--baseline chooses another."
+    )
+
+
+def explain_left_out(resolved: Resolved) -> str:
+    """Returns a sentence about the settings that are left out, if there are any."""
+    study, _, left_out = resolved
+    if not left_out:
+        return ""
+    return (
+        f"{len(left_out)} of {len(study.settings)} settings are left out, since their model cannot "
+        f"be built: {listed(left_out)}."
+    )
+
+
+def warn(text: str) -> None:
+    """Prints a text in a frame, if there is one."""
+    if text:
+        panel = Panel(text, title="NOT THE FIRST SETTING", border_style="bold red")
+        console.print(panel, soft_wrap=False)
 
 
 def grid(config: Config) -> Study:
@@ -89,6 +135,21 @@ def is_asked(setting: str, config: Config) -> bool:
     return not config.settings or setting in config.settings
 
 
+def changed_cells(kept: Records, settings: Mapping[str, options.Config]) -> list[str]:
+    """Returns a line for each file of a user's own cell that differs from that of the kept runs."""
+    if not kept.config_path.exists():
+        return []
+    lines = []
+    for name, setting in kept.config()["settings"].items():
+        if name in settings:
+            parts = [
+                {part: each.get(part) for part in ("cell", "cell_sha256")}
+                for each in (setting["options"], changes(settings[name]))
+            ]
+            lines += differences(*parts) if parts[0]["cell"] == parts[1]["cell"] else []
+    return list(dict.fromkeys(lines))
+
+
 def described(jobs: list[Job], data_sha256: str, config: Config) -> dict[str, dict[str, Any]]:
     """Returns options and runs of each setting, for `Records.keep_settings`."""
     found: dict[str, dict[str, Any]] = {}
@@ -99,14 +160,27 @@ def described(jobs: list[Job], data_sha256: str, config: Config) -> dict[str, di
     return found
 
 
-def conclude(config: Config, study: Study, kept: Records) -> None:
+def conclude(config: Config, resolved: Resolved, dataset: data.Dataset, kept: Records) -> None:
     """Prints and writes the table of all runs of the study, and draws its figures."""
     kept.keep_command(command(config))
-    runs, folder = kept.of_settings(), kept.folder
-    summaries = compare.summarise(runs, list(study.settings))
-    table, curves, heat = (folder / name for name in ("table.md", "curves.png", "heat.png"))
-    text = [compare.markdown(summaries), compare.LEGEND, f"{compare.verdict(summaries)}\n"]
-    table.write_text("\n".join(text))
+    runs, folder, study = kept.of_settings(), kept.folder, resolved.study
+    first = [config.baseline] if config.baseline is not None else []
+    summaries = compare.summarise(runs, [*first, *study.settings])
+    table, tex, curves, heat = (
+        folder / name for name in ("table.md", "table.tex", "curves.png", "heat.png")
+    )
+    shown = [resolved.settings[s.setting] for s in summaries]
+    notes = [
+        f"{compare.LEGEND}\nThe speed of cells is measured by experiments/benchmark.py.",
+        f"All settings: {in_common(study, shown, dataset)}.",
+        explain_left_out(resolved),
+        other_baseline(config, resolved),
+        "\n".join(f"    {each}" for each in kept.config()["commands"]),
+        compare.verdict(summaries),
+    ]
+    text = "\n\n".join(filter(None, notes))
+    table.write_text(f"{compare.markdown(summaries)}\n{text}\n")
+    tex.write_text(compare.latex(summaries, text))
     report.learning_bands(runs, curves, config.study)
     figures = [curves]
     heat.unlink(missing_ok=True)
@@ -114,10 +188,33 @@ def conclude(config: Config, study: Study, kept: Records) -> None:
         draw_heat_map(config, study, summaries, heat)
         figures.append(heat)
     console.print(table.read_text())
-    console.print(f"table:   {table}")
+    console.print(f"table:   {table}, {tex}")
     console.print(f"figures: {', '.join(map(str, figures))}")
     records = ", ".join(map(str, sorted(folder.glob("results*.jsonl"))))
     console.print(f"runs:    {records} (a line of JSON for each)")
+    console.print(f"config:  {kept.config_path}")
+
+
+# Options that are shown even at their default.
+SHOWN = ("cell", "hidden_size", "batch_size", "steps", "learning_rate", "optimizer", "schedule")
+SHOWN += ("clip_norm",)
+
+
+def in_common(study: Study, settings: Sequence[options.Config], dataset: data.Dataset) -> str:
+    """Returns the data set, the recipe and the options that settings have in common."""
+    sizes = [len(split.labels) for split in (dataset.train, dataset.validation, dataset.test)]
+    words = [
+        "{} ({:,} training, {:,} validation and {:,} test images)".format(dataset.name, *sizes)
+    ]
+    words += [f"the {name} recipe" for name, base in RECIPES.items() if base == study.base]
+    every = [dataclasses.asdict(setting) for setting in settings]
+    given = [changes(setting) for setting in settings]
+    words += [
+        f"{name}={value}"
+        for name, value in every[0].items()
+        if (name in SHOWN or name in given[0]) and all(each[name] == value for each in every)
+    ]
+    return ", ".join(words)
 
 
 def draw_heat_map(
@@ -142,7 +239,11 @@ def main(config: Config) -> int:
             jax.distributed.initialize(config.coordinator, config.hosts, config.host)
         except (ValueError, RuntimeError) as error:
             raise OptionError(f"--coordinator: {one_line(error)}") from None
-    study, settings = resolve(config)
+    resolved = resolve(config)
+    study, settings, left_out = resolved
+    for name, error in left_out.items():
+        console.print(f"left out: {name}, since {error}")
+    warn(other_baseline(config, resolved))
     dataset = load_dataset(config.dataset, config.data_dir)
     announce(dataset)
     kept = Records(config.out / config.study, config.host)
@@ -153,6 +254,8 @@ def main(config: Config) -> int:
     missing = [job for job in asked if job.identity not in done]
     jobs = [job for job in missing if job.identity not in others]
     console.print(study.about)
+    for line in changed_cells(kept, settings):
+        console.print(f"note: {line}; runs with the earlier file are trained again")
     paces = measured_paces(asked, done | others)
     if jobs and config.dry_run and not paces:
         console.print(f"timing {jobs[0].setting} …")
@@ -164,10 +267,13 @@ def main(config: Config) -> int:
     )
     if config.dry_run:
         for name in dict.fromkeys(job.setting for job in asked):
-            console.print(f"  {name}: {changes(settings[name])}")
+            shown = {
+                key: each for key, each in changes(settings[name]).items() if key != "cell_sha256"
+            }
+            console.print(f"  {name}: {shown}")
         return 0
     if config.host == 0:
-        about = {"study": config.study, "about": study.about}
+        about = {"study": config.study, "about": study.about, "baseline": config.baseline}
         kept.keep_settings(
             about, described(every, data_sha256, config), {job.setting for job in asked}
         )
@@ -181,11 +287,9 @@ def main(config: Config) -> int:
     while not {job.identity for job in asked} <= kept.read().keys():
         time.sleep(POLL_SECONDS)  # the other hosts; a barrier would time out after half an hour
     if config.host == 0:
-        conclude(
-            dataclasses.replace(config, dataset=cast(options.DatasetName, dataset.name)),
-            study,
-            kept,
-        )
+        named = dataclasses.replace(config, dataset=cast(options.DatasetName, dataset.name))
+        conclude(named, resolved, dataset, kept)
+        warn(other_baseline(config, resolved))
         announce(dataset)
     return 0
 
@@ -262,6 +366,8 @@ def command(config: Config) -> str:
     words += [f"--cell-options {option}" for option in config.cell_options]
     if config.settings:
         words.append("--settings " + " ".join(repr(setting) for setting in config.settings))
+    if config.baseline is not None:
+        words.append(f"--baseline {config.baseline!r}")
     words.append(f"--seeds {config.seeds}")
     if config.first_seed:
         words.append(f"--first-seed {config.first_seed}")

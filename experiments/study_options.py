@@ -47,7 +47,8 @@ class Config:
         tuple[str, ...], Parameter(metavar="OPTION=VALUE,VALUE", consume_multiple=False)
     ] = ()
     """Option of experiments/mnist.py and the values to compare, as in hidden_size=64,128. If
-    repeated, every combination of the values is a setting."""
+    repeated, every combination of the values is a setting. An option of the cell's own is
+    cell_options=KEY=VALUE,KEY=VALUE, and None sets no option."""
     set: Annotated[tuple[str, ...], Parameter(metavar="OPTION=VALUE", consume_multiple=False)] = ()
     """Option of experiments/mnist.py for all settings, as in steps=1000. May be repeated."""
     cell: options.CellName | str | None = None
@@ -58,6 +59,8 @@ class Config:
     """Keyword argument of the cell of all settings, as in experiments/mnist.py. May be repeated."""
     settings: Annotated[tuple[str, ...], Parameter(metavar="SETTING")] = ()
     """Settings of the study to run. Defaults to all."""
+    baseline: Annotated[str | None, Parameter(metavar="SETTING")] = None
+    """Setting with which the table compares the others. Defaults to the first."""
     seeds: int = 10
     """Number of seeds of each setting."""
     first_seed: int = 0
@@ -83,6 +86,7 @@ class Config:
 
     def check(self) -> None:
         """Raises OptionError if a value is out of range or the options do not go together."""
+        options.check_folder(self.out)
         for name in ("seeds", "evaluations", "hosts"):
             if getattr(self, name) < 1:
                 raise OptionError(f"--{name} must be at least 1")
@@ -101,9 +105,26 @@ class Config:
             each = values.split(",")
             if len(set(each)) < len(each):
                 raise OptionError(f"--vary {name} has a value twice")
+            if name not in options.OPTIONS and is_of_cell(name, self):
+                spelling = ",".join(f"{name}={value}" for value in each)
+                raise OptionError(
+                    f"{name} is an option of the cell: --vary cell_options={spelling}"
+                )
             for value in each:
                 setting_value(name, value)
+        for name, value in pairs(self.set, "--set"):
+            if name not in options.OPTIONS and is_of_cell(name, self):
+                raise OptionError(f"{name} is an option of the cell: --cell-options {name}={value}")
         shared_options(self)
+
+
+def is_of_cell(option: str, config: Config) -> bool:
+    """Returns whether the constructor of one of the cells of a study has an option of this name."""
+    from cells import cell_parameters  # and with it JAX, which takes a second
+
+    words = dict(pairs(config.vary)) | dict(pairs(config.set, "--set"))
+    names = config.cell or words.get("cell", options.Config.cell)
+    return any(option in cell_parameters(name) for name in names.split(","))
 
 
 def shared_options(config: Config) -> dict[str, Any]:
@@ -136,7 +157,7 @@ def setting_value(option: str, text: str) -> Any:
     if option == "cell":
         options.check_cell(option, text)
     if option == "cell_options":
-        return (text,)
+        return () if text == "None" else (text,)
     # The number of steps must be known, to plan the runs.
     return convert(option, int if option == "steps" else hints[option], text)
 

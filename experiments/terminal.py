@@ -30,7 +30,7 @@ def run_script(main: Callable[[], int]) -> int:
             "or train on what needs no download with --dataset digits"
         )
     except OtherConfiguration as error:
-        return fail(f"{error} with --out")
+        return fail(f"{error} with --out, or --no-resume deletes the run and starts over")
     except (data.DataError, RunError, OptionError) as error:
         return fail(error)
     except (CheckpointError, OSError) as error:

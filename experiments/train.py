@@ -13,6 +13,7 @@ from experiment import (
     blank_example,
     digest,
     identity,
+    known_identity,
     load_dataset,
     load_run,
     resolve,
@@ -39,17 +40,19 @@ def main(config: Config) -> int:
 def train_and_report(config: Config, processes: int) -> int:
     """Trains, or resumes training, together with the other processes; returns the exit code."""
     mesh = share_batch(config.batch_size, config.devices, processes)
+    run = Run(config.out)
+    hosts.decide(lambda: run.check(known_identity(config) if config.resume else {}))
     dataset = load_dataset(config.dataset, config.data_dir, config.validation_size)
     experiment = resolve(config, dataset)
     announce(dataset)
     console.print(f"device: {mesh.size} × {mesh.devices.flat[0].device_kind}")
-    run = Run(config.out)
     identified = identity(experiment.config, digest(dataset))
     hosts.check_same(experiment.config, identified)
     changes = hosts.decide(lambda: run.open(identified, start_over=not config.resume))
     if result := hosts.decide(lambda: run.read("result.json") if run.finished else None):
         console.print(f"{config.out} is finished:")
-        conclude(result)
+        if hosts.first():
+            conclude(result, run)
         console.print("To start over: --no-resume. To keep it: another folder with --out.")
         return 0
     for change in changes:
@@ -61,7 +64,7 @@ def train_and_report(config: Config, processes: int) -> int:
     trained = load_run(config.out, warn=console.print)
     draw(trained, dataset, experiment.test, run)
     run.finish(outcome(run.metrics(), dataset, trained.params, seconds))
-    conclude(run.read("result.json"))
+    conclude(run.read("result.json"), run)
     announce(dataset)
     return 0
 
@@ -109,7 +112,7 @@ def train(
             score = metrics.get("validation")
             if metrics:
                 loss, accuracy = float(losses.mean()), metrics["test"]
-                console.print(f"step {step:5d}  loss {loss:.4f}  accuracy {accuracy:.4f}")
+                console.print(f"step {step:5d}  loss {loss:.4f}  test accuracy {accuracy:.4f}")
                 record = {
                     "step": step,
                     "loss": loss,
@@ -191,17 +194,20 @@ def outcome(
     }
 
 
-def conclude(result: dict[str, Any]) -> None:
-    """Prints the result of a finished run."""
-    spent = ", ".join(f"{name} {value:.1f} s" for name, value in result["seconds"].items())
-    console.print(f"final test accuracy          {result['final_test_accuracy']:.4f}")
+def conclude(result: dict[str, Any], run: Run) -> None:
+    """Prints the result of a finished run, and the names of its files."""
+    accuracies = {"test accuracy at the last step": f"{result['final_test_accuracy']:.4f}"}
     if result["selected_validation_accuracy"] is not None:
-        console.print(
-            f"selected on validation       {result['selected_test_accuracy']:.4f} "
-            f"(step {result['selected_step']})"
-        )
-    console.print(
-        f"best of {result['evaluations']} evaluations on the test set "
-        f"{result['best_test_accuracy']:.4f} (the tutorial's figure; optimistic)"
+        selected = f"test accuracy at the step best on validation (step {result['selected_step']})"
+        accuracies[selected] = f"{result['selected_test_accuracy']:.4f}"
+    accuracies[f"best of {result['evaluations']} test accuracies"] = (
+        f"{result['best_test_accuracy']:.4f} "
+        "(optimistic: chosen on the test images; TensorFlow tutorials quote this figure)"
     )
+    width = max(map(len, accuracies))
+    for name, accuracy in accuracies.items():
+        console.print(f"{name:{width}}  {accuracy}")
+    spent = ", ".join(f"{name} {value:.1f} s" for name, value in result["seconds"].items())
     console.print(f"{result['parameters']:,} parameters; {spent}")
+    files = sorted(run.directory.iterdir(), key=lambda path: (path.suffix, path.name))
+    console.print(f"{run.directory}: {', '.join(path.name for path in files)}")

@@ -17,6 +17,8 @@ import jax.numpy as jnp
 import numpy as np
 from jax.core import Tracer
 
+from jaxrnn.cell import Cell
+
 MEMORY = ("save", "recompute", "offload")
 
 
@@ -36,6 +38,14 @@ class _Plain(str):
 
     __slots__ = ()
     __repr__ = str.__str__
+
+
+def require_cell(value: Any) -> None:
+    """Checks that `value` is a cell."""
+    if not isinstance(value, Cell):
+        raise ValueError(
+            f"cell must be a jaxrnn.Cell, such as jaxrnn.lstm(64), got {type(value).__name__}"
+        )
 
 
 def size(name: str, value: Any) -> int:
@@ -104,6 +114,14 @@ def check_inputs(inputs: Any, time_major: bool) -> jax.Array:
     if isinstance(inputs.shape[-1], int) and not inputs.shape[-1]:
         raise ValueError(f"inputs must have at least one feature, got shape {inputs.shape}")
     return inputs
+
+
+def check_layer_inputs(inputs: Any, time_major: bool, param_dtype: Any) -> jax.Array:
+    """Converts the inputs of a Flax layer as `check_inputs` does, and casts integers."""
+    inputs = array("inputs", inputs)
+    if jnp.issubdtype(inputs.dtype, jnp.integer):
+        inputs = inputs.astype(param_dtype)
+    return check_inputs(inputs, time_major)
 
 
 def check_dtype(dtype: Any) -> Any:
@@ -264,6 +282,36 @@ def check_params(init: Any, params: Any, input_size: Any) -> Any:
     return structure.unflatten(leaves)
 
 
+def check_layer_arguments(
+    cell: Cell, params: Any, inputs: jax.Array, time_major: bool, carry: Any, lengths: Any
+) -> tuple[Any, jax.Array | None]:
+    """Converts the initial carry and the lengths of a Flax layer; None stays None.
+
+    `unroll` checks all arguments of a layer, but knows these two by other names.
+
+    Args:
+        cell: The cell.
+        params: The parameters of the cell.
+        inputs: The inputs `[*B, T, I]`, or `[T, *B, I]` with `time_major`.
+        time_major: Whether time is the first axis of the inputs.
+        carry: The argument `initial_carry`.
+        lengths: The argument `seq_lengths`.
+
+    Returns:
+        The carry and the lengths.
+
+    Raises:
+        ValueError: If one of them is wrong. The message has Flax's name of the argument.
+    """
+    *batch, time = inputs.shape[1:-1] + inputs.shape[:1] if time_major else inputs.shape[:-1]
+    lengths = check_lengths(lengths, tuple(batch), time, "seq_lengths")
+    if carry is not None:
+        params = check_params(cell.init, params, inputs.shape[-1])
+        expected = jax.eval_shape(lambda: cell.initial_state(params, tuple(batch)))
+        carry = check_state("initial_carry", carry, expected)
+    return carry, lengths
+
+
 def as_named(expected: Any, found: Any) -> Any:
     """Converts mappings to the named tuples in `expected`; the inverse of `as_dict`."""
     if not isinstance(found, Mapping):
@@ -281,7 +329,27 @@ def as_named(expected: Any, found: Any) -> Any:
 
 
 def as_dict(params: Any) -> Any:
-    """Converts parameters to nested dicts, as in a Flax module, and omits fields that are None."""
+    """Converts the parameters or the state of a cell to nested dicts, as in a Flax module.
+
+    Args:
+        params: The parameters, such as `LSTMParams`, or a state, such as `LSTMState`.
+
+    Returns:
+        Nested dicts with the names of the fields as keys. Fields that are None are omitted.
+
+    Examples:
+        Parameters of a cell as the variables of a layer:
+
+        >>> import jax
+        >>> import jax.numpy as jnp
+        >>> import jaxrnn
+        >>> from jaxrnn.linen import RNN, as_dict
+        >>> cell = jaxrnn.lstm(64)
+        >>> params = cell.init(jax.random.key(0), 28)
+        >>> variables = {"params": {"cell": as_dict(params)}}
+        >>> RNN(cell).apply(variables, jnp.ones((8, 20, 28))).shape
+        (8, 20, 64)
+    """
     if hasattr(params, "_fields"):
         params = params._asdict()
     if not isinstance(params, Mapping):

@@ -64,7 +64,8 @@ class Cell(_Functions, Generic[P, S]):
             step, a pytree with leaves `[*batch_shape, ...]`.
         step: `(params, state, x) -> (state, y)`. Computes one time step from the input x `[*B, I]`
             and returns the new state and the output y `[*B, P]`. `functools.partial(cell.step,
-            params)` can be the body of a `jax.lax.scan`.
+            params)` can be the body of a `jax.lax.scan`. The parameters must be of the type that
+            `init` returns; `jaxrnn.LSTMParams(**params)` converts the dict `params` of a layer.
         gate: The elementwise part of a cell made by `jaxrnn.gated`, else None.
         recurrence: The linear recurrence of a cell made by `jaxrnn.linear`, else None.
         outputs_state: Whether the output of `step` is the first leaf of the state that it returns.

@@ -6,11 +6,17 @@ if a call provides that stream, so there is no argument `deterministic`:
     model.apply(variables, x, rngs={"dropout": key})      # training
     model.apply(variables, x)                             # evaluation
 
-Shapes: B batch (any number of axes), T time, I input features, P output features, C classes.
+A call with `rngs=key` provides the stream "params" only, and nothing is dropped.
+
+Shapes: B batch (any number of axes), T time, I input features, H hidden units, P output features,
+C classes. A `State` is what `cell.initial_state` returns, such as `LSTMState(hidden, cell)`. A
+`Carry` is a tuple with one state per layer, or with a pair of states (forward, backward) per
+bidirectional layer.
 """
 
 from __future__ import annotations
 
+from collections.abc import Callable
 from typing import Any, Generic, Literal, TypedDict, Unpack, overload
 
 import flax.linen as nn
@@ -19,10 +25,21 @@ import jax.numpy as jnp
 import numpy as np
 from jax.nn.initializers import glorot_uniform
 from jax.typing import DTypeLike
-from jaxtyping import Array, Float, Num
+from jaxtyping import Array, Bool, Float, Int, Num
 
 from jaxrnn.arguments import as_dict as as_dict
-from jaxrnn.arguments import as_named, check_lengths, check_params, describe, rate
+from jaxrnn.arguments import (
+    as_named,
+    check_layer_arguments,
+    check_layer_inputs,
+    check_lengths,
+    check_params,
+    check_resets,
+    describe,
+    flag,
+    rate,
+    require_cell,
+)
 from jaxrnn.backends.steps import zeros_where
 from jaxrnn.cell import Cell, S, State, broadcast
 from jaxrnn.regularize import Regularizer, dropout_mask
@@ -67,7 +84,8 @@ class RNN(nn.Module, Generic[S]):
     - There are no attributes for lifted transformations, such as `variable_axes`.
 
     The parameters are nested dicts of arrays: `cell/kernel`, `cell/recurrent_kernel`, `cell/bias`
-    and so on.
+    and so on, the fields of the cell's parameters. `apply` also accepts the named tuple that
+    `cell.init` returns in place of the dict `cell`.
 
     Attributes:
         cell: The recurrent cell.
@@ -78,12 +96,15 @@ class RNN(nn.Module, Generic[S]):
             the order in which they were computed.
         unroll: The number of steps per iteration of the loop.
         learn_initial_state: Whether the initial carry is a parameter. It is initialized to the
-            initial state of the cell.
-        regularizer: Recurrent regularization in training, or None.
+            initial state of the cell. Its leaves are those of one example, such as
+            `initial_state/hidden` `[H]`.
+        regularizer: Recurrent regularization, or None. It is random only in a call that provides
+            the stream "dropout".
         implementation: As in `jaxrnn.unroll`.
         memory: As in `jaxrnn.unroll`.
         truncate: As in `jaxrnn.unroll`.
-        dtype: The dtype of the operands of the matrix products, as in `jaxrnn.unroll`.
+        dtype: The dtype of the operands of the matrix products, as in `jaxrnn.unroll`. Defaults to
+            `param_dtype`.
         param_dtype: The dtype of the parameters. The carry and the outputs have the same dtype,
             unless the cell needs a wider one for its state, as `jaxrnn.lru` does.
 
@@ -149,13 +170,16 @@ class RNN(nn.Module, Generic[S]):
         Args:
             inputs: `[*B, T, I]`, or `[T, *B, I]` with `time_major`. Integers are cast to
                 `param_dtype`.
-            initial_carry: The state before the first step, leaves `[*B, ...]`. Defaults to
+            initial_carry: The state before the first step, as returned by
+                `cell.initial_state(params, B)`, leaves `[*B, ...]`. Defaults to
                 the learned initial state if there is one, otherwise to the initial state of the
                 cell.
             init_key: Ignored; the initial carry is deterministic.
             seq_lengths: The lengths of the examples, integers `[*B]` in 0..T. Defaults to T.
             resets: Booleans `[*B, T]`, or `[T, *B]` with `time_major`. Where True, the carry is
-                replaced by `reset_state` before the step.
+                replaced by `reset_state` before the step, in the order of reading: with `reverse`,
+                mark the last step of each episode rather than the first. A reset past the length
+                of an example has no effect. If None, there are no resets.
             reset_state: The state after a reset, leaves `[*B, ...]`. Defaults to the learned
                 initial state if there is one, otherwise to the initial state of the cell.
             return_carry: Overrides the attribute `return_carry` unless None.
@@ -168,19 +192,20 @@ class RNN(nn.Module, Generic[S]):
             `(carry, outputs)`.
 
         Raises:
-            ValueError: As for `jaxrnn.unroll`.
+            ValueError: As for `jaxrnn.unroll`, or if the attribute `cell` is not a `jaxrnn.Cell`.
         """
         del init_key
-        time_major = self.time_major if time_major is None else time_major
+        require_cell(self.cell)
+        time_major = flag("time_major", self.time_major if time_major is None else time_major)
         reverse = self.reverse if reverse is None else reverse
         keep_order = self.keep_order if keep_order is None else keep_order
         return_carry = self.return_carry if return_carry is None else return_carry
-        inputs = jnp.asarray(inputs)
-        if jnp.issubdtype(inputs.dtype, jnp.integer):
-            inputs = inputs.astype(self.param_dtype)
-        # Nested dicts rather than named tuples, because Flax's tools for parameters expect dicts.
-        params = self.param(
-            "cell", lambda key: as_dict(self.cell.init(key, inputs.shape[-1], self.param_dtype))
+        inputs = check_layer_inputs(inputs, time_major, self.param_dtype)
+        params = self._param(
+            "cell", lambda key: self.cell.init(key, inputs.shape[-1], self.param_dtype)
+        )
+        initial_carry, seq_lengths = check_layer_arguments(
+            self.cell, params, inputs, time_major, initial_carry, seq_lengths
         )
         if self.learn_initial_state:
             batch = inputs.shape[1:-1] if time_major else inputs.shape[:-2]
@@ -209,25 +234,44 @@ class RNN(nn.Module, Generic[S]):
             outputs = reverse_time(outputs, seq_lengths, time_major=time_major)
         return (carry, outputs) if return_carry else outputs
 
+    def _param(self, name: str, init: Callable[[Array], Any]) -> Any:
+        """Returns a tree of parameters, which `init` creates as a named tuple.
+
+        It is stored as nested dicts, because Flax's tools for parameters expect dicts. A caller may
+        provide a named tuple instead.
+        """
+        given = self.get_variable("params", name)
+        if hasattr(given, "_fields"):
+            return self.param(name, init)
+        return self.param(name, lambda key: as_dict(init(key)))
+
     def _learned_state(self, params: Any, input_size: int) -> State:
         """Returns the initial state of one example, which is a parameter."""
         named = check_params(self.cell.init, params, input_size)
         state = self.cell.initial_state(named)
-        return as_named(state, self.param("initial_state", lambda _: as_dict(state)))
+        return as_named(state, self._param("initial_state", lambda _: state))
 
 
 class Stack(nn.Module):
     """A stack of recurrent layers, each of which reads the outputs of the previous layer.
 
+    The parameters are those of the layers, each as in `RNN`: `layer_0/cell/kernel`,
+    `layer_1/cell/kernel` and so on, and for the backward direction `layer_0_reverse/cell/kernel`.
+
     Attributes:
         cell: The recurrent cell of every layer.
         num_layers: The number of layers.
         bidirectional: Whether each layer reads its inputs in both directions. The forward and the
-            backward outputs are concatenated in this order.
-        dropout: The dropout rate between layers in training, in [0, 1), or None.
+            backward outputs are concatenated in this order. P is then twice the number of output
+            features of the cell, such as 2·H.
+        dropout: The dropout rate between layers in training, in [0, 1), or None. The outputs of
+            every layer but the last are dropped, by a new mask per example, step and feature, in
+            a call that provides the stream "dropout". With another stream or a single key, as in
+            `rngs=key`, nothing is dropped.
         residual: Whether to add the inputs of a layer to its outputs if they have the same shape.
-        regularizer: Recurrent regularization in training, or None.
-        learn_initial_state: Whether the initial carries are parameters.
+        regularizer: As in `RNN`.
+        learn_initial_state: Whether the initial carries are parameters, such as
+            `layer_0/initial_state/hidden` `[H]`.
         truncate: As in `jaxrnn.unroll`.
         implementation: As in `jaxrnn.unroll`.
         memory: As in `jaxrnn.unroll`.
@@ -295,12 +339,16 @@ class Stack(nn.Module):
         Args:
             inputs: The sequences `[*B, T, I]`.
             seq_lengths: The lengths of the examples, integers `[*B]` in 0..T. Defaults to T.
-            initial_carry: The states before the first step, one per layer. For a bidirectional
-                layer, a pair of states (forward, backward). A sequence can be read in chunks by
-                passing the carry that the previous call returned. Defaults to that of `RNN`.
+            initial_carry: A tuple with the state before the first step of each layer. For a
+                bidirectional layer, a pair of states (forward, backward). Unless the stack is
+                bidirectional, a sequence can be read in chunks by passing the carry that the
+                previous call returned. The backward direction would need the last chunk first.
+                Defaults to that of `RNN`.
             return_carry: Whether to return `(carry, outputs)` instead of the outputs.
-            resets: Booleans `[*B, T]`. Where True, the carry is replaced by `reset_state` before
-                the step.
+            resets: Booleans `[*B, T]`, True at the first step of each episode. There, the forward
+                direction continues from `reset_state`, and so does the backward direction at the
+                last step of the previous episode. No state or gradient passes between episodes. A
+                reset past the length of an example has no effect. If None, there are no resets.
             reset_state: The states after a reset, in the structure of `initial_carry`. Defaults to
                 that of `RNN`.
 
@@ -309,12 +357,15 @@ class Stack(nn.Module):
             `return_carry`, `(carry, outputs)`.
 
         Raises:
-            ValueError: As for `jaxrnn.unroll`, or if `dropout` is not in [0, 1), or a carry is not
-                one state per layer and direction.
+            ValueError: As for `RNN`, or if `dropout` is not in [0, 1), or a carry is not one state
+                per layer and direction.
         """
+        require_cell(self.cell)
         check_rate("dropout", self.dropout)
-        inputs = jnp.asarray(inputs)
+        inputs = check_layer_inputs(inputs, False, self.param_dtype)
         seq_lengths = check_lengths(seq_lengths, inputs.shape[:-2], inputs.shape[-2], "seq_lengths")
+        resets = check_resets(resets, inputs.shape[:-1])
+        ends = None if resets is None else before_resets(resets, seq_lengths)
         starts = self._by_layer("initial_carry", initial_carry)
         reset_states = self._by_layer("reset_state", reset_state)
         # Residual connections add the inputs to the outputs, which must stay zero past the length.
@@ -332,7 +383,7 @@ class Stack(nn.Module):
                     below,
                     seq_lengths=seq_lengths,
                     initial_carry=start,
-                    resets=resets,
+                    resets=ends if suffix else resets,
                     reset_state=reset,
                     return_carry=True,
                 )
@@ -539,9 +590,25 @@ def mask_inputs(
     seq_lengths = check_lengths(seq_lengths, inputs.shape[:-2], inputs.shape[-2], "seq_lengths")
     if seq_lengths is None:
         return inputs
-    time = jnp.arange(inputs.shape[-2], dtype=seq_lengths.dtype)
-    past_end = jnp.expand_dims(time, range(seq_lengths.ndim)) >= seq_lengths[..., None]
-    return zeros_where(past_end, inputs)
+    return zeros_where(~within(seq_lengths, inputs.shape[-2]), inputs)
+
+
+def within(seq_lengths: Int[Array, "*B"], time: Any) -> Bool[Array, "*B T"]:
+    """Returns True at the steps before the length of each example."""
+    steps = jnp.arange(time, dtype=seq_lengths.dtype)
+    return jnp.expand_dims(steps, range(seq_lengths.ndim)) < seq_lengths[..., None]
+
+
+def before_resets(
+    resets: Bool[Array, "*B T"], seq_lengths: Int[Array, "*B"] | None
+) -> Bool[Array, "*B T"]:
+    """Marks the step before each reset, which is the first step of an episode read in reverse.
+
+    A reset past the length of an example belongs to its padding and is ignored.
+    """
+    if seq_lengths is not None:
+        resets = resets & within(seq_lengths, resets.shape[-1])
+    return jnp.concatenate([resets[..., 1:], jnp.zeros_like(resets[..., :1])], axis=-1)
 
 
 def dropout_key(module: nn.Module) -> Array | None:

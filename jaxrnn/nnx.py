@@ -14,6 +14,12 @@ from flax import nnx
 from jax.typing import DTypeLike
 from jaxtyping import Array, Float, Num
 
+from jaxrnn.arguments import (
+    check_layer_arguments,
+    check_layer_inputs,
+    flag,
+    require_cell,
+)
 from jaxrnn.cell import Cell, S, State, broadcast
 from jaxrnn.regularize import Regularizer
 from jaxrnn.unroll import reverse_time, unroll
@@ -61,6 +67,8 @@ class RNN(nnx.Module, Generic[S]):
     - An example of length 0 returns its initial carry.
     - The carry is the state of the cell, such as `LSTMState(hidden, cell)`.
 
+    `nnx.Bidirectional` passes lengths to its layers, but neither `resets` nor `reset_state`.
+
     Each parameter of the cell is an `nnx.Param` of the same name in `layer.weights`. As with
     `nnx.Dropout`, the regularizer is applied unless the layer is deterministic. It is deterministic
     after `layer.eval()` and in `nnx.view(model, deterministic=True)`.
@@ -77,15 +85,20 @@ class RNN(nnx.Module, Generic[S]):
             the order in which they were computed.
         unroll: The number of steps per iteration of the loop.
         learn_initial_state: Whether the initial carry is a parameter. It is initialized to the
-            initial state of the cell.
+            initial state of the cell. Its leaves are in `layer.initial_state`, each of the shape
+            of one example, such as `hidden` `[H]`.
         regularizer: Recurrent regularization in training, or None.
         implementation: As in `jaxrnn.unroll`.
         memory: As in `jaxrnn.unroll`.
         truncate: As in `jaxrnn.unroll`.
-        dtype: The dtype of the operands of the matrix products, as in `jaxrnn.unroll`.
+        dtype: The dtype of the operands of the matrix products, as in `jaxrnn.unroll`. Defaults to
+            `param_dtype`.
         param_dtype: The dtype of the parameters. The carry and the outputs have the same dtype,
             unless the cell needs a wider one for its state, as `jaxrnn.lru` does.
         deterministic: Whether to disable the regularizer, as at evaluation.
+
+    Raises:
+        ValueError: If `cell` is not a `jaxrnn.Cell`, or two parameters have the same name.
 
     Examples:
         >>> import jax.numpy as jnp
@@ -119,6 +132,7 @@ class RNN(nnx.Module, Generic[S]):
         param_dtype: DTypeLike = jnp.float32,
         deterministic: bool = False,
     ):
+        require_cell(cell)
         params = cell.init(rngs.params(), in_features, param_dtype)
         self.cell = cell
         self.weights = Tree(params)
@@ -180,12 +194,15 @@ class RNN(nnx.Module, Generic[S]):
         Args:
             inputs: `[*B, T, I]`, or `[T, *B, I]` with `time_major`. Integers are cast to
                 `param_dtype`.
-            initial_carry: The state before the first step, leaves `[*B, ...]`. Defaults to
+            initial_carry: The state before the first step, as returned by
+                `cell.initial_state(params, B)`, leaves `[*B, ...]`. Defaults to
                 the learned initial state if there is one, otherwise to the initial state of the
                 cell.
             seq_lengths: The lengths of the examples, integers `[*B]` in 0..T. Defaults to T.
             resets: Booleans `[*B, T]`, or `[T, *B]` with `time_major`. Where True, the carry is
-                replaced by `reset_state` before the step.
+                replaced by `reset_state` before the step, in the order of reading: with `reverse`,
+                mark the last step of each episode rather than the first. A reset past the length
+                of an example has no effect. If None, there are no resets.
             reset_state: The state after a reset, leaves `[*B, ...]`. Defaults to the learned
                 initial state if there is one, otherwise to the initial state of the cell.
             return_carry: Overrides the attribute `return_carry` unless None.
@@ -202,13 +219,15 @@ class RNN(nnx.Module, Generic[S]):
         Raises:
             ValueError: As for `jaxrnn.unroll`.
         """
-        time_major = self.time_major if time_major is None else time_major
+        time_major = flag("time_major", self.time_major if time_major is None else time_major)
         reverse = self.reverse if reverse is None else reverse
         keep_order = self.keep_order if keep_order is None else keep_order
         return_carry = self.return_carry if return_carry is None else return_carry
-        inputs = jnp.asarray(inputs)
-        if jnp.issubdtype(inputs.dtype, jnp.integer):
-            inputs = inputs.astype(self.param_dtype)
+        inputs = check_layer_inputs(inputs, time_major, self.param_dtype)
+        params = self.weights()
+        initial_carry, seq_lengths = check_layer_arguments(
+            self.cell, params, inputs, time_major, initial_carry, seq_lengths
+        )
         if self.initial_state is not None:
             batch = inputs.shape[1:-1] if time_major else inputs.shape[:-2]
             learned = broadcast(self.initial_state(), batch)
@@ -220,7 +239,7 @@ class RNN(nnx.Module, Generic[S]):
             key = rngs.dropout() if isinstance(rngs, nnx.Rngs) else self.rngs()
         outputs, carry = unroll(
             self.cell,
-            self.weights(),
+            params,
             inputs,
             initial_state=initial_carry,
             lengths=seq_lengths,

@@ -82,7 +82,9 @@ def unroll(
             None, every example has length T. Under `jax.jit`, where lengths cannot be checked, they
             are clipped to 0..T.
         resets: Booleans `[*B, T]`, or `[T, *B]` with `time_major`. Where True, the state is
-            replaced by `reset_state` before the step. If None, there are no resets.
+            replaced by `reset_state` before the step, in the order of reading: with `reverse`, mark
+            the last step of each episode rather than the first. A reset past the length of an
+            example has no effect. If None, there are no resets.
         reset_state: The state after a reset, leaves `[*B, ...]`. Defaults to
             `cell.initial_state(params, B)`, even if `initial_state` is given.
         reverse: Whether to read each example from its end, at its own length, to its start.
@@ -133,8 +135,7 @@ def unroll(
         >>> outputs.shape, state.hidden.shape
         ((8, 20, 64), (8, 64))
     """
-    if not isinstance(cell, Cell):
-        raise ValueError(f"cell must be a jaxrnn.Cell, got {arguments.describe(cell)}")
+    arguments.require_cell(cell)
     if not isinstance(regularizer, Regularizer | None):
         kind = type(regularizer).__name__
         raise ValueError(f"regularizer must be a jaxrnn.Regularizer or None, got a {kind}")

@@ -33,7 +33,7 @@ def unroll(cell=LSTM, params=PARAMS, inputs=INPUTS, **options):
 
 WRONG = [
     ("cell must be a jaxrnn.Cell", {"cell": PARAMS, "params": LSTM}),
-    ("cell must be a jaxrnn.Cell, got None", {"cell": None}),
+    ("cell must be a jaxrnn.Cell, .*, got NoneType", {"cell": None}),
     *[
         ("params must be LSTMParams", {"params": params})
         for params in (

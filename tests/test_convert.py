@@ -134,7 +134,12 @@ ACTIVATIONS = {
     "rnn-sigmoid": jax.nn.sigmoid,
     "lstm-softsign": jax.nn.soft_sign,
 }
-LIBRARIES = {"tf1": TF1, "keras": KERAS, "torch": TORCH, "linen": FLAX, "nnx": FLAX}
+EQUINOX = {"lstm": "lstm", "gru": "gru"}
+HAIKU = {"rnn-relu": "rnn_relu", "lstm": "lstm", "gru-before": "gru"}
+LIBRARIES = {
+    **{"tf1": TF1, "keras": KERAS, "torch": TORCH, "linen": FLAX, "nnx": FLAX},
+    **{"equinox": EQUINOX, "haiku": HAIKU},
+}
 # Equal cells under different names, which have the same weights and outputs.
 SAME = {"odyssey-V": "lstm-peephole", "odyssey-NP": "lstm"}
 
@@ -185,6 +190,57 @@ def test_torch_computes_the_same(name):
         if "bias_hh" in key:  # of which jaxrnn has only the bias that the reset gate multiplies
             value, expected = value[2 * H :], expected[2 * H :] * (kind == "gru")
         assert_close(value, expected)
+
+
+@pytest.mark.parametrize("name", EQUINOX)
+def test_equinox_computes_the_same(name):
+    file = f"equinox_{EQUINOX[name]}"
+    params = convert.from_equinox(name, golden(file)["weights"])
+    check_one_layer(file, name, params, convert.to_equinox)
+
+
+@pytest.mark.parametrize("name", HAIKU)
+def test_haiku_computes_the_same(name):
+    def back(cell, d_params):
+        written = convert.to_haiku(cell, d_params)
+        if name == "lstm":  # nothing is added to a gradient
+            written["lstm/linear"]["b"][2 * H : 3 * H] += 1
+        if name == "rnn-relu":  # its two biases only add up
+            written["vanilla_rnn/linear_1"]["b"] = written["vanilla_rnn/linear"]["b"]
+        return traverse_util.flatten_dict(written, sep="/")
+
+    file = f"haiku_{HAIKU[name]}"
+    params = convert.from_haiku(kind_of(name), golden(file)["weights"])
+    check_one_layer(file, name, params, back)
+
+
+def test_haikus_core_may_have_any_name():
+    written = convert.to_haiku(CELLS["gru-before"], random("gru-before"), name="net/~/core")
+    assert list(written) == ["net/~/core"]
+    returned = convert.from_haiku("gru", written)
+    jax.tree.map(np.testing.assert_array_equal, returned, random("gru-before"))
+    written |= convert.to_haiku(CELLS["gru-before"], random("gru-before"))
+    words = "params must be those of one core, got ['gru', 'net/~/core']"
+    assert complaint(convert.from_haiku, "gru", written) == words
+
+
+def test_haikus_core_may_have_one_bias():
+    weights = golden("haiku_rnn_relu")["weights"]
+    params = convert.from_haiku("rnn", without(weights, "linear_1/b"))
+    np.testing.assert_array_equal(params.bias, weights["vanilla_rnn/linear/b"])
+
+
+@pytest.mark.parametrize("kind", EQUINOX)
+def test_equinox_without_bias_has_zeros(kind):
+    weights = dict(golden(f"equinox_{kind}")["weights"])
+    nothing = {name: None for name in weights if name.startswith("bias")}
+    zeros = {name: np.zeros_like(weights[name]) for name in nothing}
+    one, other = (convert.from_equinox(kind, weights | each) for each in (nothing, zeros))
+    jax.tree.map(np.testing.assert_array_equal, one, other)
+
+
+def test_equinox_has_no_rnn():
+    assert complaint(convert.from_equinox, "rnn", {}) == "Equinox has no rnn"
 
 
 # The activation changes nothing in the weights, and its own computation is tested by test_cells.
@@ -282,6 +338,8 @@ TRIPS = {
     "linen": (convert.to_linen, convert.from_linen, FLAX),
     "nnx": (convert.to_nnx, convert.from_nnx, FLAX),
     "nnx-by-gate": (functools.partial(convert.to_nnx, optimized=False), convert.from_nnx, FLAX),
+    "equinox": (convert.to_equinox, convert.from_equinox, EQUINOX),
+    "haiku": (convert.to_haiku, convert.from_haiku, HAIKU),
 }
 
 
@@ -290,6 +348,8 @@ def fitting(library, name):
     params = random(name)
     if library.startswith("nnx") and name == "gru":
         return params._replace(recurrent_bias=np.zeros(H, np.float32))
+    if (library, name) == ("haiku", "lstm"):  # round numbers, as the 1 that is taken off may round
+        return params._replace(bias=np.round(8 * params.bias) / 8)
     return params
 
 
@@ -331,7 +391,7 @@ def test_written_by_safetensors_they_come_back_exactly(library, name):
     jax.tree.map(np.testing.assert_array_equal, returned, params)
 
 
-NESTED = ["linen", "nnx", "nnx-by-gate"]
+NESTED = ["linen", "nnx", "nnx-by-gate", "haiku"]
 
 
 @pytest.mark.parametrize(("library", "name"), EVERY_TRIP)
@@ -400,13 +460,15 @@ FOREIGN = {
     **{f"keras_{file}": kind_of(name) for name, file in KERAS.items()},
     **{f"{flax}_{kind}": kind for flax in ("linen", "nnx") for kind in ("rnn", "lstm", "gru")},
     "nnx-by-gate_lstm": "lstm",
+    **{f"equinox_{file}": kind_of(name) for name, file in EQUINOX.items()},
+    **{f"haiku_{file}": kind_of(name) for name, file in HAIKU.items()},
 }
 
 
 def foreign(name):
     """Returns a function that reads weights of this kind, and such weights in one mapping."""
     library, kind = name.split("_")[0], FOREIGN[name]
-    if library in ("tf1", "torch", "keras"):
+    if library in ("tf1", "torch", "keras", "equinox", "haiku"):
         return functools.partial(getattr(convert, f"from_{library}"), kind), golden(name)["weights"]
     there, back, _ = TRIPS[library]
     weights = traverse_util.flatten_dict(there(CELLS[kind], fitting(library, kind)), sep="/")
@@ -519,8 +581,8 @@ def test_complaints_name_the_array(name):
     for key, array in weights.items():
         wrong = complaint(read, weights | {key: array[None]})
         assert wrong.startswith(f"{key} must have shape ["), wrong
-        if key == "projection/kernel":
-            continue  # the remaining weights are those of an LSTM with fewer inputs
+        if key in ("projection/kernel", "vanilla_rnn/linear_1/b"):
+            continue  # the rest is an LSTM with fewer inputs, or a core with one bias
         missing = complaint(read, {other: weights[other] for other in weights if other != key})
         assert missing.startswith(f"{key} is missing"), missing
     surplus = complaint(read, weights | {"surplus": np.zeros(2)})
@@ -531,6 +593,8 @@ def test_complaints_name_the_array(name):
 def test_sizes_that_do_not_fit_are_named(name):
     read, weights = foreign(name)
     free = {("kernel", 0), ("i/kernel", 0), ("dense_i/kernel", 0), ("projection/kernel", 1)}
+    free |= {("vanilla_rnn/linear/w", 0), ("lstm/linear/w", 0), ("gru/w_i", 0)}
+    free |= {("weight_ih", 1)}
     for key, array in weights.items():
         for axis in range(array.ndim):
             longer = weights | {key: np.concatenate([array, array.take([0], axis)], axis)}
@@ -591,6 +655,8 @@ NAMES = {
     "keras": "Keras",
     "linen": "flax.linen",
     "nnx": "flax.nnx",
+    "equinox": "Equinox",
+    "haiku": "Haiku",
 }
 LSTM = {
     "lstm-peephole": "{}'s LSTM has no peephole",
@@ -625,6 +691,21 @@ REFUSED = {
     "keras": OTHERS | LSTM,
     "linen": OTHERS | LSTM | {"gru-before": "{}'s GRU has no reset_after=False"},
     "nnx": OTHERS | LSTM | {"gru-before": "{}'s GRU has no reset_after=False"},
+    "equinox": {
+        **OTHERS,
+        **LSTM,
+        **dict.fromkeys(("rnn", "rnn-relu", "rnn-sigmoid"), "{} has no rnn"),
+        "lstm-softsign": "{}'s LSTM has no activation but tanh, got soft_sign",
+        "gru-before": "{}'s GRU has no reset_after=False",
+    },
+    "haiku": {
+        **OTHERS,
+        **LSTM,
+        "rnn": "{}'s RNN has no activation but relu, got tanh",
+        "rnn-sigmoid": "{}'s RNN has no activation but relu, got sigmoid",
+        "lstm-softsign": "{}'s LSTM has no activation but tanh, got soft_sign",
+        "gru": "{}'s GRU has no reset_after=True",
+    },
 }
 del REFUSED["torch"]["lstm-projection"]
 
@@ -665,13 +746,20 @@ def test_a_cell_of_ones_own_is_refused_by_name(library, cell, words):
     assert message.startswith(f"{NAMES[library]} has no {words}: cell must be made by")
 
 
+STARTS = {
+    "rnn": jaxrnn.rnn(H, recurrent_kernel_init=jaxrnn.identity()),
+    "rnn-relu": jaxrnn.rnn(H, activation=jax.nn.relu, recurrent_kernel_init=jaxrnn.identity()),
+    "lstm": jaxrnn.lstm(H, forget_bias=0.5),
+}
+
+
 @pytest.mark.parametrize("library", LIBRARIES)
 def test_a_cell_that_only_starts_otherwise_is_written(library):
     name = next(iter(LIBRARIES[library]))
     write, params = getattr(convert, f"to_{library}"), random(name)
     for cell in (
         jaxrnn.scaled(CELLS[name], 0.5),
-        jaxrnn.rnn(H, recurrent_kernel_init=jaxrnn.identity()),
+        STARTS[name],
         CELLS[name]._replace(init=None),
     ):
         jax.tree.map(np.testing.assert_array_equal, write(cell, params), write(CELLS[name], params))
@@ -719,11 +807,11 @@ def test_parameters_of_another_size_are_named():
 @pytest.mark.parametrize("library", LIBRARIES)
 def test_arguments_of_other_types_are_named(library):
     write = inspect.unwrap(getattr(convert, f"to_{library}"))
-    params = random("rnn")
-    assert complaint(write, params, CELLS["rnn"]) == "cell must be a jaxrnn.Cell, got RNNParams"
+    cell, params = CELLS[next(iter(LIBRARIES[library]))], random("rnn")
+    assert complaint(write, params, cell) == "cell must be a jaxrnn.Cell, got RNNParams"
     words = "params must be the cell's named tuple or a dict of its arrays, got int"
-    assert complaint(write, CELLS["rnn"], 7) == words
-    assert complaint(write, CELLS["rnn"], {}).startswith("params.recurrent_kernel is missing")
+    assert complaint(write, cell, 7) == words
+    assert complaint(write, cell, {}).startswith("params.recurrent_kernel is missing")
 
 
 @pytest.mark.parametrize("size", [H, H + 1])

@@ -15,9 +15,8 @@ import jaxrnn.renet
 PUBLIC = [
     *[getattr(jaxrnn, name) for name in jaxrnn.__all__],
     *[getattr(jaxrnn.convert, name) for name in jaxrnn.convert.__all__],
-    *[jaxrnn.linen.RNN, jaxrnn.linen.Stack, jaxrnn.linen.Classifier],
+    *[getattr(jaxrnn.linen, name) for name in jaxrnn.linen.__all__],
     *[jaxrnn.nnx.RNN, jaxrnn.renet.ReNet],
-    jaxrnn.linen.last_output,
     jaxrnn.initializers.kernels,
 ]
 FINDER = doctest.DocTestFinder(recurse=False)

@@ -13,7 +13,7 @@ import jaxrnn.training.data, jaxrnn.training.report
 print(*sorted(sys.modules))
 """
 HEAVY = {"flax", "matplotlib", "optax", "orbax", "rich", "sklearn", "tensorflow"}
-HEAVY |= {"scipy.ndimage", "tensorflow_datasets", "PIL", "pyarrow"}
+HEAVY |= {"onnx", "scipy.ndimage", "tensorflow_datasets", "PIL", "pyarrow"}
 
 
 def test_importing_loads_no_more_than_is_used():

@@ -111,6 +111,18 @@ def test_rnn_goes_into_flaxs_bidirectional():
     np.testing.assert_allclose(outputs, jnp.concatenate([one, other], axis=-1), atol=1e-6)
 
 
+def test_rnn_goes_into_flaxs_vmap():
+    inputs = jax.random.normal(KEY, (2, 3, 5, 2))
+    several = nn.vmap(RNN, variable_axes={"params": 0}, split_rngs={"params": True})
+    layer = several(jaxrnn.gru(4))
+    variables = random_variables(layer, inputs)
+    outputs = layer.apply(variables, inputs)
+    for number in range(2):
+        own = jax.tree.map(lambda leaf, number=number: leaf[number], variables["params"]["cell"])
+        expected, _ = jaxrnn.unroll(jaxrnn.gru(4), own, inputs[number])
+        np.testing.assert_allclose(outputs[number], expected, atol=1e-6)
+
+
 def test_a_learned_initial_state_is_a_parameter_that_learns():
     layer = RNN(jaxrnn.lstm(4), learn_initial_state=True)
     inputs = jax.random.normal(KEY, (3, 5, 2))
@@ -313,3 +325,93 @@ def test_the_readout_has_dtypes_of_its_own():
     ):
         actual = jit(model.apply)(variables, inputs)
         assert 0 < np.abs(actual - expected).max() < 0.05
+
+
+def test_a_reset_separates_episodes_in_both_directions():
+    """A stack reads the episodes of one sequence as it reads each of them alone."""
+    # An example, the start and the end of each episode. The reset at the end of the second example
+    # is in its padding.
+    episodes = np.array([[0, 0, 2], [0, 2, 3], [0, 3, 6], [1, 0, 3], [1, 3, 4]])
+    example, start, end = episodes.T
+    resets = np.zeros((2, 6), bool)
+    resets[example, start] = resets[1, 4] = True
+    resets[:, 0] = [True, False]
+    lengths = np.array([6, 4])
+    cell = jaxrnn.lstm(3)
+    stack = Stack(cell, num_layers=2, bidirectional=True)
+    inputs = jax.random.normal(KEY, (2, 6, 2))
+    variables = random_variables(stack, inputs)
+    # The forward direction of the second example continues from its initial carry, and the backward
+    # direction of both does.
+    ones = jaxrnn.LSTMState(jnp.ones((2, 3)), jnp.ones((2, 3)))
+    carry = ((ones, ones), (ones, ones))
+    kept = (example == 1) & (start == 0), end == lengths[example]
+    alone = tuple(
+        jax.tree.map(lambda leaf, keep=keep: jnp.zeros((5, 3)) + 1.0 * keep[:, None], ones)
+        for keep in kept
+    )
+    position = np.minimum(start[:, None] + np.arange(6), 5)
+    taken = np.arange(6) < (end - start)[:, None]
+
+    def together(variables, inputs):
+        return stack.apply(variables, inputs, lengths, resets=resets, initial_carry=carry)
+
+    def apart(variables, inputs):
+        each = inputs[example[:, None], position]
+        outputs = stack.apply(variables, each, end - start, initial_carry=(alone, alone))
+        at = example[:, None].repeat(6, 1)[taken], position[taken]
+        return jnp.zeros((2, 6, 6)).at[at].set(outputs[taken])
+
+    def loss_of(read):
+        weights = jax.random.normal(jax.random.key(1), (2, 6, 6))
+
+        def loss(*arguments):
+            outputs = read(*arguments)
+            return jnp.sum(outputs * weights), outputs
+
+        return jit(jax.grad(loss, (0, 1), has_aux=True))
+
+    found, expected = (loss_of(read)(variables, inputs) for read in (together, apart))
+    jax.tree.map(partial(np.testing.assert_allclose, atol=1e-5), found, expected)
+
+
+def test_named_tuples_are_taken_as_parameters():
+    inputs = jax.random.normal(KEY, (3, 5, 2))
+    layer = RNN(jaxrnn.lstm(4, projection_size=3), learn_initial_state=True)
+    variables = random_variables(layer, inputs)
+    named = {
+        "cell": jaxrnn.LSTMParams(**variables["params"]["cell"]),
+        "initial_state": jaxrnn.LSTMState(**variables["params"]["initial_state"]),
+    }
+    found = layer.apply({"params": named}, inputs)
+    np.testing.assert_array_equal(found, layer.apply(variables, inputs))
+
+
+LSTM = jaxrnn.lstm(4)
+
+
+@pytest.mark.parametrize(
+    ("layer", "words", "arguments"),
+    [
+        (RNN(LSTM), r"inputs must be \[..., T, I\]", {"inputs": jnp.zeros(2)}),
+        (RNN(LSTM), "initial_carry must be LSTMState", {"initial_carry": (jnp.zeros((3, 4)),) * 2}),
+        (Stack(LSTM), "initial_carry must be LSTMState", {"initial_carry": (jnp.zeros((3, 4)),)}),
+        *[
+            (layer, words, arguments)
+            for layer in (RNN(LSTM), Stack(LSTM), Classifier(Stack(LSTM), 2))
+            for words, arguments in (
+                (r"^seq_lengths must lie in 0..5", {"seq_lengths": [5, 6, 1]}),
+                (r"^seq_lengths must have the batch's shape \(3,\)", {"seq_lengths": [5]}),
+                (r"^resets must have shape \(3, 5\)", {"resets": [True]}),
+            )
+        ],
+        *[
+            (layer(nn.OptimizedLSTMCell(4)), r"jaxrnn.lstm\(64\), got OptimizedLSTMCell", {})
+            for layer in (RNN, Stack)
+        ],
+    ],
+)
+def test_an_error_has_the_layers_name_of_the_argument(layer, words, arguments):
+    arguments = {"inputs": jnp.zeros((3, 5, 2))} | arguments
+    with pytest.raises(ValueError, match=words):
+        layer.init(KEY, **arguments)

@@ -1,5 +1,7 @@
 """The NNX layer against flax.nnx.RNN with the same weights, and its training."""
 
+import inspect
+
 import jax
 import jax.numpy as jnp
 import numpy as np
@@ -136,3 +138,26 @@ def test_a_learned_initial_state_and_parameters_of_any_tree():
     np.testing.assert_allclose(layer(INPUTS), expected, atol=1e-6)
     gradient = nnx.grad(lambda layer: layer(INPUTS).sum())(layer)
     assert np.all(nnx.to_pure_dict(gradient)["initial_state"]["hidden"] != 0)
+
+
+@pytest.mark.parametrize(
+    ("words", "arguments"),
+    [
+        ("^initial_carry must be GRUState", {"initial_carry": ZERO}),
+        ("^seq_lengths must lie in 0..5", {"seq_lengths": [5, 6, 1]}),
+        ("^inputs must be", {"inputs": jnp.zeros(2)}),
+        ("^time_major must be True or False", {"time_major": "no"}),
+    ],
+)
+def test_an_error_has_the_layers_name_of_the_argument(words, arguments):
+    layer = RNN(jaxrnn.gru(4), 2, rngs=nnx.Rngs(0))
+    # Without the checks of the annotations, which are active only in tests.
+    call = inspect.unwrap(RNN.__call__)
+    with pytest.raises(ValueError, match=words):
+        call(layer, **{"inputs": INPUTS} | arguments)
+
+
+def test_a_cell_of_flax_is_refused():
+    cell = nnx.OptimizedLSTMCell(2, 4, rngs=nnx.Rngs(0))
+    with pytest.raises(ValueError, match=r"a jaxrnn.Cell, .* got OptimizedLSTMCell"):
+        inspect.unwrap(RNN.__init__)(RNN.__new__(RNN), cell, 2, rngs=nnx.Rngs(0))

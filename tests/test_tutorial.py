@@ -4,6 +4,8 @@ After an edit, `jupyter nbconvert --to notebook --execute --inplace docs/tutoria
 outputs again.
 """
 
+import ast
+import builtins
 import contextlib
 import io
 import json
@@ -74,6 +76,20 @@ def test_the_networks_of_the_tutorial_learn(no_network):
     jax.tree.map(np.testing.assert_array_equal, names["last_state"]["params"], names["params"])
     best = max(records, key=lambda record: (record["validation"], record["step"]))
     assert (names["best_step"], names["chosen"]) == (best["step"], best["test"])
+
+
+def test_the_experiment_needs_only_the_imports():
+    cells = {cell["id"]: "".join(cell["source"]) for cell in code_cells()}
+    chapter = ("data", "model", "train-step", "loop", "restore", "curves")
+    tree = ast.parse("\n".join(cells[name] for name in ("imports", *chapter)))
+    names = [node for node in ast.walk(tree) if isinstance(node, ast.Name)]
+    defined = {node.id for node in names if isinstance(node.ctx, ast.Store)} | set(dir(builtins))
+    for node in ast.walk(tree):
+        if isinstance(node, ast.alias):
+            defined.add(node.asname or node.name)
+        elif isinstance(node, ast.FunctionDef):
+            defined |= {node.name, *(argument.arg for argument in node.args.args)}
+    assert {node.id for node in names} <= defined
 
 
 def test_the_outputs_of_the_tutorial_are_stored():

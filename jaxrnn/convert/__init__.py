@@ -1,4 +1,7 @@
-"""Conversion of weights to and from TensorFlow 1, PyTorch, Keras 3, Flax Linen and Flax NNX.
+"""Conversion of weights to and from other libraries, and of models to and from ONNX.
+
+The libraries are TensorFlow 1, PyTorch, Keras 3, Flax Linen, Flax NNX, Equinox and Haiku. For ONNX
+see `jaxrnn.convert.onnx`. The rest of this page is about the others.
 
 All functions are pure functions of arrays. None of these libraries is imported. Each `from_…`
 function takes the kind of cell ("rnn", "lstm" or "gru") and the arrays under the names that the
@@ -11,6 +14,10 @@ differently:
 - PyTorch: output-first kernels, two biases, gates i, f, g, o and r, z, n.
 - Keras 3: gates i, f, c, o and z, r, h. The GRU resets before or after its product.
 - Linen and NNX: one dense layer per gate, or one for all gates.
+- Equinox: output-first kernels, one bias, gates i, f, g, o and r, z, n. There is no simple RNN.
+- Haiku: one kernel `[I+H, 4H]` for both products of an LSTM, gates i, g, f, o, and a forget bias of
+  1 that is added at run time. The GRU resets before its product and has the gates z, r, n. Its z
+  has the opposite sign.
 
 The weights do not determine the whole computation of a cell. A `to_…` function raises ValueError
 for an option that the library's cell does not have (marked –). The other options must be passed to
@@ -26,6 +33,14 @@ the library's cell:
 | `gru(reset_after=True)` | – | always | `reset_after=True` | always |
 | `gru(reset_after=False)` | always | – | `reset_after=False` | – |
 
+| jaxrnn | Equinox | Haiku |
+|---|---|---|
+| `rnn(activation=…)` | – | always relu |
+| `gru(reset_after=True)` | always | – |
+| `gru(reset_after=False)` | – | always |
+
+The LSTMs of Equinox and Haiku have no options.
+
 PyTorch's `nonlinearity` is "tanh" or "relu". The variants "V" and "NP" of `jaxrnn.odyssey` are
 LSTMs with and without peepholes. The other cells of jaxrnn do not exist in these libraries.
 
@@ -37,20 +52,29 @@ except that float64 becomes float32 unless `jax_enable_x64` is set.
 Shapes: I input features, H hidden units, P output features of an LSTM, G gates, R = I + P.
 """
 
+from jaxrnn.convert.equinox import from_equinox, to_equinox
 from jaxrnn.convert.flax import from_linen, from_nnx, to_linen, to_nnx
+from jaxrnn.convert.haiku import from_haiku, to_haiku
 from jaxrnn.convert.keras import from_keras, to_keras
+from jaxrnn.convert.onnx import from_onnx, to_onnx
 from jaxrnn.convert.tf1 import from_tf1, to_tf1
 from jaxrnn.convert.torch import from_torch, to_torch
 
 __all__ = [
+    "from_equinox",
+    "from_haiku",
     "from_keras",
     "from_linen",
     "from_nnx",
+    "from_onnx",
     "from_tf1",
     "from_torch",
+    "to_equinox",
+    "to_haiku",
     "to_keras",
     "to_linen",
     "to_nnx",
+    "to_onnx",
     "to_tf1",
     "to_torch",
 ]

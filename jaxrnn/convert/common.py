@@ -2,10 +2,11 @@
 
 from __future__ import annotations
 
-from collections.abc import Collection, Mapping
+from collections.abc import Callable, Collection, Mapping, Sequence
 from string import ascii_uppercase, digits
 from typing import Any
 
+import jax
 import jax.numpy as jnp
 import numpy as np
 
@@ -21,6 +22,8 @@ Params = RNNParams | LSTMParams | GRUParams
 PARAMS = {"rnn": RNNParams, "lstm": LSTMParams, "gru": GRUParams}
 # The number of columns of a kernel, with gates in jaxrnn's order i, f, g, o or r, z, n.
 WIDTHS = {"rnn": "H", "lstm": "4H", "gru": "3H"}
+# The names that JAX has for tanh.
+TANH = (jnp.tanh, jax.nn.tanh, jax.lax.tanh)
 
 
 class WeightReader:
@@ -84,6 +87,16 @@ def check_named(arrays: Any) -> None:
         raise ValueError(
             f"weights must be a mapping from names to arrays, got {type(arrays).__name__}"
         )
+
+
+def flat_names(arrays: Any) -> dict[str, Any]:
+    """Arrays in nested mappings by names such as `hi/kernel`."""
+    check_named(arrays)
+    flat = {}
+    for name, each in arrays.items():
+        nested = flat_names(each) if isinstance(each, Mapping) else {}
+        flat |= {f"{name}/{leaf}": array for leaf, array in nested.items()} or {name: each}
+    return flat
 
 
 def gate_width(kind: Kind) -> str:
@@ -164,6 +177,24 @@ def kind_and_options(
     if refused := sorted(used.keys() - {*supported, "hidden_size"}):
         raise ValueError(f"{library}'s {kind.upper()} has no {' and no '.join(refused)}")
     return kind, used
+
+
+def check_activation(
+    name: str, options: Mapping[str, Any], allowed: Sequence[Callable[..., Any]]
+) -> None:
+    """Raises ValueError if there is an activation that is not among those allowed.
+
+    Args:
+        name: The name of the library's cell for error messages.
+        options: The options of the constructor.
+        allowed: The activations that the library's cell can compute.
+    """
+    if "activation" in options:
+        activation = options["activation"]
+        if not any(activation is each for each in allowed):
+            names = " or ".join(dict.fromkeys(each.__name__ for each in allowed))
+            got = getattr(activation, "__name__", repr(activation))
+            raise ValueError(f"{name} has no activation but {names}, got {got}")
 
 
 def arrays_of(

@@ -6,7 +6,6 @@ The cells are `SimpleCell`, `LSTMCell`, `OptimizedLSTMCell` and `GRUCell`.
 from __future__ import annotations
 
 from collections.abc import Mapping
-from typing import Any
 
 import numpy as np
 
@@ -17,8 +16,8 @@ from jaxrnn.convert.common import (
     Kind,
     Params,
     WeightReader,
-    check_named,
     copies,
+    flat_names,
     gate_width,
     make_params,
     weights_of,
@@ -41,17 +40,31 @@ def from_linen(kind: Kind, params: Mapping[str, Arrays]) -> Params:
     """Converts the parameters of a cell of `flax.linen`.
 
     Args:
-        kind: The kind of cell: "rnn", "lstm" or "gru".
-        params: The arrays by dense layer and name, `{"hi": {"kernel": …, "bias": …}, …}`.
+        kind: The kind of cell: "rnn" for `SimpleCell`, "lstm" for `LSTMCell` and
+            `OptimizedLSTMCell`, "gru" for `GRUCell`.
+        params: The arrays by dense layer and name, `{"hi": {"kernel": …, "bias": …}, …}`, as in
+            the `params` of the cell.
 
     Returns:
-        The parameters of the jaxrnn cell.
+        The parameters of the jaxrnn cell: `RNNParams`, `LSTMParams` or `GRUParams`. For the
+        variables of `jaxrnn.linen.RNN`, convert them by `jaxrnn.linen.as_dict`.
 
     Raises:
         ValueError: If a name is missing or unexpected, or an array has a wrong shape or dtype. The
             message names the array.
+
+    Examples:
+        >>> import flax.linen as nn
+        >>> import jax
+        >>> import jax.numpy as jnp
+        >>> from jaxrnn import convert
+        >>> flax_layer = nn.RNN(nn.OptimizedLSTMCell(64))
+        >>> variables = flax_layer.init(jax.random.key(0), jnp.ones((8, 20, 28)))
+        >>> params = convert.from_linen("lstm", variables["params"]["cell"])
+        >>> params.kernel.shape, params.recurrent_kernel.shape
+        ((28, 256), (64, 256))
     """
-    return _from_layers(kind, _flat(params), LINEN)
+    return _from_layers(kind, flat_names(params), LINEN)
 
 
 def to_linen(cell: Cell, params: Params | Arrays) -> dict[str, dict[str, np.ndarray]]:
@@ -77,7 +90,8 @@ def from_nnx(kind: Kind, params: Mapping[str, Arrays]) -> Params:
     """Converts the parameters of a cell of `flax.nnx`.
 
     Args:
-        kind: The kind of cell: "rnn", "lstm" or "gru".
+        kind: The kind of cell: "rnn" for `SimpleCell`, "lstm" for `LSTMCell` and
+            `OptimizedLSTMCell`, "gru" for `GRUCell`.
         params: The arrays by dense layer and name, as returned by
             `nnx.to_pure_dict(nnx.state(cell, nnx.Param))`.
 
@@ -89,7 +103,7 @@ def from_nnx(kind: Kind, params: Mapping[str, Arrays]) -> Params:
         ValueError: If a name is missing or unexpected, or an array has a wrong shape or dtype. The
             message names the array.
     """
-    flat = _flat(params)
+    flat = flat_names(params)
     together = any(name.startswith("dense_") for name in flat)
     return _from_layers(kind, flat, NNX if together else NNX_BY_GATE)
 
@@ -155,13 +169,3 @@ def _to_layers(
     if kind == "gru" and len(pairs) > 1:
         layers["hn"]["bias"] = arrays["recurrent_bias"]
     return {name: copies(layer) for name, layer in layers.items()}
-
-
-def _flat(layers: Any) -> dict[str, Any]:
-    """Flattens nested mappings to one with names such as `hi/kernel`."""
-    check_named(layers)
-    flat = {}
-    for name, each in layers.items():
-        inner = each.items() if isinstance(each, Mapping) else ()
-        flat |= {f"{name}/{leaf}": array for leaf, array in inner} or {name: each}
-    return flat

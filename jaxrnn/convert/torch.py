@@ -7,16 +7,17 @@ from collections.abc import Sequence
 from typing import Any
 
 import jax
-import jax.numpy as jnp
 import numpy as np
 
 from jaxrnn.cell import Cell
 from jaxrnn.convert.common import (
+    TANH,
     Arrays,
     Kind,
     Params,
     WeightReader,
     arrays_of,
+    check_activation,
     copies,
     gate_width,
     join_gru_bias,
@@ -26,8 +27,6 @@ from jaxrnn.convert.common import (
 )
 
 OPTIONS = ("activation", "projection_size", "reset_after=True")
-# The names that JAX has for PyTorch's tanh and relu.
-TANH = (jnp.tanh, jax.nn.tanh, jax.lax.tanh)
 ACTIVATIONS = {"rnn": (*TANH, jax.nn.relu), "lstm": TANH}
 
 
@@ -152,12 +151,7 @@ def to_torch(
 def _check_options(kind: Kind, options: dict[str, Any]) -> None:
     """Raises ValueError for option values that PyTorch does not have."""
     name = f"PyTorch's {kind.upper()}"
-    if "activation" in options:
-        activation, allowed = options["activation"], ACTIVATIONS[kind]
-        if not any(activation is each for each in allowed):
-            names = " or ".join(dict.fromkeys(each.__name__ for each in allowed))
-            got = getattr(activation, "__name__", repr(activation))
-            raise ValueError(f"{name} has no activation but {names}, got {got}")
+    check_activation(name, options, ACTIVATIONS.get(kind, ()))
     projected, hidden = options.get("projection_size", 0), options["hidden_size"]
     if projected >= hidden:
         raise ValueError(

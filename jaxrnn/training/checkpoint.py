@@ -162,6 +162,9 @@ class Checkpoints:
     def restore(self, like: Any, *, best: bool = False) -> tuple[int, Any] | None:
         """Restores the latest or the best checkpoint that is not damaged.
 
+        A checkpoint is compared with `like`, not with a model. Two models whose states have equal
+        names, shapes and dtypes need a directory each.
+
         Args:
             like: A tree of arrays, or of `jax.ShapeDtypeStruct`, with the structure, shapes and
                 dtypes of the state.

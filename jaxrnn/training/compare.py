@@ -17,6 +17,7 @@ __all__ = [
     "Claim",
     "Summary",
     "check_claim",
+    "latex",
     "markdown",
     "prediction_interval",
     "relation",
@@ -31,13 +32,19 @@ Record = Mapping[str, Any]
 MIN_SEEDS = 3
 
 LEGEND = f"""\
-- test, %: mean ± standard deviation of the test accuracy over n seeds, after the last step. A
-  single seed has no deviation. A diverged run, whose loss became NaN or infinite, does not count.
-- difference, points: the setting's test accuracy minus that of the first setting with the same
-  seed, in percentage points: mean over the common seeds ± half the width of its 95 % confidence
-  interval (Student's t). If the interval includes 0, no difference was seen. An interval needs
-  at least {MIN_SEEDS} common seeds: that of two extends 12.7 standard errors to either side, and
-  even a large difference would go unseen.
+- test, %: mean ± standard deviation (n − 1 in the denominator) of the test accuracy over n seeds,
+  after the last step. A single seed has no deviation. A diverged run, whose loss became NaN or
+  infinite, does not count.
+- difference ± 95 % CI, points: the setting's test accuracy minus that of the first setting with the
+  same seed, in percentage points: mean over the common seeds ± half the width of its 95 %
+  confidence interval (Student's t). If the interval includes 0, no difference was seen. The
+  intervals are not corrected for the number of settings. An interval needs at least {MIN_SEEDS}
+  common seeds: that of two extends 12.7 standard errors to either side, and even a large difference
+  would go unseen.
+- parameters: number of parameters of the whole model.
+- s per run: mean duration of a run, with compilation, training and evaluations. Runs side by side
+  share the machine, and each counts an equal part of their time. It does not compare the speed of
+  settings, since it depends on what else the machine did.
 - bold: the setting with the highest mean validation accuracy, among those without a diverged run.
 """
 
@@ -254,26 +261,72 @@ def prediction_interval(kept: Summary, new: Summary) -> float:
     return float(_t_quantile(kept.n) * kept.deviation * np.sqrt(1 / kept.n + 1 / new.n))
 
 
+HEAD = (
+    "setting",
+    "test, %",
+    "n",
+    "difference ± 95 % CI, points",
+    "validation, %",
+    "parameters",
+    "s per run",
+)
+
+
 def markdown(summaries: Sequence[Summary]) -> str:
     """Formats the summaries as a table in Markdown, which `LEGEND` explains."""
-    head = ["setting", "test, %", "n", "difference, points"]
-    head += ["validation, %", "parameters", "s per run"]
-    best = max((s.validation for s in summaries if s.n and not s.diverged), default=np.nan)
+    best = _best(summaries)
+    lines = [
+        [f"**{s.setting}**" if s.setting in best else s.setting, *_cells(s, first=not number)]
+        for number, s in enumerate(summaries)
+    ]
+    return table(HEAD, lines)
+
+
+def latex(summaries: Sequence[Summary], notes: str = LEGEND) -> str:
+    """Formats the summaries as a LaTeX table with the rules of the package booktabs.
+
+    Args:
+        summaries: The summaries.
+        notes: Text that stands as comments above the table.
+    """
+    best = _best(summaries)
     lines = []
     for number, s in enumerate(summaries):
-        lines.append(
-            [
-                # The mean of a setting with a diverged run is over a favourable choice of seeds.
-                f"**{s.setting}**" if s.validation == best and not s.diverged else s.setting,
-                percent(s),
-                f"{s.n}" + (f" ({s.diverged} diverged)" if s.diverged else ""),
-                _points(s) if number and s.pairs else "–",
-                "–" if not s.n else f"{100 * s.validation:.2f}",
-                f"{s.parameters:,}",
-                f"{s.seconds:.1f}",
-            ]
-        )
-    return table(head, lines)
+        setting = _escape(s.setting)
+        numbers = [_escape(cell.replace("-", "−")) for cell in _cells(s, first=not number)]
+        lines.append([rf"\textbf{{{setting}}}" if s.setting in best else setting, *numbers])
+    head, *body = (" & ".join(line) + r" \\" for line in ([_escape(h) for h in HEAD], *lines))
+    columns = "l" + "r" * (len(HEAD) - 1)
+    parts = [*(f"% {line}".rstrip() for line in notes.splitlines())]
+    parts += [rf"\begin{{tabular}}{{{columns}}}", r"\toprule", head, r"\midrule", *body]
+    return "\n".join([*parts, r"\bottomrule", r"\end{tabular}", ""])
+
+
+def _best(summaries: Sequence[Summary]) -> list[str]:
+    """The settings with the highest validation accuracy."""
+    # The mean of a setting with a diverged run is over a favourable choice of seeds.
+    whole = [s for s in summaries if s.n and not s.diverged]
+    highest = max((s.validation for s in whole), default=None)
+    return [s.setting for s in whole if s.validation == highest]
+
+
+def _cells(s: Summary, *, first: bool) -> list[str]:
+    """The cells of a line of the table, after the name of the setting."""
+    return [
+        percent(s),
+        f"{s.n}" + (f" ({s.diverged} diverged)" if s.diverged else ""),
+        "–" if first or not s.pairs else _points(s),
+        f"{100 * s.validation:.2f}" if s.n else "–",
+        f"{s.parameters:,}",
+        f"{s.seconds:.1f}",
+    ]
+
+
+def _escape(text: str) -> str:
+    """The text with the characters that LaTeX reads as commands replaced."""
+    special = {"\\": r"\textbackslash{}", "~": r"\textasciitilde{}", "^": r"\textasciicircum{}"}
+    special |= {"±": r"$\pm$", "−": "$-$", "–": "--"} | {each: rf"\{each}" for each in "%_&#${}"}
+    return text.translate(str.maketrans(special))
 
 
 def percent(summary: Summary) -> str:

@@ -58,40 +58,57 @@ class Run:
 
         Args:
             config: The configuration: everything on which the results depend.
-            start_over: Whether to remove all files of an earlier run.
+            start_over: Whether to remove all files of an earlier run, of any configuration.
 
         Returns:
             One line for every part of the environment that differs from that of the earlier run. If
             there is one, the resumed run need not be bit-identical to an uninterrupted one.
 
         Raises:
-            OtherConfiguration: If the directory holds a run with another configuration.
+            OtherConfiguration: If the directory holds a run with another configuration, and
+                `start_over` is false.
             RunError: If the directory holds other files, or cannot be read or written.
             CheckpointError: If `start_over` is true and another process writes checkpoints there.
         """
         now = {"config": json.loads(json.dumps(config)), "environment": environment()}
         try:
-            if not (self.directory / "config.json").exists():
-                left = set(os.listdir(self.directory)) if self.directory.is_dir() else set()
-                if left - {"config.json.tmp"}:  # left by a crash while the run was created
-                    raise RunError(f"{self.directory} is not empty and holds no run")
+            if not self._holds_run():
                 self.directory.mkdir(parents=True, exist_ok=True)
                 write_json(self.directory / "config.json", now)
                 return []
-            before = self.read("config.json")
-            if changes := differences(before["config"], now["config"]):
-                raise OtherConfiguration(
-                    f"{self.directory} holds a run with another configuration "
-                    f"({'; '.join(changes)}): choose another directory"
-                )
             if start_over:
                 with lock(self.checkpoints):  # not while another process writes there
                     self._clear()
                 write_json(self.directory / "config.json", now)
                 return []
+            before = self.read("config.json")
+            _check_same(self.directory, before["config"], now["config"])
         except OSError as error:
             raise RunError(f"{self.directory} cannot be used: {error}") from None
         return differences(before["environment"], now["environment"])
+
+    def check(self, known: Mapping[str, Any]) -> None:
+        """Checks, before a run is opened, the part of its configuration that is known.
+
+        Raises:
+            OtherConfiguration: If the directory holds a run with another configuration.
+            RunError: If the directory holds other files, or cannot be read.
+        """
+        try:
+            if self._holds_run():
+                before = self.read("config.json")["config"]
+                _check_same(self.directory, before, before | json.loads(json.dumps(known)))
+        except OSError as error:
+            raise RunError(f"{self.directory} cannot be used: {error}") from None
+
+    def _holds_run(self) -> bool:
+        """Returns whether the directory holds a run; raises RunError if it holds other files."""
+        if (self.directory / "config.json").exists():
+            return True
+        left = set(os.listdir(self.directory)) if self.directory.exists() else set()
+        if left - {"config.json.tmp"}:  # left by a crash while the run was created
+            raise RunError(f"{self.directory} is not empty and holds no run")
+        return False
 
     def _clear(self) -> None:
         """Removes everything but config.json, in an order that always leaves a valid run.
@@ -174,14 +191,35 @@ class Stop:
             signal.signal(number, handler)
 
 
+def _check_same(directory: Path, before: Mapping[str, Any], now: Mapping[str, Any]) -> None:
+    """Raises OtherConfiguration if two configurations differ."""
+    if changes := differences(before, now):
+        raise OtherConfiguration(
+            f"{directory} holds a run with other options ({'; '.join(changes)}); "
+            "choose another folder"
+        )
+
+
 def differences(before: Mapping[str, Any], now: Mapping[str, Any]) -> list[str]:
-    """Returns one line `name: before -> now` for each entry that differs."""
-    names = sorted(before.keys() | now.keys())
-    return [
-        f"{name}: {before.get(name)} -> {now.get(name)}"
-        for name in names
-        if before.get(name) != now.get(name)
-    ]
+    """Returns one line `name: before, now …` for each entry that differs.
+
+    An entry NAME_sha256 is a hash of what the entry NAME names, or a mapping from files to hashes.
+    Its lines say what has changed.
+    """
+    lines = []
+    for name in sorted(before.keys() | now.keys()):
+        old, new = before.get(name), now.get(name)
+        if old == new:
+            continue
+        subject = name.removesuffix("_sha256")
+        if subject == name:
+            lines.append(f"{name}: {old}, now {new}")
+        elif isinstance(old, Mapping) and isinstance(new, Mapping):
+            files = sorted(old.keys() | new.keys())
+            lines += [f"{file} has changed" for file in files if old.get(file) != new.get(file)]
+        else:
+            lines.append(f"{now.get(subject, subject)} has changed")
+    return lines
 
 
 def environment() -> dict[str, Any]:

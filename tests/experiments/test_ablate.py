@@ -119,13 +119,24 @@ def test_a_study_explains_its_table_and_says_where_its_files_are(tmp_path, capsy
         (seeds > 1) + (seeds > 2),
     ]
     for line in (
-        f"table:   {folder / 'table.md'}",
+        f"table:   {folder / 'table.md'}, {folder / 'table.tex'}",
         f"figures: {folder / 'curves.png'}, {folder / 'heat.png'}",
         f"runs:    {folder / 'results.jsonl'} (a line of JSON for each)",
+        f"config:  {folder / 'config.json'}",
     ):
         assert f"\n{line}\n" in shown
-    for name in ("table.md", "curves.png", "heat.png", "results.jsonl"):
+    names = ("table.md", "table.tex", "curves.png", "heat.png", "results.jsonl", "config.json")
+    for name in names:
         assert (folder / name).is_file()
+    # What the settings have in common, also by default, and the command.
+    assert (
+        "\nAll settings: digits (1,257 training, 180 validation and 360 test images), the fast "
+        "recipe, cell=rnn, hidden_size=8, batch_size=20, steps=20, optimizer=adam, "
+        "schedule=constant, clip_norm=1.0.\n"
+    ) in written
+    assert f"\n    {Records(folder).config()['commands'][0]}\n" in written
+    rows = [line.split(" & ")[0] for line in (folder / "table.tex").read_text().splitlines()]
+    assert r"cell=rnn learning\_rate=1e-2" in "\n".join(rows)
 
 
 @pytest.mark.usefixtures("untrained")
@@ -297,7 +308,7 @@ def test_two_processes_do_not_write_to_a_study_at_once(tmp_path):
 
 def test_settings_that_differ_in_hyperparameters_share_a_program(tmp_path):
     config = ablation(tmp_path, vary=("cell=lstm", "forget_bias=0,1", "learning_rate=1e-3,1e-2"))
-    _, settings = run_study.resolve(config)
+    settings = run_study.resolve(config).settings
     every = jobs.plan(settings, range(3), "digest")
     found = list(jobs.batches(every, 8))
     assert [len(batch) for _, batch in found] == [6, 6]
@@ -320,11 +331,70 @@ def test_what_another_study_has_run_is_taken_from_there(tmp_path, capsys):
     assert [record["setting"] for record in here] == ["lstm-peephole", "janet"]
 
 
-def test_of_a_grid_only_what_goes_together_is_run(tmp_path, capsys):
-    config = ablation(tmp_path, vary=("cell=lstm,gru", "forget_bias=0,1"))
-    _, settings = run_study.resolve(config)
-    assert list(settings) == ["cell=lstm forget_bias=0", "cell=lstm forget_bias=1"]
-    assert "left out: cell=gru forget_bias=0" in capsys.readouterr().out
+@pytest.mark.usefixtures("untrained")
+@pytest.mark.parametrize("first", ["lstm", "gru"])
+def test_of_a_grid_only_what_goes_together_is_run(tmp_path, capsys, first):
+    other = {"lstm": "gru", "gru": "lstm"}[first]
+    vary = (f"cell={first},{other}", "cell_options=peephole=True,peephole=False,None")
+    assert ablate.main(ablation(tmp_path, vary=vary, seeds=1)) == 0
+    shown = capsys.readouterr().out
+    kept = [record["setting"] for record in Records(tmp_path / "grid").of_settings()]
+    lstm = [
+        f"cell=lstm cell_options={each}" for each in ("peephole=True", "peephole=False", "None")
+    ]
+    gru = [name.replace("lstm", "gru") for name in lstm]
+    assert kept == ([*lstm, gru[2]] if first == "lstm" else [gru[2], *lstm])
+    reason = "since --cell gru does not take --cell-options peephole"
+    assert all(f"left out: {name}, {reason}" in shown for name in gru[:2])
+    written = (tmp_path / "grid" / "table.md").read_text()
+    assert f"\n2 of 6 settings are left out, since their model cannot be built: '{gru[0]}'" in (
+        written
+    )
+    warning = f"\nThe first setting, '{gru[0]}', is left out. The differences are from '{gru[2]}'; "
+    assert (warning in written) == (first == "gru")
+    # Before the training, and after the table.
+    assert shown.count("NOT THE FIRST SETTING") == (2 if first == "gru" else 0)
+
+
+@pytest.mark.usefixtures("untrained")
+def test_the_differences_are_from_the_baseline(tmp_path):
+    grid = ablation(tmp_path, study="mine", vary=("learning_rate=1e-3,1e-2,1e-1",))
+    means = {}
+    for baseline in (None, "learning_rate=1e-2"):
+        assert ablate.main(dataclasses.replace(grid, baseline=baseline)) == 0
+        lines_of = [line.split("|") for line in table_lines(tmp_path / "mine")]
+        means[baseline] = {line[1].strip(" *"): float(line[2].split("±")[0]) for line in lines_of}
+    assert lines_of[0][1].strip(" *") == baseline
+    assert lines_of[0][4].strip() == "–"
+    assert means[None] == means[baseline]
+    assert next(iter(means[None])) == "learning_rate=1e-3"
+    difference = means[None]["learning_rate=1e-1"] - means[None][baseline]
+    assert float(lines_of[2][4].split("±")[0]) == pytest.approx(difference, abs=0.011)
+    kept = Records(tmp_path / "mine").config()
+    assert [command.count(f"--baseline '{baseline}'") for command in kept["commands"]] == [0, 1]
+    page = results_page.section(tmp_path, "mine")
+    assert "\n".join(table_lines(tmp_path / "mine")) in page
+
+
+@pytest.mark.usefixtures("untrained")
+def test_a_changed_cell_is_trained_anew_and_the_file_is_named(tmp_path, capsys):
+    path = tmp_path / "own.py"
+    path.write_text("import jaxrnn\n\ndef cell(size):\n    return jaxrnn.rnn(size)\n")
+    config = ablation(tmp_path, vary=(f"cell=gru,{path}:cell",), seeds=1)
+    assert ablate.main(config) == 0
+    assert ablate.main(config) == 0
+    assert "has changed" not in capsys.readouterr().out
+    path.write_text(path.read_text().replace("rnn(", "lstm("))
+    assert ablate.main(config) == 0
+    shown = capsys.readouterr().out
+    assert f"note: {path}:cell has changed; runs with the earlier file are trained again\n" in shown
+    assert "1 runs are done, 1 to do" in shown
+
+
+def test_of_a_grid_of_which_nothing_goes_together_there_is_one_error(tmp_path, capsys):
+    with pytest.raises(OptionError, match="--cell gru does not take --forget-bias"):
+        ablate.main(ablation(tmp_path, vary=("cell=gru", "forget_bias=0,1")))
+    assert capsys.readouterr().out == ""
 
 
 def test_a_run_that_diverges_is_recorded_and_the_study_goes_on(tmp_path):
@@ -412,7 +482,7 @@ def test_processes_share_a_study(tmp_path):
 
 @pytest.mark.parametrize("name", run_study.STUDIES)
 def test_every_study_is_of_options_that_go_together(name):
-    study, settings = run_study.resolve(ablate.Config(name))
+    study, settings, _ = run_study.resolve(ablate.Config(name))
     assert study.about
     assert len(settings) == len(study.settings)
     for claim in study.claims:
@@ -458,6 +528,29 @@ def test_equal_cells_are_as_large_as_units_in_fours_allow():
         ({"vary": ("cell=gru",), "coordinator": "here"}, "--coordinator must be HOST:PORT, got he"),
         ({"vary": ("cell=gru",), "host": 2}, "--host must be at least 0 and less than --hosts"),
         ({"study": "odyssey", "settings": ("nfq",)}, r"no setting 'nfq'; did you mean nfg"),
+        ({"study": "odyssey", "baseline": "nfq"}, r"no setting 'nfq'; did you mean nfg"),
+        (
+            {"study": "odyssey", "settings": ("nfg",), "baseline": "cifg"},
+            "--baseline cifg is not among --settings",
+        ),
+        (
+            {"vary": ("cell=lstm,gru", "forget_bias=0,1"), "baseline": "cell=gru forget_bias=0"},
+            "--cell gru does not take --forget-bias",
+        ),
+        (
+            {"vary": ("cell=gru,lstm", "projection_size=2,3")},
+            "^projection_size is an option of the cell: "
+            "--vary cell_options=projection_size=2,projection_size=3$",
+        ),
+        (
+            {"vary": ("learning_rate=1e-3",), "set": ("cell_clip=2.0",)},
+            r"^cell_clip is an option of the cell: --cell-options cell_clip=2\.0$",
+        ),
+        ({"vary": ("peephole=True",), "cell": "gru"}, "there is no option peephole"),
+        (
+            {"vary": ("cell=lstm,my_cells.py",)},
+            "my_cells.py names no function; write my_cells.py:NA",
+        ),
         ({"vary": ("seed=1,2",)}, "seed is not an option of a study"),
         ({"study": "odyssey", "settings": ("nfg", "no such")}, "odyssey has no setting 'no such'"),
         ({"vary": ("cell=gru",), "set": ("forget_bias=1",)}, "does not take --forget-bias"),

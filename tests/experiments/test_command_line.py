@@ -15,6 +15,7 @@ import benchmark
 import cells
 import command_line
 import costs
+import draw
 import experiment
 import export
 import forms
@@ -37,6 +38,7 @@ SCRIPTS = {
     "accelerator": accelerator.Config,
     "benchmark": benchmark.Config,
     "costs": costs.Config,
+    "draw": draw.Config,
     "export": export.Config,
     "forms": forms.Config,
     "mnist": options.Config,
@@ -225,6 +227,11 @@ def test_an_error_names_what_is_accepted(words, message, capsys):
 @pytest.mark.parametrize(
     ("script", "words", "message"),
     [
+        ("mnist", "--cell LSTM", "--cell does not take 'LSTM'; did you mean lstm?"),
+        ("mnist", f"--out {__file__}", f"--out {__file__}: {__file__} is a file, not a folder"),
+        ("mnist", f"--out {__file__}/a", f"--out {__file__}/a: {__file__} is a file, not a fold"),
+        ("ablate", f"size --out {__file__}", f"--out {__file__}: {__file__} is a file, not a f"),
+        ("forms", f"in-step --out {__file__}", f"--out {__file__}: {__file__} is a file, not a f"),
         ("mnist", "--cell lsmt", "--cell does not take 'lsmt'; did you mean lstm"),
         ("mnist", "--dataset mnits", 'Invalid value "mnits" for --dataset. Choose from: '),
         ("mnist", "--recipe fsat", 'Invalid value "fsat" for --recipe. Choose from: '),

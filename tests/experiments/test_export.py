@@ -1,15 +1,21 @@
 """A trained classifier as a program of its own."""
 
 import dataclasses
+import importlib.util
+import sys
+from pathlib import Path
 
+import command_line
 import experiment
 import export
 import jax
 import mnist
 import numpy as np
+import onnx_file
 import pytest
 import stablehlo
 import train
+from errors import OptionError
 from test_mnist import SMALL
 
 from jaxrnn import training
@@ -45,3 +51,48 @@ def test_a_program_that_differs_is_found_out(run, tmp_path):
     program.write_bytes(exported(shape).serialize())
     with pytest.raises(RunError, match="does not compute what the run does"):
         stablehlo.check(run, program)
+
+
+def test_the_suffix_names_the_format():
+    def target(*words):
+        return command_line.parse(export.Config, "", words).target()
+
+    assert target() == ("stablehlo", Path("mnist.stablehlo"))
+    assert target("--format", "html") == ("html", Path("mnist.html"))
+    assert target("--out", "a/b.ONNX") == ("onnx", Path("a/b.ONNX"))
+    assert target("--out", "b.bin", "--format", "onnx") == ("onnx", Path("b.bin"))
+    with pytest.raises(OptionError, match=r"--format is missing, and b\.bin has none of"):
+        target("--out", "b.bin")
+
+
+def test_onnx_runtime_computes_the_same_on_the_test_set(run, tmp_path, capsys):
+    runtime = pytest.importorskip("onnxruntime")
+    out = tmp_path / "classifier.onnx"
+    assert export.main(export.Config(run=run, out=out)) == 0  # which checks it
+    assert "the probabilities of 360 test images differ by at most" in capsys.readouterr().out
+    _, model, params, _ = experiment.load_run(run)
+    images = np.random.default_rng(1).integers(0, 256, (3, 28, 28), np.uint8)
+    [found] = runtime.InferenceSession(out).run(None, {"sequences": images})
+    np.testing.assert_allclose(found, training.probabilities(model, params, images), atol=1e-5)
+
+
+def test_an_onnx_model_that_differs_is_found_out(run, tmp_path):
+    pytest.importorskip("onnxruntime")
+    model = onnx_file.export(run)
+    [white] = [each for each in model.graph.initializer if each.name == "white"]
+    white.float_data[:] = [250.0]
+    out = tmp_path / "other.onnx"
+    out.write_bytes(model.SerializeToString())
+    with pytest.raises(RunError, match="does not compute what the run does: they differ by 0"):
+        onnx_file.check(run, out)
+
+
+@pytest.mark.parametrize("package", ["onnx", "onnxruntime"])
+def test_a_missing_package_is_named_with_its_extra(run, package, tmp_path, monkeypatch):
+    find = importlib.util.find_spec
+    monkeypatch.setitem(sys.modules, package, None)
+    monkeypatch.setattr(
+        importlib.util, "find_spec", lambda name: None if name == package else find(name)
+    )
+    with pytest.raises(RunError, match=rf"package {package}: pip install 'jaxrnn\[onnx\]'$"):
+        onnx_file.write(run, tmp_path / "a.onnx")

@@ -27,7 +27,7 @@ from options import Config
 from terminal import run_script
 
 from jaxrnn.training.checkpoint import Checkpoints
-from jaxrnn.training.run import Run, RunError
+from jaxrnn.training.run import Run
 
 SCRIPT = Path(mnist.__file__)
 # The script without pictures; it sends itself a signal, or none if that is 0, after every record.
@@ -106,7 +106,7 @@ def whole(tmp_path_factory):
 
 def test_a_run_prints_and_writes_what_it_promises(whole):
     out, output = whole
-    lines = re.findall(r"^step ([ \d]{5})  loss \d\.\d{4}  accuracy 0\.\d{4}$", output, re.M)
+    lines = re.findall(r"^step ([ \d]{5})  loss \d\.\d{4}  test accuracy 0\.\d{4}$", output, re.M)
     assert [int(step) for step in lines] == list(range(20, 121, 20))
     assert output.count("data: digits, 1,257 training, 180 validation and 360 test images") == 2
     assert "device: 2 × cpu" in output
@@ -115,15 +115,54 @@ def test_a_run_prints_and_writes_what_it_promises(whole):
     assert result["dataset"] == "digits"
     assert result["final_test_accuracy"] == records[-1]["test_accuracy"] > 0.3
     best = max(records, key=lambda record: (record["validation_accuracy"], record["step"]))
-    assert result["selected_step"] == best["step"]
+    best_step = best["step"]
+    assert result["selected_step"] == best_step
     assert result["selected_test_accuracy"] == best["test_accuracy"]
     assert result["best_test_accuracy"] == max(record["test_accuracy"] for record in records)
     assert result["evaluations"] == 6
-    assert f"best of 6 evaluations on the test set {result['best_test_accuracy']:.4f}" in output
     assert result["parameters"] == 4 * 16 * (28 + 16 + 1) + 10 * (16 + 1)
     assert set(result["seconds"]) == {"compile", "train", "evaluate"}
+    *_, last, chosen, best, _, files, _ = output.splitlines()
+    assert last.startswith("test accuracy at the last step  ")
+    assert chosen.startswith(f"test accuracy at the step best on validation (step {best_step})  ")
+    assert best.startswith("best of 6 test accuracies  ")
+    assert best.endswith(
+        "(optimistic: chosen on the test images; TensorFlow tutorials quote this figure)"
+    )
+    assert len({line.rindex("  0.") for line in (last, chosen, best)}) == 1
+    assert [float(re.findall(r"  (0\.\d{4})", line)[0]) for line in (last, chosen, best)] == [
+        round(result[f"{name}_test_accuracy"], 4) for name in ("final", "selected", "best")
+    ]
+    folder, names = files.split(": ")
+    assert folder == str(out)
+    assert set(names.split(", ")) == {path.name for path in out.iterdir()}
     for picture in ("curves", "confusion", "mistakes", "beliefs"):
         assert (out / f"{picture}.png").read_bytes().startswith(b"\x89PNG")
+
+
+def test_the_guide_shows_what_is_printed(tmp_path, monkeypatch, capsys):
+    guide = (SCRIPT.parents[1] / "docs" / "guides" / "experiments.md").read_text()
+    shown = next(block for block in guide.split("```") if "\ntest accuracy at" in block)
+    monkeypatch.chdir(tmp_path)
+    folder = Path("runs", "mnist")
+    (folder / "checkpoints").mkdir(parents=True)
+    names = [f"{name}.png" for name in ("curves", "confusion", "mistakes", "beliefs")]
+    for name in ("config.json", "metrics.jsonl", "result.json", *names):
+        (folder / name).touch()
+    result = {
+        "final_test_accuracy": 0.9873,
+        "selected_step": 11_700,
+        "selected_validation_accuracy": 0.99,
+        "selected_test_accuracy": 0.9871,
+        "best_test_accuracy": 0.9892,
+        "evaluations": 200,
+        "parameters": 81_674,
+        "seconds": {"compile": 1.5, "train": 132.5, "evaluate": 62.9},
+    }
+    train.conclude(result, Run(folder))
+    assert capsys.readouterr().out in shown
+    lines = re.findall(r"^step ([ \d]{5})  loss \d\.\d{4}  test accuracy 0\.\d{4}$", shown, re.M)
+    assert len(lines) == shown.count("\nstep")
 
 
 def test_nothing_is_compiled_after_the_first_evaluation(tmp_path, monkeypatch):
@@ -198,17 +237,20 @@ def test_pictures_are_of_the_step_that_was_restored(whole, tmp_path, monkeypatch
     assert f"at step {trained.step}: test" in titles[0]
 
 
-def test_a_finished_run_shows_its_result_and_another_is_refused(whole, capsys):
+def test_a_finished_run_shows_its_result_and_another_is_refused(whole, monkeypatch, capsys):
     out, _ = whole
     before = (out / "result.json").stat().st_mtime_ns
     config = dataclasses.replace(SMALL, out=out)
     assert mnist.main(config) == 0
     assert "--no-resume" in capsys.readouterr().out
-    other = dataclasses.replace(config, seed=1)
-    with pytest.raises(RunError, match="seed: 0 -> 1"):
-        mnist.main(other)
+    other = dataclasses.replace(config, seed=1, steps=800)
+    # Before the data is loaded.
+    monkeypatch.setattr(train, "load_dataset", lambda *_: pytest.fail("the data is loaded"))
     assert run_script(lambda: mnist.main(other)) == 2
-    assert capsys.readouterr().err.endswith("choose another directory with --out\n")
+    assert capsys.readouterr().err == (
+        f"error: {out} holds a run with other options (seed: 0, now 1; steps: 120, now 800); "
+        "choose another folder with --out, or --no-resume deletes the run and starts over\n"
+    )
     assert (out / "result.json").stat().st_mtime_ns == before
 
 
@@ -264,6 +306,11 @@ def test_a_loss_that_is_not_finite_stops_the_run(tmp_path, capsys):
         ({"seed": -1}, "--seed must not be negative"),
         ({"dropout": 1.0}, r"--dropout must be in \[0, 1\)"),
         ({"recurrent_dropout": 0.1}, "needs --tied True or --tied False"),
+        ({"tied": True}, "--tied needs --recurrent-dropout"),
+        ({"dropout": 0.3}, "--dropout needs --num-layers of at least 2, or --patch: it drops"),
+        ({"chrono": 28.0, "forget_bias": 1.0}, "--forget-bias does not go with --chrono"),
+        ({"cell": "lstm-chrono", "forget_bias": 1.0}, "--forget-bias does not go with --chrono"),
+        ({"data_dir": Path("d")}, "--data-dir does not go with --dataset digits"),
         ({"patch": 5}, "patch must divide height 28 and width 28, got 5"),
         ({"patch": 4, "bidirectional": True}, "--patch does not go with --bidirectional"),
         ({"patch": 4, "order": "pixels"}, "--patch go with --order rows"),

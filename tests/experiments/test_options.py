@@ -2,6 +2,7 @@
 
 import contextlib
 import dataclasses
+import hashlib
 import sys
 from pathlib import Path
 from types import SimpleNamespace
@@ -184,7 +185,10 @@ def is_seed(found):
 STACK = ("num_layers", "bidirectional", "residual", "dropout", "learn_initial_state", "truncate")
 CASES = {
     "dataset": ({"dataset": "kmnist"}, lambda found: found.loaded[0] == "kmnist"),
-    "data_dir": ({"data_dir": Path("d")}, lambda found: found.loaded[1] == Path("d")),
+    "data_dir": (
+        {"dataset": "mnist", "data_dir": Path("d")},
+        lambda found: found.loaded[1] == Path("d"),
+    ),
     "validation_size": ({"validation_size": 7}, lambda found: found.loaded[2] == 7),
     "order": ({"order": "columns"}, is_order),
     "delay": ({"delay": 3}, is_delay),
@@ -200,7 +204,7 @@ CASES = {
     ),
     **{
         name: (
-            {name: value},
+            {"num_layers": 2, name: value},
             lambda found, name=name, value=value: getattr(found.model.stack, name) == value,
         )
         for name, value in zip(STACK, (2, True, True, 0.25, True, 9), strict=True)
@@ -368,6 +372,21 @@ def failing(hidden_size):
     raise ValueError("not\\ntoday")
 
 constant = 3
+
+def late(hidden_size, *, init=0, step=0, traced=False):
+    lstm = jaxrnn.lstm(hidden_size)
+
+    def failing_init(*args):
+        1 / (init != 1)
+        return lstm.init(*args)
+
+    def failing_step(*args):
+        1 + step
+        if traced and args[2].sum():
+            pass
+        return lstm.step(*args)
+
+    return jaxrnn.Cell(failing_init, lstm.initial_state, failing_step)
 """
 
 
@@ -395,7 +414,7 @@ def test_a_run_is_not_resumed_with_another_cell(own, capture, monkeypatch):
     monkeypatch.chdir(own.parent)
     capture("mnist", cell="own.py:cell")  # the same file
     own.write_text(OWN.replace("scale=1.0", "scale=2.0"))
-    with pytest.raises(OtherConfiguration, match="cell_sha256: "):
+    with pytest.raises(OtherConfiguration, match=r" \(\S*own\.py:cell has changed\)"):
         mnist.main(found.config)
     with pytest.raises(OptionError, match=r"own\.py:cell has changed since .* was trained"):
         experiment.load_run(found.config.out)
@@ -409,20 +428,119 @@ def test_a_study_tells_cells_of_other_contents_apart(own):
     assert "cell_sha256" not in jobs.changes(Config(cell="gru"))
     config = ablate.Config("grid", cell=f"{own}:cell", cell_options=("scale=0.5",))
     config = dataclasses.replace(config, vary=("learning_rate=1e-3,1e-2",))
-    _, settings = run_study.resolve(config)
+    settings = run_study.resolve(config).settings
     assert {setting.cell for setting in settings.values()} == {f"{own}:cell"}
     assert {setting.cell_options for setting in settings.values()} == {("scale=0.5",)}
     assert f"--cell {own}:cell --cell-options scale=0.5" in run_study.command(config)
 
 
+IMPORTING = """
+import math
+
+import jax
+import lab.gates
+from widths import WIDTH
+
+def cell(hidden_size, *, scale=1.0):
+    return lab.gates.make(WIDTH * hidden_size, scale)
+"""
+MODULES = {
+    "widths.py": "WIDTH = 2",
+    "lab/gates.py": "import jaxrnn\nfrom .deep import scaled\n\n"
+    "def make(size, scale):\n    return scaled(jaxrnn.lstm(size), scale)\n",
+    "lab/deep/__init__.py": "from jaxrnn import scaled\n",
+    "unused.py": "",
+}
+
+
+@pytest.fixture
+def importing(tmp_path):
+    """A cell's file that imports modules of the user's own, of a folder without __init__.py too."""
+    (tmp_path / "lab" / "deep").mkdir(parents=True)
+    for name, text in MODULES.items():
+        (tmp_path / name).write_text(text)
+    path = tmp_path / "own.py"
+    path.write_text(IMPORTING)
+    yield path
+    for name in ("widths", "lab", "lab.gates", "lab.deep"):
+        sys.modules.pop(name, None)
+
+
+@pytest.mark.parametrize("changed", ["own.py", "widths.py", "lab/gates.py", "lab/deep/__init__.py"])
+def test_a_changed_import_is_another_cell(importing, capture, changed):
+    found = capture("mnist", cell=f"{importing}:cell")
+    assert cell_params(found).recurrent_kernel.shape == (8, 32)  # the module beside it is found
+    before = jobs.changes(found.config)
+    assert before["cell_sha256"].keys() == {"own.py", *MODULES} - {"unused.py"}
+    (importing.parent / "unused.py").write_text("other = 1")
+    assert jobs.changes(found.config) == before
+    path = importing.parent / changed
+    path.write_text(path.read_text() + "\nother = 1\n")
+    assert jobs.changes(found.config) != before
+    with pytest.raises(OtherConfiguration, match=rf" \({changed} has changed\)"):
+        mnist.main(found.config)
+    with pytest.raises(OptionError, match=rf"^{changed} has changed since \S+ was trained with it"):
+        experiment.load_run(found.config.out)
+
+
+def test_each_file_imports_its_own_neighbours_as_they_are_now(tmp_path):
+    """Also those that are named as a module of the experiments, or that another cell imports."""
+    text = (
+        "import jaxrnn\nfrom models import WIDTH\n\ndef cell(size):\n    return jaxrnn.rnn(WIDTH)"
+    )
+    for width in (2, 3):
+        folder = tmp_path / str(width)
+        folder.mkdir()
+        (folder / "own.py").write_text(text)
+        (folder / "models.py").write_text(f"WIDTH = {width}")
+    experiments_models = sys.modules["models"]
+
+    def width(folder):
+        cell = cells.make_cell(f"{tmp_path / folder / 'own.py'}:cell", 1)
+        return len(cell.init(KEY, 1).bias)
+
+    assert [width("2"), width("3"), width("2")] == [2, 3, 2]
+    (tmp_path / "2" / "models.py").write_text("WIDTH = 50")
+    assert width("2") == 50
+    assert sys.modules["models"] is experiments_models
+    assert str(tmp_path / "2") not in sys.path
+
+
+def test_a_file_without_imports_of_its_own_keeps_its_hash(own):
+    """By which the records of earlier studies are found."""
+    assert cells.cell_sha256(f"{own}:cell") == hashlib.sha256(own.read_bytes()).hexdigest()
+
+
 @pytest.mark.parametrize(
     ("options", "words"),
     [
-        ({"cell": "OWN:no_such"}, "does not define 'no_such'. Choose from cell, number, failing"),
+        (
+            {"cell": "OWN:no_such"},
+            "does not define 'no_such'. Choose from cell, number, failing, late",
+        ),
+        ({"cell": "OWN"}, "own.py names no function; write OWN:NAME (cell, number, failing, late)"),
         ({"cell": "OWN:cel"}, "does not define 'cel'; did you mean cell? Choose from cell, "),
         ({"cell": "OWN:constant"}, "constant is not a function"),
         ({"cell": "OWN:number"}, "returns int, expected a jaxrnn.Cell"),
-        ({"cell": "OWN:failing"}, "failing: not today"),
+        ({"cell": "OWN:failing"}, "OWN:failing fails: ValueError: not today (own.py, line 11)"),
+        (
+            {"cell": "OWN:cell", "cell_options": ("scale='x'",)},
+            "--cell OWN:cell with scale='x' fails: Type",  # a TypeCheckError here
+        ),
+        (
+            {"cell": "OWN:late", "cell_options": ("init=1",)},
+            "--cell OWN:late with init=1 fails: ZeroDivisionError: division by zero (own.py, line ",
+        ),
+        (
+            {"cell": "OWN:late", "cell_options": ("step='x'",)},
+            "--cell OWN:late with step='x' fails: TypeError: unsupported operand type(s) for +: "
+            "'int' and 'str' (own.py, line 23)",
+        ),
+        (
+            {"cell": "OWN:late", "cell_options": ("traced=True",)},
+            "--cell OWN:late with traced=True fails: TracerBoolConversionError: ",
+        ),
+        ({"cell_options": ("projection_size='x'",)}, "--cell lstm: "),
         ({"cell": "nowhere.py:cell"}, "nowhere.py cannot be read: No such file"),
         ({"cell": "lstn"}, "--cell does not take 'lstn'; did you mean lstm or lstm-np? Choose fr"),
         ({"cell": "OWN:cell", "chrono": 9.0}, "cell does not take --chrono"),
@@ -446,7 +564,7 @@ def test_a_cell_that_cannot_be_made_is_one_line(options, words, own):
     options["cell"] = options.get("cell", "lstm").replace("OWN", str(own))
     with pytest.raises(OptionError) as error:
         experiment.resolve(Config(**PLAIN, **options), DATASET)
-    assert words in str(error.value)
+    assert words.replace("OWN", str(own)) in str(error.value)
     assert "\n" not in str(error.value)
 
 
@@ -460,6 +578,12 @@ def test_an_empty_environment_variable_counts_as_unset(tmp_path, home, no_networ
     monkeypatch.chdir(write(tmp_path / "d"))
     monkeypatch.setenv("JAXRNN_DATA_DIR", "")
     assert experiment.load_dataset("auto", None, 20).name == "digits"
+
+
+def test_too_large_a_validation_set_names_the_option(tmp_path):
+    words = "^--validation-size must be less than 40, the number of examples in the training file"
+    with pytest.raises(OptionError, match=words):
+        experiment.load_dataset("mnist", write(tmp_path), 40)
 
 
 @pytest.mark.parametrize("name", ["adamw", "nadam", "rmsprop"])

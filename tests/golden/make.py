@@ -4,8 +4,14 @@
     TF_USE_LEGACY_KERAS=1 python tests/golden/make.py tf1
     pip install torch==2.13.0 && python tests/golden/make.py torch
     pip install keras==3.* jax && KERAS_BACKEND=jax python tests/golden/make.py keras
+    pip install equinox dm-haiku && python tests/golden/make.py equinox
+    python tests/golden/make.py haiku
+    pip install torch==2.13.0 onnx onnxscript && python tests/golden/make.py torch_onnx
+    pip install tensorflow==2.15.* tf2onnx==1.17.* 'onnx<1.17' 'numpy<2'
+    python tests/golden/make.py keras_onnx
 
-Each file holds `inputs`, `weights/…` under the library's own names, `outputs`, the last `states/…`,
+Those of ONNX are models that the libraries' exporters wrote of the same weights. Each other file
+holds `inputs`, `weights/…` under the library's own names, `outputs`, the last `states/…`,
 and of the loss sum(outputs · cos(k)) + sum(states · cos(k)), k = 0, 1, 2 … along each flattened
 array, the gradients `d_inputs` and `d_weights/…`.
 """
@@ -94,7 +100,7 @@ def tf1():
             )
 
 
-def torch():
+def torch_modules():
     """torch.nn's modules: two layers, both directions; and a projection."""
     import torch
 
@@ -114,6 +120,14 @@ def torch():
                 for seed, (key, value) in enumerate(weights.items(), 1)
             }
         )
+        yield name, module, fields
+
+
+def torch():
+    """What they compute."""
+    import torch
+
+    for name, module, fields in torch_modules():
         inputs = torch.from_numpy(normal((B, T, I), 0)).requires_grad_()
         outputs, state = module(inputs)
         states = state if len(fields) > 1 else (state,)
@@ -129,6 +143,127 @@ def torch():
             inputs.grad,
             {key: value.grad for key, value in module.named_parameters()},
         )
+
+
+def over_time(name, weights, step, start, fields):
+    """What a cell of a JAX library computes: `step(weights, state, x) -> state`, h the first."""
+    import jax
+    import jax.numpy as jnp
+
+    def loss(weights, inputs):
+        def body(state, x):
+            state = step(weights, state, x)
+            return state, jax.tree.leaves(state)[0]
+
+        states, outputs = jax.lax.scan(body, start, jnp.swapaxes(inputs, 0, 1))
+        outputs, states = jnp.swapaxes(outputs, 0, 1), jax.tree.leaves(states)
+        total = sum(jnp.sum(each * cosines(each.shape)) for each in (outputs, *states))
+        return total, (outputs, states)
+
+    inputs = jnp.asarray(normal((B, T, I), 0))
+    found = jax.value_and_grad(loss, (0, 1), has_aux=True)(weights, inputs)
+    (_, (outputs, states)), (d_weights, d_inputs) = found
+    states = dict(zip(fields, states, strict=True))
+    flat = [
+        {jax.tree_util.keystr(path, simple=True, separator="/"): leaf for path, leaf in leaves}
+        for leaves, _ in map(jax.tree_util.tree_flatten_with_path, (weights, d_weights))
+    ]
+    save(name, flat[0], outputs, states, d_inputs, flat[1])
+
+
+def equinox():
+    """Equinox's cells."""
+    import equinox as eqx
+    import jax
+
+    zero = np.zeros((B, H), np.float32)
+    cells = {
+        "lstm": (eqx.nn.LSTMCell, (zero, zero), ["hidden", "cell"]),
+        "gru": (eqx.nn.GRUCell, zero, ["hidden"]),
+    }
+    for name, (make, start, fields) in cells.items():
+        cell = make(I, H, key=jax.random.key(0))
+        names = ["weight_ih", "weight_hh", "bias", *(["bias_n"] if name == "gru" else [])]
+        weights = {each: normal(getattr(cell, each).shape, n) for n, each in enumerate(names, 1)}
+
+        def step(weights, state, x, cell=cell, names=names):
+            values = [weights[each] for each in names]
+            cell = eqx.tree_at(lambda each: [getattr(each, name) for name in names], cell, values)
+            return jax.vmap(cell)(x, state)
+
+        over_time(f"equinox_{name}", weights, step, start, fields)
+
+
+def haiku():
+    """Haiku's cores; the VanillaRNN's activation is relu."""
+    import haiku as hk
+    import jax
+
+    zero = np.zeros((B, H), np.float32)
+    cores = {
+        "rnn_relu": (hk.VanillaRNN, zero, ["hidden"]),
+        "lstm": (hk.LSTM, hk.LSTMState(zero, zero), ["hidden", "cell"]),
+        "gru": (hk.GRU, zero, ["hidden"]),
+    }
+    for name, (make, start, fields) in cores.items():
+        core = hk.without_apply_rng(hk.transform(lambda x, state, make=make: make(H)(x, state)))
+        shapes = jax.eval_shape(core.init, jax.random.key(0), normal((B, I), 0), start)
+        leaves, structure = jax.tree.flatten(shapes)
+        values = [normal(leaf.shape, seed) for seed, leaf in enumerate(leaves, 1)]
+
+        def step(weights, state, x, core=core):
+            return core.apply(weights, x, state)[1]
+
+        over_time(f"haiku_{name}", structure.unflatten(values), step, start, fields)
+
+
+def torch_onnx():
+    """PyTorch's two exporters, the older one and the one through torch.export."""
+    import onnx
+    import torch
+
+    names = {"rnn_relu": (False,), "lstm": (False, True), "gru": (False, True)}
+    for name, module, _ in torch_modules():
+        for dynamo in names.get(name, ()):
+            axes = {0: "batch", 1: "time"}
+            given = {"dynamic_shapes": (axes,)} if dynamo else {"dynamic_axes": {"inputs": axes}}
+            path = HERE / f"torch_{name}{'_dynamo' * dynamo}.onnx"
+            torch.onnx.export(
+                module.eval(),
+                (torch.from_numpy(normal((B, T, I), 0)),),
+                path,
+                input_names=["inputs"],
+                output_names=["outputs"],
+                external_data=False,
+                dynamo=dynamo,
+                **given,
+            )
+            model = onnx.load(path)
+            for each in (model, model.graph, *model.graph.node, *model.graph.input):
+                del each.metadata_props[:]
+                each.doc_string = ""
+            del model.graph.value_info[:]
+            onnx.save(model, path)
+
+
+def keras_onnx():
+    """Keras' layers as tf2onnx writes them; a SimpleRNN would be a loop."""
+    import tensorflow as tf
+    import tf2onnx
+
+    layer = tf.keras.layers
+    options = {"return_sequences": True}
+    models = {
+        "lstm": [layer.LSTM(H, **options)],
+        "gru": [layer.GRU(H, **options)],
+        "lstm_bidirectional": [layer.Bidirectional(layer.LSTM(H, **options)) for _ in range(2)],
+    }
+    for name, layers in models.items():
+        model = tf.keras.Sequential([tf.keras.Input((None, I), name="inputs"), *layers])
+        weights = [normal(value.shape, seed) for seed, value in enumerate(model.get_weights(), 1)]
+        model.set_weights(weights)
+        path = HERE / f"keras_{name}.onnx"
+        tf2onnx.convert.from_keras(model, opset=17, output_path=path)
 
 
 def keras():
@@ -172,4 +307,7 @@ def keras():
 
 
 if __name__ == "__main__":
-    {"tf1": tf1, "torch": torch, "keras": keras}[sys.argv[1]]()
+    made = {"tf1": tf1, "torch": torch, "keras": keras}
+    made |= {"equinox": equinox, "haiku": haiku}
+    made |= {"torch_onnx": torch_onnx, "keras_onnx": keras_onnx}
+    made[sys.argv[1]]()

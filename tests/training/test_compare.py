@@ -89,11 +89,43 @@ def test_a_deviation_needs_two_seeds_and_an_interval_three(seeds, test, differen
 def test_the_legend_names_the_columns_and_how_many_seeds_an_interval_needs():
     head, *_ = compare.markdown(compare.summarise(RECORDS)).splitlines()
     explained = [line[2:].split(":")[0] for line in compare.LEGEND.splitlines() if line[0] == "-"]
-    assert explained == ["test, %", "difference, points", "bold"]
-    assert all(f" {name} |" in head for name in explained[:-1])
+    columns = ["test, %", "difference ± 95 % CI, points", "parameters", "s per run"]
+    assert explained == [*columns, "bold"]
+    assert all(f" {name} |" in head for name in columns)
     words = " ".join(compare.LEGEND.split())
     assert f"needs at least {compare.MIN_SEEDS} common seeds" in words
     assert f"two extends {stats.t.ppf(0.975, 1):.1f} standard errors" in words
+
+
+def test_the_latex_table_has_the_cells_of_the_markdown_one():
+    records = [{**each, "setting": each["setting"] + "_1"} for each in RECORDS]
+    records += [record("50 % {c}^2\\x", seed, 0.9 - seed / 100) for seed in range(3)]
+    summaries = compare.summarise(records)
+    written = compare.latex(summaries, "one % note\n\nanother")
+    assert written.startswith("% one % note\n%\n% another\n\\begin{tabular}{lrrrrrr}\n\\toprule\n")
+    assert written.endswith("\\bottomrule\n\\end{tabular}\n")
+    head, _, *lines = written.splitlines()[5:-2]
+    assert head.startswith(
+        r"setting & test, \% & n & difference $\pm$ 95 \% CI, points & validation"
+    )
+    assert lines[1] == (
+        r"\textbf{b\_1} & 92.67 $\pm$ 2.08 & 3 & +0.67 $\pm$ 3.79 & 70.00 & 1,000 & 2.0 \\"
+    )
+    assert lines[0].split(" & ")[3] == "--"
+    assert lines[3].startswith(
+        r"50 \% \{c\}\textasciicircum{}2\textbackslash{}x & 89.00 $\pm$ 1.00 & "
+    )
+    assert lines[3].split(" & ")[3] == r"$-$3.00 $\pm$ 7.45"
+    plain = [[cell.replace("**", "") for cell in line] for line in cells(summaries)]
+    for line, expected in zip(lines[:3], plain[:3], strict=True):
+        found = line.removesuffix(r" \\").replace(r"$\pm$", "±").replace("--", "–").split(" & ")
+        assert found[1:] == expected[1:]
+
+
+def test_settings_that_are_equally_good_are_all_bold():
+    tied = [record(name, 0, 0.9, validation=0.7) for name in "ab"]
+    assert [line[0] for line in cells(compare.summarise(tied))] == ["**a**", "**b**"]
+    assert compare.latex(compare.summarise(tied)).count(r"\textbf{") == 2
 
 
 def test_the_verdict_goes_by_the_intervals():

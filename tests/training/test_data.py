@@ -57,7 +57,7 @@ def test_bad_arguments_are_named(tmp_path, load):
     for name in ("mnist", "digits"):
         with pytest.raises(data.DataError, match="validation_size must not be negative, got -1"):
             load(name, folder, validation_size=-1)
-    with pytest.raises(data.DataError, match="validation_size must be less than the 40"):
+    with pytest.raises(data.DataError, match="validation_size must be less than 40, the number"):
         load("mnist", folder, validation_size=40)
 
 

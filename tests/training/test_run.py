@@ -9,7 +9,7 @@ import pytest
 from jaxrnn.training import run as run_module
 from jaxrnn.training.checkpoint import CheckpointError, lock
 from jaxrnn.training.files import append_record, read_records
-from jaxrnn.training.run import Run, RunError, differences, git_revision
+from jaxrnn.training.run import OtherConfiguration, Run, RunError, differences, git_revision
 
 
 def test_a_new_folder_records_configuration_and_environment(tmp_path):
@@ -41,11 +41,39 @@ def test_a_revision_is_dirty_by_changed_code_only(tmp_path, monkeypatch):
 def test_another_configuration_is_refused_with_the_difference(tmp_path):
     run = Run(tmp_path)
     run.open({"seed": 0, "order": "rows"})
-    with pytest.raises(RunError, match=r"seed: 0 -> 1; size: None -> 3"):
+    with pytest.raises(RunError) as error:
         run.open({"seed": 1, "order": "rows", "size": 3})
-    with pytest.raises(RunError, match="seed: 0 -> 1"):
-        run.open({"seed": 1, "order": "rows"}, start_over=True)
+    assert str(error.value) == (
+        f"{tmp_path} holds a run with other options (seed: 0, now 1; size: None, now 3); "
+        "choose another folder"
+    )
+    with pytest.raises(RunError, match="order: rows, now None"):
+        run.open({"seed": 0})
     assert run.open({"seed": 0, "order": "rows"}) == []
+
+
+def test_a_part_of_the_configuration_is_checked_and_nothing_is_written(tmp_path):
+    run = Run(tmp_path / "run")
+    run.check({"seed": 1})
+    assert not run.directory.exists()
+    run.open({"seed": 0, "order": "rows", "sizes": (1, 2)})
+    before = run.read("config.json")
+    run.check({"seed": 0, "sizes": (1, 2)})
+    with pytest.raises(OtherConfiguration, match=r"other options \(seed: 0, now 1\); choose"):
+        run.check({"seed": 1})
+    assert run.read("config.json") == before
+    (tmp_path / "thesis.tex").write_text("years of work")
+    with pytest.raises(RunError, match="is not empty and holds no run"):
+        Run(tmp_path).check({})
+
+
+def test_the_difference_of_a_hash_is_what_has_changed():
+    one, two = {"cell": "a.py:lstm", "cell_sha256": "1"}, {"cell": "a.py:lstm", "cell_sha256": "2"}
+    assert differences(one, two) == ["a.py:lstm has changed"]
+    assert differences({"data_sha256": "1"}, {"data_sha256": "2"}) == ["data has changed"]
+    one, two = {"a.py": "1", "b.py": "1", "c.py": "1"}, {"a.py": "1", "b.py": "2", "d.py": "1"}
+    lines = [f"{name}.py has changed" for name in "bcd"]
+    assert differences({"cell_sha256": one}, {"cell_sha256": two}) == lines
 
 
 @pytest.mark.parametrize("name", ["thesis.tex", "thesis.tmp"])
@@ -62,10 +90,11 @@ def test_starting_over_removes_what_was_there(tmp_path):
     run.append_metrics({"step": 100})
     run.finish({"accuracy": 1.0})
     assert run.finished
-    run.open({"seed": 0}, start_over=True)
+    run.open({"seed": 1}, start_over=True)
     assert not run.finished
     assert run.metrics() == []
     assert [path.name for path in run.directory.iterdir()] == ["config.json"]
+    assert run.read("config.json")["config"] == {"seed": 1}
 
 
 def test_killed_while_it_starts_or_starts_over_it_can_be_started_again(tmp_path, monkeypatch):
@@ -99,7 +128,7 @@ def test_another_environment_is_reported(tmp_path):
     stored = run.read("config.json")
     stored["environment"]["jax"] = "0.1"
     (tmp_path / "config.json").write_text(json.dumps(stored))
-    assert [line.split(" -> ")[0] for line in run.open({"seed": 0})] == ["jax: 0.1"]
+    assert [line.split(", now ")[0] for line in run.open({"seed": 0})] == ["jax: 0.1"]
 
 
 def test_metrics_lose_a_torn_line_and_what_comes_after_a_step(tmp_path):
@@ -129,8 +158,9 @@ def test_a_file_of_records_loses_only_a_line_that_was_cut_off(tmp_path):
 
 def test_an_unusable_folder_is_reported_in_one_line(tmp_path):
     (tmp_path / "file").write_text("")
-    with pytest.raises(RunError, match="cannot be used"):
-        Run(tmp_path / "file" / "run").open({})
+    for file in (tmp_path / "file", tmp_path / "file" / "run"):
+        with pytest.raises(RunError, match="cannot be used"):
+            Run(file).open({})
     with pytest.raises(RunError, match=r"config\.json is missing"):
         Run(tmp_path).read("config.json")
     (tmp_path / "config.json").write_text("{")
@@ -139,4 +169,7 @@ def test_an_unusable_folder_is_reported_in_one_line(tmp_path):
 
 
 def test_differences():
-    assert differences({"a": 1, "b": 2}, {"a": 1, "b": 3, "c": 4}) == ["b: 2 -> 3", "c: None -> 4"]
+    assert differences({"a": 1, "b": 2}, {"a": 1, "b": 3, "c": 4}) == [
+        "b: 2, now 3",
+        "c: None, now 4",
+    ]

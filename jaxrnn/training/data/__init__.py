@@ -127,7 +127,8 @@ def load(
     count = len(train.labels)
     if size >= count:
         raise DataError(
-            f"validation_size must be less than the {count} examples to train on, got {size}"
+            f"validation_size must be less than {count}, the number of examples in the training "
+            f"file, got {size}"
         )
     first, rest = (Split(*(a[part] for a in train)) for part in (slice(size), slice(size, None)))
     return Dataset(found, train=rest, validation=first, test=test, note=note)
