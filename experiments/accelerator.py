@@ -2,7 +2,7 @@
 
     python experiments/accelerator.py --seconds 540 --out runs/accelerator
 
-Needs no installation and only jax, flax, optax, orbax, numpy and jaxtyping. Uses one device. Each
+Needs no installation and only jax, flax, optax, orbax, cyclopts, numpy and jaxtyping. Uses one device. Each
 part writes a file to the folder after every record, so an interrupted run keeps its measurements:
 
     correct.json    every backend against "scan" in float64 on the host
@@ -30,7 +30,7 @@ from command_line import parse
 from errors import OptionError
 
 # The parts, in order, and the fraction of the time that each may take.
-SHARES = {"correct": 0.2, "speed": 0.45, "seeds": 0.1, "tutorial": 0.1, "pixels": 0.15}
+SHARES = {"correct": 0.25, "speed": 0.5, "seeds": 0.05, "tutorial": 0.05, "pixels": 0.15}
 
 
 @dataclass(frozen=True, kw_only=True)

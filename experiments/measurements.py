@@ -50,14 +50,19 @@ class Measurements:
 
     def outcome(self, case: Callable[[], dict[str, Any]]) -> dict[str, Any]:
         """Returns the result of a case, or a record of why there is none."""
-        try:
-            if time.perf_counter() > self.deadline:
-                raise OutOfTime("no time was left")
-            return case()
-        except OutOfTime as error:
-            return {"skipped": str(error)}
-        except Exception as error:  # whatever a case raises, the next one runs
-            return failure(error)
+        return outcome(case, self.deadline)
+
+
+def outcome(case: Callable[[], dict[str, Any]], deadline: float) -> dict[str, Any]:
+    """Returns the result of a case, or a record of why there is none; see `Measurements`."""
+    try:
+        if time.perf_counter() > deadline:
+            raise OutOfTime("no time was left")
+        return case()
+    except OutOfTime as error:
+        return {"skipped": str(error)}
+    except Exception as error:  # whatever a case raises, the next one runs
+        return failure(error)
 
 
 def failure(error: Exception) -> dict[str, Any]:

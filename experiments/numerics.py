@@ -9,19 +9,22 @@ Shapes: B batch, T time, I input features, H hidden units.
 
 from __future__ import annotations
 
+import multiprocessing
 from collections.abc import Iterable
-from concurrent.futures import ThreadPoolExecutor
+from concurrent.futures import ProcessPoolExecutor, ThreadPoolExecutor, as_completed
+from functools import partial
 from typing import Any, NamedTuple
 
 import jax
 import jax.numpy as jnp
 import numpy as np
 from cells import CELLS
-from measurements import Measurements, compile_threads
+from measurements import Measurements, compile_threads, outcome
 
 import jaxrnn
 from jaxrnn.backends import BACKENDS, pallas
-from jaxrnn.backends.pallas import tpu
+from jaxrnn.backends.pallas import gpu, tpu
+from jaxrnn.backends.pallas.products import card_of
 
 # By name: whether there are lengths, whether there are resets, and options of `jaxrnn.unroll`.
 VARIANTS: dict[str, tuple[bool, bool, dict[str, Any]]] = {
@@ -36,7 +39,7 @@ VARIANTS: dict[str, tuple[bool, bool, dict[str, Any]]] = {
 }
 MASKED = "lengths and resets"
 FIGURES = ("outputs", "state", "gradients")
-INTERPRETED = "pallas, interpreted"
+INTERPRETED, AMPERE = "pallas, interpreted", "pallas, mma"
 
 
 class Case(NamedTuple):
@@ -75,32 +78,56 @@ def cases(small: bool) -> list[Case]:
         return [*found, Case("gru", "two seeds", None, shape)]
     real, wide = (100, 28, 28, 128), (100, 28, 28, 512)
     most = ("lstm", "gru", "lstm-peephole")
-    return [
+    found = [
+        *(Case(name, MASKED, None, real) for name in most),
+        *(Case(name, "plain", None, real) for name in most),
+        *(Case(name, "bfloat16", None, real) for name in most),
+        *(Case(name, variant, None) for variant in VARIANTS for name in most),
+        *(Case(name, MASKED, None) for name in cells(1)),
+        *(Case(name, "two seeds", None, real) for name in most),
         *(Case(name, shape=real) for name in most),
         *(Case(name) for name in cells(1)),
-        *(Case(name, variant, None) for variant in VARIANTS for name in most),
-        *(Case(name, MASKED, None, shape) for shape in (real, wide) for name in most),
-        *(Case(name, "bfloat16", None, real) for name in most),
-        *(Case("lstm", "plain", precision, real) for precision in ("highest", None)),
-        *(Case(name, "two seeds", None, real) for name in most),
+        Case("lstm", "plain", "highest", real),
         *(Case("lru", variant, None, (20, 784, 8, 64)) for variant in (MASKED, "recomputed")),
+        *(Case(name, MASKED, None, wide) for name in most),
     ]
+    return list(dict.fromkeys(found))
 
 
 def compare(measurements: Measurements, small: bool) -> None:
-    """Adds a record for each case and backend. Cases are compiled and compared in threads.
+    """Adds a record for each case and backend.
 
-    On a CPU the kernels for TPUs are compared too, interpreted.
+    Most of the time is spent in tracing and lowering, which threads of a process cannot do at once.
+    A GPU can be used by several processes, a TPU cannot.
     """
-    if jax.default_backend() == "cpu":
-        BACKENDS[INTERPRETED] = pallas.interpreted(tpu)
-    with ThreadPoolExecutor(compile_threads(small)) as pool:
-        for _ in pool.map(lambda case: compare_case(measurements, case), cases(small)):
-            pass
+    compared = partial(compare_case, deadline=measurements.deadline)
+    workers = compile_threads(small)
+    if jax.default_backend() == "gpu":
+        context = multiprocessing.get_context("spawn")  # a forked process could not use the GPU
+        pool = ProcessPoolExecutor(workers, context, add_backends)
+    else:
+        pool = ThreadPoolExecutor(workers, initializer=add_backends)
+    with pool:
+        for records in as_completed([pool.submit(compared, case) for case in cases(small)]):
+            for record in records.result():
+                measurements.add(record)
 
 
-def compare_case(measurements: Measurements, case: Case) -> None:
-    """Adds a record for each backend."""
+def add_backends() -> None:
+    """Adds the kernels for other devices to `BACKENDS`, where this device can run them.
+
+    A CPU interprets the kernels for TPUs. Hopper GPUs also have the instructions of the kernels for
+    Ampere, which JAX has from 0.11.
+    """
+    device = jax.devices()[0]
+    if device.platform == "cpu":
+        BACKENDS[INTERPRETED] = pallas.with_kernels(tpu, interpret=True)
+    elif getattr(device, "compute_capability", None) == "9.0" and card_of("8.0"):
+        BACKENDS[AMPERE] = pallas.with_kernels(gpu, card=card_of("8.0"))
+
+
+def compare_case(case: Case, deadline: float) -> list[dict[str, Any]]:
+    """Returns a record for each backend."""
     about = case._asdict() | {"precision": case.precision or "default"}
     want: list[Any] = []
 
@@ -113,9 +140,9 @@ def compare_case(measurements: Measurements, case: Case) -> None:
             )
         return {}
 
-    if failed := measurements.outcome(reference):
-        measurements.add(about | {"implementation": "the reference"} | failed)
-        return
+    if failed := outcome(reference, deadline):
+        return [about | {"implementation": "the reference"} | failed]
+    records = []
     for name in BACKENDS:
 
         def difference(name=name):
@@ -124,7 +151,8 @@ def compare_case(measurements: Measurements, case: Case) -> None:
             pairs = zip(FIGURES, got, exact, strict=True)
             return {what: largest_difference(*each) for what, *each in pairs}
 
-        measurements.add(about | {"implementation": name} | measurements.outcome(difference))
+        records.append(about | {"implementation": name} | outcome(difference, deadline))
+    return records
 
 
 def draw(case: Case) -> tuple[Any, ...]:

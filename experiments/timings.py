@@ -21,6 +21,7 @@ import jax
 import jax.numpy as jnp
 import peers
 from measurements import Measurements, compile_threads, failure
+from numerics import AMPERE, add_backends
 from peers import Task
 
 from jaxrnn.backends import BACKENDS
@@ -32,6 +33,7 @@ GRAPHS = {
 }
 OURS: dict[str, dict[str, Any]] = {
     "pallas": {"implementation": "pallas"},
+    AMPERE: {"implementation": AMPERE},
     "states": {"implementation": "states"},
     "states, unroll 4": {"implementation": "states", "unroll": 4},
     "fused": {"implementation": "fused"},
@@ -93,6 +95,7 @@ def tasks(small: bool) -> list[Task]:
 
 def compare(measurements: Measurements, small: bool) -> None:
     """Adds a record of the device's rates, and one for each task and implementation."""
+    add_backends()
     rates: dict[str, Any] = {}
     measurements.add(
         {"what": "rates"}
@@ -146,8 +149,10 @@ def ways(task: Task, graphs: bool, small: bool) -> list[str]:
     """Returns the implementations of a task, those with ", CUDA graph" as XLA's command buffers."""
     platform = jax.default_backend()
     names = [name for name, options in OURS.items() if not (small and "unroll" in options)]
+    if task.hidden > 128:
+        names.remove(AMPERE)  # a block has no room for the products
     if graphs and platform == "gpu":
-        names += [name + GRAPH for name in names]
+        names += [name + GRAPH for name in ("pallas", "states")]
     if task.masked:
         return names
     names += [CUDNN, *(name for name in MODELS if name != "equinox" or task.products is None)]

@@ -41,7 +41,7 @@ INTERPRETED = {name: name == "tpu" or jax.__version_info__ >= (0, 11) for name i
 def interpreted(monkeypatch):
     """Registers backends under the names in `KERNELS`, whose kernels are interpreted on a CPU."""
     for name, (module, options) in KERNELS.items():
-        monkeypatch.setitem(BACKENDS, name, pallas.interpreted(module, **options))
+        monkeypatch.setitem(BACKENDS, name, pallas.with_kernels(module, interpret=True, **options))
 
 
 def normal(*shape, seed=0):

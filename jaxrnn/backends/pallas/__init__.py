@@ -79,19 +79,16 @@ KERNELS = Kernels(partial(_on_platform, "forward"), partial(_on_platform, "backw
 run = partial(states.run, kernels=KERNELS, tile=(EXAMPLES, UNITS))
 
 
-def interpreted(module: ModuleType, **options: Any) -> SimpleNamespace:
-    """Returns a backend whose kernels are interpreted on any platform, for tests.
+def with_kernels(module: ModuleType, **options: Any) -> SimpleNamespace:
+    """Returns a backend that runs the same kernels on every platform.
 
-    Interpretation is slow. GPU kernels need JAX 0.11 and more XLA threads than a block has
-    warpgroups (the environment variable NPROC). Add the backend to `jaxrnn.backends.BACKENDS` to
-    use it.
+    Add it to `jaxrnn.backends.BACKENDS` to use it. With `interpret=True` the kernels are
+    interpreted on any platform, for tests. Interpretation is slow. GPU kernels need JAX 0.11 for
+    it, and more XLA threads than a block has warpgroups (the environment variable NPROC).
 
     Args:
         module: The module of the kernels, `tpu` or `gpu`.
-        **options: Further arguments of the kernels, such as `card` for `gpu`.
+        **options: Further arguments of the kernels, such as `interpret`, or `card` for `gpu`.
     """
-    kernels = Kernels(
-        partial(module.forward, interpret=True, **options),
-        partial(module.backward, interpret=True, **options),
-    )
+    kernels = Kernels(partial(module.forward, **options), partial(module.backward, **options))
     return SimpleNamespace(supports=supports, run=partial(run, kernels=kernels))
