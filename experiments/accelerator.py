@@ -2,10 +2,12 @@
 
     python experiments/accelerator.py --seconds 540 --out runs/accelerator
 
-Needs no installation and only jax, flax, optax, orbax, cyclopts, numpy and jaxtyping. Uses one device. Each
-part writes a file to the folder after every record, so an interrupted run keeps its measurements:
+Needs no installation and only jax, flax, optax, orbax, cyclopts, numpy and jaxtyping. Uses one
+device. Each part writes a file to the folder after every record, so an interrupted run keeps its
+measurements:
 
     correct.json    every backend against "scan" in float64 on the host
+    profile.json    the time of every kernel of a train step
     speed.json      train steps and evaluations of every backend and of other libraries
     seeds.json      the fast recipe, with one seed and with ten together
     tutorial.json   the tutorial's 20,000 steps and 200 evaluations
@@ -30,7 +32,14 @@ from command_line import parse
 from errors import OptionError
 
 # The parts, in order, and the fraction of the time that each may take.
-SHARES = {"correct": 0.25, "speed": 0.5, "seeds": 0.05, "tutorial": 0.05, "pixels": 0.15}
+SHARES = {
+    "correct": 0.2,
+    "profile": 0.1,
+    "speed": 0.45,
+    "seeds": 0.07,
+    "tutorial": 0.1,
+    "pixels": 0.08,
+}
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -60,6 +69,7 @@ def main(arguments: Sequence[str] | None = None) -> int:
     # Imported after the options are parsed, since JAX takes seconds.
     import jax
     import numerics
+    import profiles
     import timings
     import whole_runs
     from measurements import Measurements
@@ -69,6 +79,7 @@ def main(arguments: Sequence[str] | None = None) -> int:
     small = config.small or jax.default_backend() == "cpu"
     parts: dict[str, tuple[Callable[..., Any], Callable[..., str]]] = {
         "correct": (numerics.compare, numerics.summary),
+        "profile": (profiles.compare, profiles.summary),
         "speed": (timings.compare, timings.summary),
         "seeds": (whole_runs.seeds, whole_runs.summary),
         "tutorial": (whole_runs.tutorial, whole_runs.summary),

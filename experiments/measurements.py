@@ -26,7 +26,7 @@ class Measurements:
 
     def __init__(self, path: Path, about: Mapping[str, Any], deadline: float):
         self.records: list[dict[str, Any]] = []
-        self.deadline = deadline
+        self.deadline, self._started = deadline, time.perf_counter()
         self._path, self._about, self._lock = path, about, threading.Lock()
         self.write()
 
@@ -44,7 +44,7 @@ class Measurements:
         )
         with self._lock:
             self.records.append(record)
-            print(" ", *shown, flush=True)
+            print(f"{time.perf_counter() - self._started:6.0f} s", *shown, flush=True)
         self.write()
         return record
 

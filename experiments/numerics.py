@@ -10,6 +10,7 @@ Shapes: B batch, T time, I input features, H hidden units.
 from __future__ import annotations
 
 import multiprocessing
+import os
 from collections.abc import Iterable
 from concurrent.futures import ProcessPoolExecutor, ThreadPoolExecutor, as_completed
 from functools import partial
@@ -104,13 +105,19 @@ def compare(measurements: Measurements, small: bool) -> None:
     workers = compile_threads(small)
     if jax.default_backend() == "gpu":
         context = multiprocessing.get_context("spawn")  # a forked process could not use the GPU
-        pool = ProcessPoolExecutor(workers, context, add_backends)
+        pool = ProcessPoolExecutor(workers, context, start_process)
     else:
         pool = ThreadPoolExecutor(workers, initializer=add_backends)
     with pool:
         for records in as_completed([pool.submit(compared, case) for case in cases(small)]):
             for record in records.result():
                 measurements.add(record)
+
+
+def start_process() -> None:
+    """Turns autotuning off, which takes most of the time of a compilation, and adds backends."""
+    os.environ["XLA_FLAGS"] = f"{os.environ.get('XLA_FLAGS', '')} --xla_gpu_autotune_level=0"
+    add_backends()
 
 
 def add_backends() -> None:

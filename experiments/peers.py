@@ -399,6 +399,8 @@ def torch(task: Task, compiled: bool = False, graph: bool = False) -> Callable[[
         recorded.replay()
         found.cpu()
 
+    # The graph does not keep the arrays that it reads, such as the inputs. Something else has to.
+    run.keep = program  # pyright: ignore[reportFunctionMemberAccess]
     return run
 
 

@@ -10,10 +10,11 @@ from __future__ import annotations
 
 import importlib.util
 import itertools
+import multiprocessing
 import statistics
 import time
 from collections.abc import Callable
-from concurrent.futures import ThreadPoolExecutor
+from concurrent.futures import Executor, ProcessPoolExecutor, ThreadPoolExecutor
 from functools import partial
 from typing import Any
 
@@ -26,6 +27,7 @@ from peers import Task
 
 from jaxrnn.backends import BACKENDS
 
+Timer = Callable[[int], float]  # from a number of calls to the seconds they take
 ROUNDS, ROUND_SECONDS = 5, 0.03
 GRAPH = ", CUDA graph"
 GRAPHS = {
@@ -41,6 +43,8 @@ OURS: dict[str, dict[str, Any]] = {
     "scan": {"implementation": "scan"},
     "scan, unroll 4": {"implementation": "scan", "unroll": 4},
 }
+# Only the first task has these, because they are never the fastest.
+FIRST = {"states", "fused", "scan, unroll 4"}
 CUDNN = "cudnn"  # a backend of jaxrnn, but NVIDIA's program
 # Functions from a task to (apply, params), by the module that must be installed.
 MODELS = {"flax": peers.flax_linen, "equinox": peers.equinox}
@@ -117,7 +121,10 @@ def compare(measurements: Measurements, small: bool) -> None:
         if "GB_per_s" in rates:  # the floor, the time of the products or the memory traffic alone
             about["products_ms"] = task.flops / rates[f"TFLOPs_{about['products']}"] / 1e9
             about["bytes_ms"] = task.least_bytes / rates["GB_per_s"] / 1e6
-        time_task(measurements, task, about, ways(task, number == 0, small), compile_threads(small))
+        names = ways(task, number == 0, small)
+        # torch has a process of its own. After an error on the device a process cannot go on.
+        with ProcessPoolExecutor(1, multiprocessing.get_context("spawn")) as others:
+            time_task(measurements, task, about, names, compile_threads(small), others)
 
 
 def measure_rates(small: bool) -> dict[str, float]:
@@ -145,17 +152,23 @@ def milliseconds(function: Callable, argument: Any) -> float:
     return 1e3 * statistics.median(times)
 
 
-def ways(task: Task, graphs: bool, small: bool) -> list[str]:
-    """Returns the implementations of a task, those with ", CUDA graph" as XLA's command buffers."""
+def ways(task: Task, first: bool, small: bool) -> list[str]:
+    """Returns the implementations of a task, of the first one also those that others leave out.
+
+    Those of jaxrnn with ", CUDA graph" are XLA's command buffers.
+    """
     platform = jax.default_backend()
-    names = [name for name, options in OURS.items() if not (small and "unroll" in options)]
+    names = [name for name in OURS if first or small or name not in FIRST]
+    if small:
+        names = [name for name in names if "unroll" not in OURS[name]]
     if task.hidden > 128:
         names.remove(AMPERE)  # a block has no room for the products
-    if graphs and platform == "gpu":
+    if first and platform == "gpu":
         names += [name + GRAPH for name in ("pallas", "states")]
     if task.masked:
         return names
-    names += [CUDNN, *(name for name in MODELS if name != "equinox" or task.products is None)]
+    names += [CUDNN] if task.cell == "lstm" else []
+    names += ["flax", *(["equinox"] if first else [])]
     return [*names, *TORCH] if platform == "gpu" else names
 
 
@@ -183,26 +196,31 @@ def absent(way: str) -> str | None:
 
 
 def time_task(
-    measurements: Measurements, task: Task, about: dict[str, Any], names: list[str], workers: int
+    measurements: Measurements,
+    task: Task,
+    about: dict[str, Any],
+    names: list[str],
+    workers: int,
+    others: Executor,
 ) -> None:
     """Adds a record for each implementation, and writes its time after every round."""
-    building: dict[str, Callable[[], Callable[[], None]]] = {}
+    building: dict[str, Callable[[], Timer]] = {}
     with ThreadPoolExecutor(workers) as pool:
         for way in names:
             if reason := absent(way):
                 measurements.add(about | {"way": way, "absent": reason})
-            elif way in TORCH:  # no other thread may use the device while torch records a graph
-                building[way] = partial(build, task, way)
+            elif way in TORCH:
+                building[way] = partial(build_elsewhere, others, task, way)
             else:
-                building[way] = pool.submit(build, task, way).result
-    runs: dict[str, Callable[[], None]] = {}
+                building[way] = pool.submit(build_timer, task, way).result
+    timers: dict[str, Timer] = {}
     records: dict[str, dict[str, Any]] = {}
     for way, built in building.items():  # all are compiled
 
         def start(way=way, built=built):
-            run = runs[way] = built()
-            run()
-            return {"ms": 1e3 * seconds(run) / task.repeats, "rounds_ms": []}
+            timer = timers[way] = built()
+            timer(1)
+            return {"ms": 1e3 * timer(1) / task.repeats, "rounds_ms": []}
 
         records[way] = measurements.add(about | {"way": way} | measurements.outcome(start))
     timed = {way: record for way, record in records.items() if "ms" in record}
@@ -215,7 +233,7 @@ def time_task(
             if "failed" in record or (number and time.perf_counter() > measurements.deadline):
                 continue
             try:
-                once = seconds(partial(repeat, runs[way], calls[way])) / calls[way]
+                once = timers[way](calls[way]) / calls[way]
                 record["rounds_ms"].append(1e3 * once / task.repeats)
                 record["ms"] = statistics.median(record["rounds_ms"])
             except Exception as error:
@@ -223,6 +241,33 @@ def time_task(
                 record.update(failure(error))
         measurements.write()
     print(summary(list(records.values())), flush=True)
+
+
+def build_timer(task: Task, way: str) -> Timer:
+    """Compiles a program; returns a function from a number of calls to the seconds they take."""
+    run = build(task, way)
+
+    def timer(calls: int) -> float:
+        return seconds(partial(repeat, run, calls))
+
+    return timer
+
+
+_elsewhere: dict[str, Timer] = {}  # the programs that another process holds
+
+
+def build_elsewhere(others: Executor, task: Task, way: str) -> Timer:
+    """Builds a program in another process; returns its timer."""
+    others.submit(_hold, task, way).result()
+    return lambda calls: others.submit(_time_held, way, calls).result()
+
+
+def _hold(task: Task, way: str) -> None:
+    _elsewhere[way] = build_timer(task, way)
+
+
+def _time_held(way: str, calls: int) -> float:
+    return _elsewhere[way](calls)
 
 
 def repeat(run: Callable[[], None], times: int) -> None:
