@@ -11,7 +11,7 @@ measurements:
     speed.json      train steps and evaluations of every backend and of other libraries
     seeds.json      the fast recipe, with one seed and with ten together
     tutorial.json   the tutorial's 20,000 steps and 200 evaluations
-    pixels.json     permuted and sequential MNIST, 50 epochs
+    pixels.json     permuted and sequential MNIST, three seeds
 
 A record without figures says why: the case failed, its backend does not support it, a library is
 missing, or no time was left. The last three parts read MNIST from the folder JAXRNN_DATA_DIR, or
@@ -25,6 +25,7 @@ import sys
 import time
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass
+from functools import partial
 from pathlib import Path
 from typing import Any, Literal
 
@@ -52,6 +53,8 @@ class Config:
     """Time after which no new case is started. Time that a part leaves goes to the next."""
     parts: tuple[Literal[tuple(SHARES)], ...] = tuple(SHARES)
     """Parts to run."""
+    epochs: int = 50
+    """Epochs of the part pixels."""
     small: bool = False
     """Use tiny sizes, as on a CPU, to try the script."""
 
@@ -59,6 +62,8 @@ class Config:
         """Raises OptionError if a value is out of range."""
         if not self.seconds >= 0:
             raise OptionError("--seconds must not be negative")
+        if self.epochs < 1:
+            raise OptionError("--epochs must be positive")
 
 
 def main(arguments: Sequence[str] | None = None) -> int:
@@ -83,7 +88,7 @@ def main(arguments: Sequence[str] | None = None) -> int:
         "speed": (timings.compare, timings.summary),
         "seeds": (whole_runs.seeds, whole_runs.summary),
         "tutorial": (whole_runs.tutorial, whole_runs.summary),
-        "pixels": (whole_runs.pixels, whole_runs.summary),
+        "pixels": (partial(whole_runs.pixels, epochs=config.epochs), whole_runs.summary),
     }
     config.out.mkdir(parents=True, exist_ok=True)
     about = {"platform": jax.default_backend(), "small": small, "environment": environment()}

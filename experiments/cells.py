@@ -49,6 +49,7 @@ CELLS: dict[str, Callable[..., jaxrnn.Cell]] = {
     "lru": jaxrnn.lru,
     # The paper's initialization for long sequences whose neighbouring inputs are alike.
     "lru-long": partial(jaxrnn.lru, radius=(0.99, 0.9999), max_phase=math.pi / 10),
+    "s5": jaxrnn.s5,
 }
 INITIALIZERS = {
     "glorot": glorot_uniform(),

@@ -153,6 +153,8 @@ def build_optimizer(config: Config) -> optax.GradientTransformation:
         steps=config.steps,
         clip_norm=config.clip_norm,
         algorithm=OPTIMIZERS[config.optimizer],
+        weight_decay=config.weight_decay,
+        recurrence_rate=config.recurrence_rate,
     )
 
 

@@ -15,6 +15,7 @@ from options import Config, parse_cell_options
 import jaxrnn
 from jaxrnn.linen import Classifier, Stack
 from jaxrnn.renet import ReNet
+from jaxrnn.residual import ResidualClassifier
 
 NUM_CLASSES = 10
 
@@ -38,12 +39,18 @@ def build_model(config: Config) -> nn.Module:
         OptionError: If the options do not go together.
     """
     if config.cell in BASELINES:
-        if refused := _changed(config, (*CELL, *STACK, "patch")):
+        if refused := _changed(config, (*CELL, *STACK, "patch", "blocks")):
             raise OptionError(
                 f"--cell {config.cell} is not a recurrent network and does not take {refused}"
             )
         return BASELINES[config.cell](NUM_CLASSES)
     cell = build_cell(config)
+    if config.blocks:
+        if refused := _changed(config, sorted({*STACK, "patch"} - {"num_layers", "dropout"})):
+            raise OptionError(f"--blocks does not go with {refused}")
+        return ResidualClassifier(
+            cell, NUM_CLASSES, config.hidden_size, config.num_layers, config.dropout
+        )
     if config.patch is None:
         return classifier(
             cell,

@@ -16,7 +16,7 @@ from jaxrnn import training
 from jaxrnn.training import data
 
 SEEDS = 10
-EPOCHS, PIXELS_EVALUATIONS = 50, 10
+PIXELS_SEEDS, PIXELS_EVALUATIONS = 3, 10
 CHUNK = 100  # train steps in one program
 STEPS = 20_000  # of the tutorial's recipe, on digits too
 SMALL: dict[str, Any] = {
@@ -145,12 +145,12 @@ def tutorial(measurements: Measurements, small: bool) -> None:
     train_recipes(measurements, small, {"tutorial": (config("tutorial", small, steps=STEPS), None)})
 
 
-def pixels(measurements: Measurements, small: bool) -> None:
-    """Trains the recipes that read one pixel a time step, the one with fewer steps first."""
+def pixels(measurements: Measurements, small: bool, epochs: int) -> None:
+    """Trains several seeds of the recipes that read one pixel a time step."""
     runs = {}
     for name in ("permuted-mnist", "sequential-mnist"):
         batch_size = RECIPES[name].get("batch_size", Config().batch_size)
-        steps = EPOCHS * (len(dataset(small).train.labels) // batch_size)
+        steps = epochs * (len(dataset(small).train.labels) // batch_size)
         sizes = {"steps": steps, "eval_every": -(-steps // PIXELS_EVALUATIONS)}
-        runs[name] = config(name, small, **sizes), None
+        runs[name] = config(name, small, **sizes), 2 if small else PIXELS_SEEDS
     train_recipes(measurements, small, runs)

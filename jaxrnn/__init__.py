@@ -8,7 +8,7 @@ are in `jaxrnn.convert`, and data sets and training loops are in `jaxrnn.trainin
 
 from jaxrnn.cell import Cell, Recurrence, gated, linear, product
 from jaxrnn.cells.gru import GRUParams, GRUState, gru, mgu
-from jaxrnn.cells.linear import LRUParams, LRUState, lru, min_gru, min_lstm
+from jaxrnn.cells.linear import LRUParams, LRUState, S5Params, lru, min_gru, min_lstm, s5
 from jaxrnn.cells.lstm import (
     FullGateState,
     LayerNormLSTMParams,
@@ -41,6 +41,7 @@ __all__ = [
     "RNNState",
     "Recurrence",
     "Regularizer",
+    "S5Params",
     "gated",
     "gru",
     "identity",
@@ -56,6 +57,7 @@ __all__ = [
     "odyssey",
     "product",
     "rnn",
+    "s5",
     "scaled",
     "unroll",
 ]

@@ -616,11 +616,19 @@ def dropout_key(module: nn.Module) -> Array | None:
     return module.make_rng("dropout") if module.has_rng("dropout") else None
 
 
-def dropout(module: nn.Module, hidden: Array, rate: float | Array | None) -> Array:
-    """Applies dropout in training. Unlike in `flax.linen.Dropout`, the rate may be traced."""
+def dropout(
+    module: nn.Module, hidden: Array, rate: float | Array | None, shared: int | None = None
+) -> Array:
+    """Applies dropout in training. Unlike in `flax.linen.Dropout`, the rate may be traced.
+
+    The entries along the axis `shared` are dropped together.
+    """
     if rate is None or (key := dropout_key(module)) is None:
         return hidden
-    return hidden * dropout_mask(key, hidden.shape, rate, hidden.dtype)
+    shape = list(hidden.shape)
+    if shared is not None:
+        shape[shared] = 1
+    return hidden * dropout_mask(key, tuple(shape), rate, hidden.dtype)
 
 
 def check_rate(name: str, value: Any) -> None:

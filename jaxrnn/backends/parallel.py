@@ -46,9 +46,13 @@ def run(
     recurrence: Any = cell.recurrence
     params, packed_start = with_kernels_in(dtype, params), recurrence.pack(start)
     a, b = recurrence.coefficients(params, steps.inputs)
-    # A coefficient may have fewer axes, such as a decay [H] shared by all examples and steps.
     shape = jnp.broadcast_shapes(a.shape, b.shape, steps.inputs.shape[:1] + packed_start.shape)
-    a, b = jnp.broadcast_to(a, shape), jnp.broadcast_to(b, shape)
+    b = jnp.broadcast_to(b, shape)
+    # A coefficient may have fewer axes, such as a decay [H] shared by all examples and steps. It is
+    # then not repeated for every example, which would double the memory traffic.
+    a = jnp.expand_dims(a, range(len(shape) - a.ndim))
+    shared = steps.resets is None and steps.mask is None
+    a = jnp.broadcast_to(a, (shape[0], *a.shape[1:]) if shared else shape)
     if steps.resets is not None:
         b = select(steps.resets, b + a * recurrence.pack(reset_state)[None], b)
         a = zeros_where(steps.resets, a)
@@ -64,7 +68,7 @@ def run(
 
 
 def states_of(
-    a: Inexact[Array, "T *B H"],
+    a: Inexact[Array, "T *#B H"],
     b: Inexact[Array, "T *B H"],
     resets: Bool[Array, "T *B"] | None = None,
 ) -> Inexact[Array, "T *B H"]:
@@ -75,7 +79,7 @@ def states_of(
     recurrence reversed in time, in reverse mode.
 
     Args:
-        a: The factors of the states, zero at a reset.
+        a: The factors of the states, zero at a reset. An axis of size 1 is shared by the examples.
         b: The summands.
         resets: Where True, the previous state is ignored even if it is NaN. If None, there are no
             resets.

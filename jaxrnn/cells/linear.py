@@ -10,11 +10,13 @@ Shapes: B batch (any number of axes), I input features, H hidden units.
 
 from __future__ import annotations
 
+import math
 from collections.abc import Callable
-from typing import NamedTuple
+from typing import Any, NamedTuple
 
 import jax
 import jax.numpy as jnp
+import numpy as np
 from jax import lax
 from jaxtyping import Array, Float
 
@@ -208,7 +210,7 @@ def lru(
         eigenvalue = jnp.exp(_complex(-jnp.exp(params.nu), jnp.exp(params.theta)))
         drive = _complex(product(x, params.input_kernel[0]), product(x, params.input_kernel[1]))
         scale = jnp.exp(params.gamma).astype(drive.dtype)
-        return along(eigenvalue, drive), along(scale, drive) * drive
+        return eigenvalue, along(scale, drive) * drive
 
     def unpack(packed, dtype):
         return LRUState(packed.real.astype(dtype), packed.imag.astype(dtype))
@@ -219,6 +221,131 @@ def lru(
         return activation(y + product(x, params.skip_kernel))
 
     return linear(Recurrence(coefficients, unpack, _pack, readout), init, initial_state)
+
+
+class S5Params(NamedTuple):
+    """Parameters of `s5`.
+
+    Attributes:
+        eigenvalues: Λ, its real and its imaginary part.
+        log_step: The logarithm of Δ.
+        input_kernel: B, its real and its imaginary part.
+        output_kernel: C, its real and its imaginary part.
+        skip_kernel: D, elementwise `[H]` if the inputs have H features, otherwise `[I, H]`.
+    """
+
+    eigenvalues: Float[Array, "2 N"]
+    log_step: Float[Array, " N"]
+    input_kernel: Float[Array, "2 I N"]
+    output_kernel: Float[Array, "2 N H"]
+    skip_kernel: Float[Array, "*I H"]
+
+
+@cached
+def s5(
+    hidden_size: int,
+    *,
+    state_size: int | None = None,
+    activation: Callable[[Array], Array] = jax.nn.gelu,
+    step_range: tuple[float, float] = (1e-3, 1e-1),
+) -> Cell[S5Params, LRUState]:
+    """Simplified state space layer, S5 (Smith et al., 2023).
+
+        s' = Λ̄∘s + B̄·x                     complex, by zero-order hold:
+        Λ̄ = exp(Λ∘Δ)        B̄ = Λ⁻¹∘(Λ̄ - 1)∘B
+        y = activation(2 Re(C·s') + D·x)
+
+    Smith et al., "Simplified state space layers for sequence modeling". Each complex state stands
+    for a pair of conjugates, so that y is real. Λ starts as the eigenvalues of the normal part of
+    the HiPPO-LegS matrix. Their real parts are kept below zero. The activation replaces the gated
+    block that the paper adds after the layer, which `jaxrnn.residual` has.
+
+    Args:
+        hidden_size: H, the number of output features.
+        state_size: N, the number of complex states. Defaults to H / 2, rounded up.
+        activation: The elementwise nonlinearity of the output.
+        step_range: `(low, high)`, the range of Δ at initialization.
+
+    Returns:
+        A cell with `S5Params` and `LRUState`.
+
+    Raises:
+        ValueError: If `hidden_size` or `state_size` is not a positive integer, or `step_range` does
+            not satisfy 0 < low < high.
+    """
+    hidden_size = size("hidden_size", hidden_size)
+    states = size("state_size", -(-hidden_size // 2) if state_size is None else state_size)
+    low, high = step_range
+    if not 0 < low < high:
+        raise ValueError(f"step_range must be (low, high) with 0 < low < high, got {step_range}")
+
+    def init(key, input_size, dtype=jnp.float32):
+        keys = jax.random.split(key, 4)
+        eigenvalues, vectors = _hippo(2 * states)
+        eigenvalues, vectors = eigenvalues[:states], vectors[:, :states]
+        normal = jax.random.normal
+        given = normal(keys[0], (input_size, 2 * states)) / input_size**0.5
+        taken = normal(keys[1], (2 * states, hidden_size)) / (2 * states) ** 0.5
+        square = input_size == hidden_size
+        skip = normal(keys[2], (hidden_size,) if square else (input_size, hidden_size))
+        log_step = jax.random.uniform(
+            keys[3], (states,), jnp.float32, math.log(low), math.log(high)
+        )
+        # Eigenvalues near 0 and small steps would be rounded to the same number in bfloat16.
+        precise = _precise(dtype)
+        # The states are those of the HiPPO matrix multiplied by the inverse of the eigenvectors.
+        return S5Params(
+            eigenvalues=_parts(eigenvalues).astype(precise),
+            log_step=log_step.astype(precise),
+            input_kernel=_parts(given @ vectors.conj()).astype(dtype),
+            output_kernel=_parts(vectors.T @ taken).astype(dtype),
+            skip_kernel=(skip if square else skip / input_size**0.5).astype(dtype),
+        )
+
+    def initial_state(params, batch_shape=()):
+        zero = zeros(params, batch_shape, states)
+        return LRUState(zero, zero)
+
+    def coefficients(params, x):
+        real, imaginary = params.eigenvalues
+        eigenvalue = _complex(jnp.minimum(real, -1e-4), imaginary)
+        decay = jnp.exp(eigenvalue * jnp.exp(params.log_step))
+        drive = _complex(product(x, params.input_kernel[0]), product(x, params.input_kernel[1]))
+        scale = ((decay - 1) / eigenvalue).astype(drive.dtype)
+        return decay.astype(drive.dtype), along(scale, drive) * drive
+
+    def unpack(packed, dtype):
+        return LRUState(packed.real.astype(dtype), packed.imag.astype(dtype))
+
+    def readout(params, packed, x):
+        real, imaginary = packed.real.astype(x.dtype), packed.imag.astype(x.dtype)
+        y = product(real, params.output_kernel[0]) - product(imaginary, params.output_kernel[1])
+        skip = params.skip_kernel
+        return activation(2 * y + (product(x, skip) if skip.ndim == 2 else x * along(skip, x)))
+
+    return linear(Recurrence(coefficients, unpack, _pack, readout), init, initial_state)
+
+
+def _hippo(order: int) -> tuple[np.ndarray, np.ndarray]:
+    """Returns eigenvalues and eigenvectors of the normal part of the HiPPO-LegS matrix.
+
+    Those with a positive imaginary part come first; the others are their conjugates. Gu et al.,
+    "On the parameterization and initialization of diagonal state space models", 2022.
+    """
+    root = np.sqrt(1 + 2 * np.arange(order))
+    lower = np.tril(np.outer(root, root))
+    matrix = np.diag(np.arange(order)) - lower  # HiPPO-LegS
+    low_rank = np.sqrt(np.arange(order) + 0.5)
+    normal = matrix + np.outer(low_rank, low_rank)
+    # The real part of every eigenvalue is the diagonal, and the rest is skew-symmetric.
+    imaginary, vectors = np.linalg.eigh(-1j * (normal - np.diag(np.diag(normal))))
+    order_of = np.argsort(-imaginary)
+    return np.mean(np.diag(normal)) + 1j * imaginary[order_of], vectors[:, order_of]
+
+
+def _parts(values: Any) -> Array:
+    """Stacks the real and the imaginary part."""
+    return jnp.stack([values.real, values.imag])
 
 
 def _pack(state):

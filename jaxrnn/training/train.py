@@ -84,29 +84,70 @@ def optimizer(
     steps: int | None = None,
     clip_norm: float | None = None,
     algorithm: Callable[[Any], optax.GradientTransformation] = optax.adam,
+    weight_decay: float | Array = 0.0,
+    recurrence_rate: float | Array = 1.0,
 ) -> optax.GradientTransformation:
     """Returns Adam (Kingma & Ba, 2015) with a learning rate schedule and gradient clipping.
 
     Args:
         learning_rate: The learning rate, or the peak of a one-cycle schedule. It may be traced.
-        schedule: "constant" or "onecycle" (Smith & Topin, 2018, in its cosine form).
-        steps: Number of steps of the one-cycle schedule.
+        schedule: "constant", "onecycle" (Smith & Topin, 2018, in its cosine form), or "cosine", a
+            linear warm-up in the first tenth of the steps and then half a cosine to zero.
+        steps: Number of steps of the one-cycle or cosine schedule.
         clip_norm: The global norm to which gradients are clipped. If None, they are not clipped.
         algorithm: A function from the learning rate to the optimizer that replaces Adam.
+        weight_decay: The decoupled weight decay of the kernels (Loshchilov & Hutter, 2019). Biases,
+            gains, and the parameters that `recurrence_rate` is for are not decayed.
+        recurrence_rate: Factor on the learning rate of the parameters of cells that are neither
+            kernels nor biases, such as the eigenvalues of `jaxrnn.lru`.
 
     Raises:
-        ValueError: If `schedule` is unknown, or is "onecycle" and `steps` is None.
+        ValueError: If `schedule` is unknown, or is not "constant" and `steps` is None.
     """
+    if schedule not in SCHEDULES:
+        raise ValueError(f"schedule must be one of {', '.join(SCHEDULES)}, got {schedule!r}")
     rate: Any = learning_rate
-    if schedule == "onecycle":
+    if schedule != "constant":
         if steps is None:
-            raise ValueError("steps must be given if schedule is 'onecycle', got None")
-        shape = optax.cosine_onecycle_schedule(steps, 1.0)
+            raise ValueError(f"steps must be given if schedule is {schedule!r}, got None")
+        shape = SCHEDULES[schedule](steps)
         rate = lambda step: learning_rate * shape(step)  # noqa: E731
-    elif schedule != "constant":
-        raise ValueError(f"schedule must be 'constant' or 'onecycle', got {schedule!r}")
-    clip = optax.identity() if clip_norm is None else optax.clip_by_global_norm(clip_norm)
-    return optax.chain(clip, algorithm(rate))
+    chain = [optax.identity() if clip_norm is None else optax.clip_by_global_norm(clip_norm)]
+    if isinstance(weight_decay, Array) or weight_decay:
+        # The learning rate multiplies the decay too, so that both follow the schedule.
+        chain.append(algorithm(1.0))
+        chain.append(optax.add_decayed_weights(-weight_decay, partial(_mark, _is_kernel)))
+        chain.append(optax.scale_by_schedule(rate) if callable(rate) else optax.scale(rate))
+    else:
+        chain.append(algorithm(rate))
+    if isinstance(recurrence_rate, Array) or recurrence_rate != 1.0:
+        scaled = optax.masked(optax.scale(recurrence_rate), partial(_mark, _of_recurrence))
+        chain.append(scaled)
+    return optax.chain(*chain)
+
+
+SCHEDULES: dict[str, Callable[[int], Any]] = {
+    "constant": lambda steps: lambda step: 1.0,
+    "onecycle": lambda steps: optax.cosine_onecycle_schedule(steps, 1.0),
+    "cosine": lambda steps: optax.warmup_cosine_decay_schedule(
+        0.0, 1.0, max(1, steps // 10), max(2, steps)
+    ),
+}
+
+
+def _mark(wanted: Callable[[list[str]], bool], params: Any) -> Any:
+    """Returns a tree with True at the parameters whose path has the property."""
+    return jax.tree_util.tree_map_with_path(
+        lambda path, _: wanted([jax.tree_util.keystr((key,), simple=True) for key in path]), params
+    )
+
+
+def _is_kernel(path: list[str]) -> bool:
+    return path[-1].endswith(("kernel", "projection"))
+
+
+def _of_recurrence(path: list[str]) -> bool:
+    return "cell" in path and not _is_kernel(path) and not path[-1].endswith("bias")
 
 
 def train_step(

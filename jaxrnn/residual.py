@@ -1,0 +1,146 @@
+"""A classifier of long sequences: residual blocks around a recurrent layer.
+
+The blocks are those of deep state space models: Gu et al., "Efficiently modeling long sequences
+with structured state spaces", 2022; Smith et al., "Simplified state space layers for sequence
+modeling", 2023; Orvieto et al., "Resurrecting recurrent neural networks for long sequences", 2023.
+
+Shapes: as in `jaxrnn.linen`, and D features of a block.
+"""
+
+from __future__ import annotations
+
+from typing import Any
+
+import flax.linen as nn
+import jax
+import jax.numpy as jnp
+import numpy as np
+from jax.typing import DTypeLike
+from jaxtyping import Array, Float, Num
+
+from jaxrnn.arguments import check_lengths
+from jaxrnn.cell import Cell
+from jaxrnn.linen import RNN, check_rate, dropout, mask_inputs, readout
+
+__all__ = ["ResidualBlock", "ResidualClassifier"]
+
+
+class ResidualBlock(nn.Module):
+    """A recurrent layer between a normalization and a gate, added to its inputs.
+
+        y = RNN(LayerNorm(x))
+        x' = x + dropout(y∘σ(W·y + b))
+
+    The dropout mask is the same at all time steps.
+
+    Attributes:
+        cell: The recurrent cell, with as many output features as the inputs have, D.
+        dropout: The dropout rate in training, in [0, 1), or None.
+        implementation: As in `jaxrnn.unroll`.
+        dtype: As in `jaxrnn.unroll`.
+        param_dtype: The dtype of the parameters.
+    """
+
+    cell: Cell
+    dropout: float | Array | None = None
+    implementation: str | None = None
+    dtype: DTypeLike | None = None
+    param_dtype: DTypeLike = jnp.float32
+
+    @nn.compact
+    def __call__(
+        self, inputs: Float[Array, "*B T D"], seq_lengths: Any = None
+    ) -> Float[Array, "*B T D"]:
+        """Applies the block to sequences `[*B, T, D]`; returns the same shape.
+
+        Args:
+            inputs: The sequences.
+            seq_lengths: The lengths of the examples, integers `[*B]` in 0..T. Defaults to T.
+
+        Raises:
+            ValueError: If the cell has another number of output features than the inputs, or
+                `dropout` is not in [0, 1).
+        """
+        check_rate("dropout", self.dropout)
+        layer = RNN(
+            self.cell,
+            implementation=self.implementation,
+            dtype=self.dtype,
+            param_dtype=self.param_dtype,
+            name="layer",
+        )
+        options: Any = {"dtype": self.dtype, "param_dtype": self.param_dtype}
+        hidden = layer(nn.LayerNorm(**options, name="norm")(inputs), seq_lengths=seq_lengths)
+        if hidden.shape != inputs.shape:
+            raise ValueError(
+                f"cell must have {inputs.shape[-1]} output features like the inputs, "
+                f"got {hidden.shape[-1]}"
+            )
+        hidden = hidden * jax.nn.sigmoid(nn.Dense(hidden.shape[-1], **options, name="gate")(hidden))
+        return inputs + dropout(self, hidden, self.dropout, shared=-2)
+
+
+class ResidualClassifier(nn.Module):
+    """A sequence classifier: an encoder, residual blocks, and a readout of their mean over time.
+
+    Attributes:
+        cell: The recurrent cell of every block.
+        num_classes: C, the number of classes.
+        features: D, the number of output features of the cell.
+        num_layers: The number of blocks.
+        dropout: The dropout rate of each block in training, in [0, 1), or None.
+        implementation: As in `jaxrnn.unroll`.
+        dtype: The dtype of the operands of the matrix products, including that of the readout.
+        param_dtype: The dtype of the parameters.
+
+    Examples:
+        >>> import jax
+        >>> import jax.numpy as jnp
+        >>> import jaxrnn
+        >>> from jaxrnn.residual import ResidualClassifier
+        >>> model = ResidualClassifier(jaxrnn.s5(32), num_classes=10, features=32)
+        >>> inputs = jnp.ones((2, 784, 1))
+        >>> logits, variables = model.init_with_output(jax.random.key(0), inputs)
+        >>> logits.shape
+        (2, 10)
+    """
+
+    cell: Cell
+    num_classes: int
+    features: int
+    num_layers: int = 4
+    dropout: float | Array | None = None
+    implementation: str | None = None
+    dtype: DTypeLike | None = None
+    param_dtype: DTypeLike = jnp.float32
+
+    @nn.compact
+    def __call__(
+        self, inputs: Num[Array | np.ndarray, "*B T I"], seq_lengths: Any = None
+    ) -> Float[Array, "*B C"]:
+        """Classifies the sequences.
+
+        Args:
+            inputs: The sequences `[*B, T, I]`.
+            seq_lengths: The lengths of the examples, integers `[*B]` in 0..T. The mean is over the
+                steps of an example, and zero if it has none. Defaults to T.
+
+        Returns:
+            The logits `[*B, C]`.
+
+        Raises:
+            ValueError: As for `ResidualBlock`.
+        """
+        *batch, time, _ = inputs.shape
+        seq_lengths = check_lengths(seq_lengths, tuple(batch), time, "seq_lengths")
+        options: Any = {"dtype": self.dtype, "param_dtype": self.param_dtype}
+        hidden = nn.Dense(self.features, **options, name="encoder")(
+            jnp.asarray(inputs, self.param_dtype)
+        )
+        for number in range(self.num_layers):
+            hidden = ResidualBlock(
+                self.cell, self.dropout, self.implementation, **options, name=f"block_{number}"
+            )(hidden, seq_lengths)
+        steps = jnp.asarray(time) if seq_lengths is None else seq_lengths[..., None]
+        total = mask_inputs(hidden, seq_lengths).sum(-2)
+        return readout(total / jnp.maximum(steps, 1), self.num_classes, **options)
