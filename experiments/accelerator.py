@@ -25,7 +25,6 @@ import sys
 import time
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass
-from functools import partial
 from pathlib import Path
 from typing import Any, Literal
 
@@ -53,8 +52,6 @@ class Config:
     """Time after which no new case is started. Time that a part leaves goes to the next."""
     parts: tuple[Literal[tuple(SHARES)], ...] = tuple(SHARES)
     """Parts to run."""
-    epochs: int = 50
-    """Epochs of the part pixels."""
     small: bool = False
     """Use tiny sizes, as on a CPU, to try the script."""
 
@@ -62,8 +59,6 @@ class Config:
         """Raises OptionError if a value is out of range."""
         if not self.seconds >= 0:
             raise OptionError("--seconds must not be negative")
-        if self.epochs < 1:
-            raise OptionError("--epochs must be positive")
 
 
 def main(arguments: Sequence[str] | None = None) -> int:
@@ -88,7 +83,7 @@ def main(arguments: Sequence[str] | None = None) -> int:
         "speed": (timings.compare, timings.summary),
         "seeds": (whole_runs.seeds, whole_runs.summary),
         "tutorial": (whole_runs.tutorial, whole_runs.summary),
-        "pixels": (partial(whole_runs.pixels, epochs=config.epochs), whole_runs.summary),
+        "pixels": (whole_runs.pixels, whole_runs.summary),
     }
     config.out.mkdir(parents=True, exist_ok=True)
     about = {"platform": jax.default_backend(), "small": small, "environment": environment()}

@@ -22,11 +22,13 @@ class Measurements:
     Attributes:
         records: The records so far.
         deadline: The time of `time.perf_counter` after which no new case is started.
+        folder: The folder of the file.
     """
 
     def __init__(self, path: Path, about: Mapping[str, Any], deadline: float):
         self.records: list[dict[str, Any]] = []
         self.deadline, self._started = deadline, time.perf_counter()
+        self.folder = path.parent
         self._path, self._about, self._lock = path, about, threading.Lock()
         self.write()
 

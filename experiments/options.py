@@ -83,10 +83,10 @@ PIXELS = {
     "learning_rate": 4e-3,
     "recurrence_rate": 0.25,
     "weight_decay": 0.05,
-    "batch_size": 50,
-    "steps": 55_000,
+    "batch_size": 64,
+    "steps": 27_000,
     "clip_norm": 1.0,
-    "eval_every": 5500,
+    "eval_every": 2700,
 }
 RECIPES: dict[str, dict[str, Any]] = {
     # The TF1 tutorial's: 20,000 steps of Adam at 0.001, batches of 100, evaluated every 100 steps.

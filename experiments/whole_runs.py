@@ -7,6 +7,7 @@ import os
 import time
 from typing import Any
 
+import jax
 import numpy as np
 from experiment import load_dataset, resolve
 from measurements import Measurements, OutOfTime
@@ -16,7 +17,7 @@ from jaxrnn import training
 from jaxrnn.training import data
 
 SEEDS = 10
-PIXELS_SEEDS, PIXELS_EVALUATIONS = 3, 10
+PIXELS_SEEDS = 3
 CHUNK = 100  # train steps in one program
 STEPS = 20_000  # of the tutorial's recipe, on digits too
 SMALL: dict[str, Any] = {
@@ -59,9 +60,19 @@ def config(recipe: str, small: bool, **options: Any) -> Config:
 
 
 def train(
-    measurements: Measurements, config: Config, small: bool, seeds: int | None = None
+    measurements: Measurements,
+    record: dict[str, Any],
+    config: Config,
+    small: bool,
+    seeds: int | None = None,
 ) -> dict[str, Any]:
-    """Trains one seed, or several together; returns the time that it takes and the accuracies.
+    """Trains one seed, or several together.
+
+    After every evaluation the time that it took and the accuracies are put into the record, and the
+    parameters into a file, so that an interrupted run leaves both.
+
+    Returns:
+        The record.
 
     Raises:
         OutOfTime: If the first steps show that the run would not end in time.
@@ -70,8 +81,7 @@ def train(
     trainer = training.Trainer(
         training.Fixed(run.model, run.optimizer), run.loss_fn, mesh=training.make_mesh(1, 1)
     )
-    started, first = time.perf_counter(), None
-    seconds, curve, accuracy = {}, [], np.zeros(1)
+    started, first, curve = time.perf_counter(), None, []
     for progress in training.fit(
         trainer,
         run.train,
@@ -82,7 +92,7 @@ def train(
         eval_every=config.eval_every,
         chunk=CHUNK,
     ):
-        step, now, seconds = progress.step, time.perf_counter(), progress.seconds
+        step, now = progress.step, time.perf_counter()
         if first is None:  # the first chunk compiles
             first = step, now
         elif step < max(run.steps // 10, 3 * CHUNK):
@@ -93,18 +103,32 @@ def train(
                     f"step), {measurements.deadline - now:.0f} s were left"
                 )
         if progress.metrics:
-            accuracy = np.atleast_1d(progress.metrics["test"])
-            curve.append((step, float(accuracy.mean())))
-    return {
-        "steps": run.steps,
-        "seconds": seconds,
-        "wall_s": time.perf_counter() - started,
-        "ms_per_step": 1e3 * seconds["train"] / run.steps,
-        "test_accuracy": float(accuracy.mean()),
-        "std": float(accuracy.std(ddof=1)) if len(accuracy) > 1 else None,
-        "each": accuracy.tolist(),
-        "curve": curve,
-    }
+            test, validation = (
+                np.atleast_1d(progress.metrics[name]) for name in ("test", "validation")
+            )
+            loss = float(progress.losses.mean())
+            curve.append((step, loss, float(validation.mean()), float(test.mean())))
+            record |= {
+                "steps": step,
+                "of_steps": run.steps,
+                "seconds": progress.seconds,
+                "wall_s": now - started,
+                "ms_per_step": 1e3 * progress.seconds["train"] / step,
+                "test_accuracy": float(test.mean()),
+                "std": float(test.std(ddof=1)) if len(test) > 1 else None,
+                "each": test.tolist(),
+                "each_validation": validation.tolist(),
+                "curve": curve,
+            }
+            leaves = jax.tree_util.tree_leaves_with_path(progress.state.params)
+            arrays = {
+                jax.tree_util.keystr(path, simple=True, separator="/"): leaf
+                for path, leaf in leaves
+            }
+            np.savez(measurements.folder / f"{record['what']}.npz", **arrays)
+            measurements.write()
+            print(*curve[-1])
+    return record
 
 
 def train_recipes(
@@ -112,10 +136,14 @@ def train_recipes(
 ) -> None:
     """Adds a record of each run."""
     for name, (options, seeds) in runs.items():
-        found = measurements.outcome(
-            lambda options=options, seeds=seeds: train(measurements, options, small, seeds)
+        record = {"what": name, "data": dataset(small).name, "seeds": seeds or 1}
+        measurements.records.append(record)
+        record |= measurements.outcome(
+            lambda record=record, options=options, seeds=seeds: train(
+                measurements, record, options, small, seeds
+            )
         )
-        measurements.add({"what": name, "data": dataset(small).name, "seeds": seeds or 1} | found)
+        measurements.write()
 
 
 def summary(records: list[dict[str, Any]]) -> str:
@@ -145,12 +173,8 @@ def tutorial(measurements: Measurements, small: bool) -> None:
     train_recipes(measurements, small, {"tutorial": (config("tutorial", small, steps=STEPS), None)})
 
 
-def pixels(measurements: Measurements, small: bool, epochs: int) -> None:
+def pixels(measurements: Measurements, small: bool) -> None:
     """Trains several seeds of the recipes that read one pixel a time step."""
-    runs = {}
-    for name in ("permuted-mnist", "sequential-mnist"):
-        batch_size = RECIPES[name].get("batch_size", Config().batch_size)
-        steps = epochs * (len(dataset(small).train.labels) // batch_size)
-        sizes = {"steps": steps, "eval_every": -(-steps // PIXELS_EVALUATIONS)}
-        runs[name] = config(name, small, **sizes), 2 if small else PIXELS_SEEDS
-    train_recipes(measurements, small, runs)
+    seeds = 2 if small else PIXELS_SEEDS
+    names = "permuted-mnist", "sequential-mnist"
+    train_recipes(measurements, small, {name: (config(name, small), seeds) for name in names})

@@ -19,8 +19,9 @@ from jax.typing import DTypeLike
 from jaxtyping import Array, Float, Num
 
 from jaxrnn.arguments import check_lengths
+from jaxrnn.backends.steps import zeros_where
 from jaxrnn.cell import Cell
-from jaxrnn.linen import RNN, check_rate, dropout, mask_inputs, readout
+from jaxrnn.linen import RNN, check_rate, dropout, readout, within
 
 __all__ = ["ResidualBlock", "ResidualClassifier"]
 
@@ -49,13 +50,16 @@ class ResidualBlock(nn.Module):
 
     @nn.compact
     def __call__(
-        self, inputs: Float[Array, "*B T D"], seq_lengths: Any = None
-    ) -> Float[Array, "*B T D"]:
-        """Applies the block to sequences `[*B, T, D]`; returns the same shape.
+        self, inputs: Float[Array, "T *B D"], seq_lengths: Any = None
+    ) -> Float[Array, "T *B D"]:
+        """Applies the block to sequences, with time as the first axis.
 
         Args:
-            inputs: The sequences.
+            inputs: The sequences `[T, *B, D]`.
             seq_lengths: The lengths of the examples, integers `[*B]` in 0..T. Defaults to T.
+
+        Returns:
+            The sequences `[T, *B, D]`.
 
         Raises:
             ValueError: If the cell has another number of output features than the inputs, or
@@ -64,6 +68,7 @@ class ResidualBlock(nn.Module):
         check_rate("dropout", self.dropout)
         layer = RNN(
             self.cell,
+            time_major=True,
             implementation=self.implementation,
             dtype=self.dtype,
             param_dtype=self.param_dtype,
@@ -77,7 +82,7 @@ class ResidualBlock(nn.Module):
                 f"got {hidden.shape[-1]}"
             )
         hidden = hidden * jax.nn.sigmoid(nn.Dense(hidden.shape[-1], **options, name="gate")(hidden))
-        return inputs + dropout(self, hidden, self.dropout, shared=-2)
+        return inputs + dropout(self, hidden, self.dropout, shared=0)
 
 
 class ResidualClassifier(nn.Module):
@@ -134,13 +139,16 @@ class ResidualClassifier(nn.Module):
         *batch, time, _ = inputs.shape
         seq_lengths = check_lengths(seq_lengths, tuple(batch), time, "seq_lengths")
         options: Any = {"dtype": self.dtype, "param_dtype": self.param_dtype}
-        hidden = nn.Dense(self.features, **options, name="encoder")(
-            jnp.asarray(inputs, self.param_dtype)
-        )
+        # Transposed once here, rather than in every block.
+        inputs = jnp.moveaxis(jnp.asarray(inputs, self.param_dtype), -2, 0)
+        hidden = nn.Dense(self.features, **options, name="encoder")(inputs)
         for number in range(self.num_layers):
             hidden = ResidualBlock(
                 self.cell, self.dropout, self.implementation, **options, name=f"block_{number}"
             )(hidden, seq_lengths)
         steps = jnp.asarray(time) if seq_lengths is None else seq_lengths[..., None]
-        total = mask_inputs(hidden, seq_lengths).sum(-2)
+        if seq_lengths is not None:
+            past = ~within(seq_lengths, time)
+            hidden = zeros_where(jnp.moveaxis(past, -1, 0), hidden)
+        total = hidden.sum(0)
         return readout(total / jnp.maximum(steps, 1), self.num_classes, **options)

@@ -208,7 +208,7 @@ def lru(
 
     def coefficients(params, x):
         eigenvalue = jnp.exp(_complex(-jnp.exp(params.nu), jnp.exp(params.theta)))
-        drive = _complex(product(x, params.input_kernel[0]), product(x, params.input_kernel[1]))
+        drive = _complex_product(x, params.input_kernel)
         scale = jnp.exp(params.gamma).astype(drive.dtype)
         return eigenvalue, along(scale, drive) * drive
 
@@ -216,8 +216,7 @@ def lru(
         return LRUState(packed.real.astype(dtype), packed.imag.astype(dtype))
 
     def readout(params, packed, x):
-        real, imaginary = packed.real.astype(x.dtype), packed.imag.astype(x.dtype)
-        y = product(real, params.output_kernel[0]) - product(imaginary, params.output_kernel[1])
+        y = _real_product(packed, params.output_kernel, x.dtype)
         return activation(y + product(x, params.skip_kernel))
 
     return linear(Recurrence(coefficients, unpack, _pack, readout), init, initial_state)
@@ -310,7 +309,7 @@ def s5(
         real, imaginary = params.eigenvalues
         eigenvalue = _complex(jnp.minimum(real, -1e-4), imaginary)
         decay = jnp.exp(eigenvalue * jnp.exp(params.log_step))
-        drive = _complex(product(x, params.input_kernel[0]), product(x, params.input_kernel[1]))
+        drive = _complex_product(x, params.input_kernel)
         scale = ((decay - 1) / eigenvalue).astype(drive.dtype)
         return decay.astype(drive.dtype), along(scale, drive) * drive
 
@@ -318,8 +317,7 @@ def s5(
         return LRUState(packed.real.astype(dtype), packed.imag.astype(dtype))
 
     def readout(params, packed, x):
-        real, imaginary = packed.real.astype(x.dtype), packed.imag.astype(x.dtype)
-        y = product(real, params.output_kernel[0]) - product(imaginary, params.output_kernel[1])
+        y = _real_product(packed, params.output_kernel, x.dtype)
         skip = params.skip_kernel
         return activation(2 * y + (product(x, skip) if skip.ndim == 2 else x * along(skip, x)))
 
@@ -346,6 +344,18 @@ def _hippo(order: int) -> tuple[np.ndarray, np.ndarray]:
 def _parts(values: Any) -> Array:
     """Stacks the real and the imaginary part."""
     return jnp.stack([values.real, values.imag])
+
+
+def _complex_product(x, kernel):
+    """Multiplies real inputs by a complex kernel, in one product of real matrices."""
+    both = product(x, jnp.concatenate([kernel[0], kernel[1]], axis=-1))
+    return _complex(*jnp.split(both, 2, axis=-1))
+
+
+def _real_product(state, kernel, dtype):
+    """Returns the real part of a complex product, in one product of real matrices."""
+    both = jnp.concatenate([state.real, state.imag], axis=-1).astype(dtype)
+    return product(both, jnp.concatenate([kernel[0], -kernel[1]]))
 
 
 def _pack(state):
