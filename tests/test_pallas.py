@@ -4,6 +4,7 @@
 """
 
 import functools
+import re
 import types
 
 import jax
@@ -406,6 +407,19 @@ def test_the_default_on_an_attached_accelerator(attached):
     assert chosen(user_cell(mixing)) == {"default": "fused"}
     assert chosen(jaxrnn.mgu(H)) == {"default": "scan"}
     assert chosen(jaxrnn.min_gru(H)) == {"default": "parallel"}
+
+
+def test_steps_per_iteration_on_an_attached_gpu(attached):
+    cell = jaxrnn.lstm(H)
+    params = cell.init(jax.random.key(0), I)
+
+    def iterated(**options):
+        run = lambda x: jaxrnn.unroll(cell, params, x, implementation="states", **options)  # noqa: E731
+        return set(re.findall(r"unroll=(\d+)", str(jax.make_jaxpr(run)(jnp.ones((B, T, I))))))
+
+    assert iterated() == {"1"}
+    attached(cuda=1)
+    assert (iterated(), iterated(unroll=1), iterated(unroll=2)) == ({"4"}, {"1"}, {"2"})
 
 
 def test_kernels_only_where_the_compiler_need_not_divide_them(attached):
