@@ -512,7 +512,8 @@ def linear(
 
     def step(params, state, x):
         a, b = recurrence.coefficients(params, x)
-        packed = a * recurrence.pack(state) + b
+        packed = recurrence.pack(state)
+        packed = jnp.broadcast_to(a, packed.shape) * packed + b
         return recurrence.unpack(packed, x.dtype), recurrence.readout(params, packed, x)
 
     return Cell(init, initial_state, step, recurrence=recurrence)

@@ -59,7 +59,7 @@ def run(
     if steps.mask is not None:
         a = select(steps.mask, a, jnp.ones_like(a))
         b = zeros_where(~steps.mask, b)
-    first = a[0] * packed_start
+    first = jnp.broadcast_to(a[0], packed_start.shape) * packed_start
     if steps.resets is not None:  # a reset must also remove a NaN, but 0 · NaN is NaN
         first = zeros_where(steps.resets[0], first)
     packed = states_of(a, b.at[0].add(first), steps.resets)
