@@ -66,7 +66,7 @@ class ResidualBlock(nn.Module):
                 `dropout` is not in [0, 1).
         """
         check_rate("dropout", self.dropout)
-        layer = RNN(
+        layer: Any = RNN(
             self.cell,
             time_major=True,
             implementation=self.implementation,
