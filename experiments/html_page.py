@@ -58,7 +58,8 @@ def classifier_of(trained: Trained) -> Classifier:
     """
     config, model, _, _ = trained
     if not isinstance(model, Classifier):
-        named = "--patch" if config.patch else f"--cell {config.cell}"
+        refused = {"--patch": config.patch, "--blocks": config.blocks}
+        named = next((flag for flag in refused if refused[flag]), f"--cell {config.cell}")
         raise OptionError(f"--format html takes rnn, lstm and gru, not {named}")
     if config.dataset not in DATASETS:
         raise OptionError(f"--format html takes digits, not --dataset {config.dataset}")

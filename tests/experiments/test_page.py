@@ -313,6 +313,7 @@ def test_large_networks_are_stored_in_float16_and_larger_ones_refused(monkeypatc
     [
         ({"cell": "mlp"}, "takes rnn, lstm and gru, not --cell mlp"),
         ({"cell": "janet", "patch": 14}, "takes rnn, lstm and gru, not --patch"),
+        ({"cell": "lstm", "blocks": True}, "takes rnn, lstm and gru, not --blocks"),
         ({"cell": "janet"}, "has no janet; it takes rnn, lstm and gru"),
         ({"cell": "lstm-projection"}, "has no projection_size; it takes"),
         ({"order": "pixels"}, "row by row, not --order pixels"),
