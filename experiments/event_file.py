@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import contextlib
+import shutil
 import time
 from collections.abc import Mapping, Sequence
 from pathlib import Path
@@ -33,7 +35,7 @@ class EventFile:
         self._writer = SummaryWriter(str(folder), purge_step=0, flush_secs=5)
         self._folder = folder
         # So that TensorBoard's relative time is that of the records.
-        self._start = time.time() - (records[-1]["seconds"] if records else 0.0)
+        self._start = time.time() - (records[-1].get("seconds", 0.0) if records else 0.0)
         for record in records:
             self.add(record)
 
@@ -41,13 +43,13 @@ class EventFile:
         """Adds the scalars of a record.
 
         Args:
-            record: A record of metrics.jsonl: scalars or None by name, "step" and "seconds" among
-                them.
+            record: A record of metrics.jsonl or of a study's learning curve: scalars or None by
+                name, with "step" and perhaps "seconds".
         """
+        walltime = self._start + record.get("seconds", 0.0)
         for name, value in record.items():
             if name != "step" and value is not None:
-                at = self._start + record["seconds"]
-                self._writer.add_scalar(name, value, record["step"], walltime=at)
+                self._writer.add_scalar(name, value, record["step"], walltime=walltime)
 
     def add_pictures(self, step: int) -> None:
         """Adds the confusion matrix and the beliefs, from the pictures in the folder.
@@ -63,3 +65,18 @@ class EventFile:
     def close(self) -> None:
         """Writes what is not yet written."""
         self._writer.close()
+
+
+def write_study(runs: Sequence[Mapping[str, Any]], folder: Path) -> None:
+    """Writes the learning curve of each run of a study as an event file.
+
+    Args:
+        runs: The records of the runs, with `setting`, `seed` and `curve`.
+        folder: The folder, which is replaced. The runs are in SETTING/seed-SEED.
+    """
+    shutil.rmtree(folder, ignore_errors=True)
+    for run in runs:
+        own = folder / run["setting"].replace("/", "_") / f"seed-{run['seed']}"
+        own.mkdir(parents=True, exist_ok=True)
+        with contextlib.closing(EventFile(own, run["curve"])):
+            pass

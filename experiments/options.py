@@ -306,10 +306,7 @@ class Config:
             )
         if self.clip_norm is not None and not self.clip_norm > 0:
             raise OptionError("--clip-norm must be positive")
-        if self.tensorboard and importlib.util.find_spec("tensorboardX") is None:
-            raise OptionError(
-                "--tensorboard needs the package tensorboardX: pip install 'jaxrnn[tensorboard]'"
-            )
+        check_tensorboard(self.tensorboard)
 
 
 OPTIONS = {field.name for field in fields(Config)}
@@ -320,6 +317,14 @@ def check_address(address: str) -> None:
     host, _, port = address.rpartition(":")
     if not host or not port.isdecimal() or int(port) > 65535:
         raise OptionError(f"--coordinator must be HOST:PORT, got {address}")
+
+
+def check_tensorboard(wanted: bool) -> None:
+    """Raises OptionError if --tensorboard is given without the package that writes event files."""
+    if wanted and importlib.util.find_spec("tensorboardX") is None:
+        raise OptionError(
+            "--tensorboard needs the package tensorboardX: pip install 'jaxrnn[tensorboard]'"
+        )
 
 
 def check_folder(path: Path) -> None:

@@ -9,9 +9,10 @@ import mnist
 import numpy as np
 import options
 import pytest
+import study_options
 import train
 from errors import OptionError
-from event_file import EventFile
+from event_file import EventFile, write_study
 from PIL import Image
 
 from jaxrnn.training.run import Run
@@ -95,11 +96,22 @@ def test_a_finished_run_gets_an_event_file(folder, monkeypatch):
     assert [value.tag for _, value in values(folder)][-2:] == ["confusion", "beliefs"]
 
 
+def test_the_runs_of_a_study_are_side_by_side(folder):
+    curve = [{"step": 5, "loss": None, "test_accuracy": 0.5}, {"step": 9, "test_accuracy": 0.75}]
+    runs = [{"setting": "cell=a/b.py:c", "seed": seed, "curve": curve} for seed in (0, 1)]
+    events = folder / "events"
+    write_study([{"setting": "earlier", "seed": 0, "curve": curve}], events)
+    write_study(runs, events)
+    found = {path.parent.relative_to(events).as_posix() for path in events.rglob("events.out.*")}
+    assert found == {"cell=a_b.py:c/seed-0", "cell=a_b.py:c/seed-1"}
+    assert scalars(events / "cell=a_b.py:c" / "seed-1") == {"test_accuracy": {5: 0.5, 9: 0.75}}
+
+
 def test_a_missing_package_is_named_with_its_extra(monkeypatch):
     find = importlib.util.find_spec
     monkeypatch.setattr(
         importlib.util, "find_spec", lambda name: None if name == "tensorboardX" else find(name)
     )
-    options.Config().check()
-    with pytest.raises(OptionError, match=r"tensorboardX: pip install 'jaxrnn\[tensorboard\]'$"):
-        options.Config(tensorboard=True).check()
+    for config in (options.Config, study_options.Config):
+        with pytest.raises(OptionError, match=r"X: pip install 'jaxrnn\[tensorboard\]'$"):
+            config(tensorboard=True).check()
