@@ -7,6 +7,7 @@ so that a command line is parsed before JAX is imported.
 from __future__ import annotations
 
 import ast
+import importlib.util
 from collections.abc import Sequence
 from dataclasses import dataclass, fields
 from pathlib import Path
@@ -61,6 +62,7 @@ FREE = (
     "out",
     "resume",
     "checkpoint_every",
+    "tensorboard",
     "devices",
     "distributed",
     "coordinator",
@@ -237,6 +239,9 @@ class Config:
     checkpoint_every: int = 1000
     """Number of train steps between two checkpoints. The best step by validation accuracy is saved
     besides."""
+    tensorboard: bool = False
+    """Also write the metrics, the confusion matrix and the class probabilities by row as an event
+    file for TensorBoard into the folder of the run. Needs the package tensorboardX."""
     devices: int | None = None
     """Number of devices of this process (GPUs, TPU cores or CPU cores) that share each batch.
     Defaults to the most that divide it evenly."""
@@ -301,6 +306,7 @@ class Config:
             )
         if self.clip_norm is not None and not self.clip_norm > 0:
             raise OptionError("--clip-norm must be positive")
+        check_tensorboard(self.tensorboard)
 
 
 OPTIONS = {field.name for field in fields(Config)}
@@ -311,6 +317,14 @@ def check_address(address: str) -> None:
     host, _, port = address.rpartition(":")
     if not host or not port.isdecimal() or int(port) > 65535:
         raise OptionError(f"--coordinator must be HOST:PORT, got {address}")
+
+
+def check_tensorboard(wanted: bool) -> None:
+    """Raises OptionError if --tensorboard is given without the package that writes event files."""
+    if wanted and importlib.util.find_spec("tensorboardX") is None:
+        raise OptionError(
+            "--tensorboard needs the package tensorboardX: pip install 'jaxrnn[tensorboard]'"
+        )
 
 
 def check_folder(path: Path) -> None:

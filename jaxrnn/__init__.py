@@ -24,7 +24,7 @@ from jaxrnn.initializers import identity, scaled
 from jaxrnn.regularize import Regularizer
 from jaxrnn.unroll import unroll
 
-__version__ = "0.1.0"
+__version__ = "0.2.0"
 
 __all__ = [
     "Cell",

@@ -251,8 +251,9 @@ CASES = {
     "checkpoint_every": ({"checkpoint_every": 10}, lambda found: found.saved == [10, 20]),
     "devices": ({"devices": 2}, lambda found: found.trainer.mesh.shape["batch"] == 2),
 }
-# These have tests of their own, below and in test_hosts.py.
-APART = {"recipe", "out", "resume", "distributed", "coordinator", "num_processes", "process_id"}
+# These have tests of their own, below, in test_event_file.py and in test_hosts.py.
+APART = {"recipe", "out", "resume", "tensorboard"}
+APART |= {"distributed", "coordinator", "num_processes", "process_id"}
 
 
 def test_every_option_has_a_case():
