@@ -326,6 +326,7 @@ SIZES = {
     "best": 231_690,
     "sequential-mnist": 50_570,
     "permuted-mnist": 50_570,
+    "state-space": 67_914,
 }
 
 
