@@ -147,7 +147,8 @@ def _is_kernel(path: list[str]) -> bool:
 
 
 def _of_recurrence(path: list[str]) -> bool:
-    return "cell" in path and not _is_kernel(path) and not path[-1].endswith("bias")
+    # The last name may be that of a leaf of a learned initial state, such as the LSTM's `cell`.
+    return "cell" in path[:-1] and not _is_kernel(path) and not path[-1].endswith("bias")
 
 
 def train_step(
