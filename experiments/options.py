@@ -211,7 +211,7 @@ class Config:
     steps: int | None = None
     """Number of train steps. Defaults to 20,000, and to 2,000 on digits."""
     learning_rate: float = 1e-3
-    """Learning rate; with --schedule onecycle, its peak."""
+    """Learning rate; with --schedule onecycle or cosine, its peak."""
     optimizer: Optimizer = "adam"
     """Optimizer from optax; momentum is SGD with momentum 0.9."""
     schedule: Literal["constant", "onecycle", "cosine"] = "constant"
@@ -263,6 +263,9 @@ class Config:
                 raise OptionError(f"{flag(name)} must not be negative")
         if not 0 < self.learning_rate < float("inf"):
             raise OptionError("--learning-rate must be positive and finite")
+        for name in ("weight_decay", "recurrence_rate"):
+            if not 0 <= getattr(self, name) < float("inf"):
+                raise OptionError(f"{flag(name)} must be finite and not negative")
         check_cell("--cell", self.cell)
         check_folder(self.out)
         if self.coordinator is not None:

@@ -2,13 +2,14 @@
 
 `unroll` runs a `Cell` over a sequence. Cells are made by constructors such as `lstm`, `gru` and
 `lru`, or from a user's own functions by `gated`, `linear` and `Cell`. Flax layers are in
-`jaxrnn.linen` and `jaxrnn.nnx`, an image classifier is in `jaxrnn.renet`, conversions of weights
-are in `jaxrnn.convert`, and data sets and training loops are in `jaxrnn.training`.
+`jaxrnn.linen` and `jaxrnn.nnx`, classifiers of images in `jaxrnn.renet` and of long sequences in
+`jaxrnn.residual`, conversions of weights in `jaxrnn.convert`, and data sets and training loops in
+`jaxrnn.training`.
 """
 
 from jaxrnn.cell import Cell, Recurrence, gated, linear, product
 from jaxrnn.cells.gru import GRUParams, GRUState, gru, mgu
-from jaxrnn.cells.linear import LRUParams, LRUState, S5Params, lru, min_gru, min_lstm, s5
+from jaxrnn.cells.linear import min_gru, min_lstm
 from jaxrnn.cells.lstm import (
     FullGateState,
     LayerNormLSTMParams,
@@ -20,6 +21,7 @@ from jaxrnn.cells.lstm import (
     odyssey,
 )
 from jaxrnn.cells.rnn import IndRNNParams, RNNParams, RNNState, indrnn, rnn
+from jaxrnn.cells.state_space import LRUParams, LRUState, S5Params, lru, s5
 from jaxrnn.initializers import identity, scaled
 from jaxrnn.regularize import Regularizer
 from jaxrnn.unroll import unroll

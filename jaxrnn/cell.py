@@ -396,6 +396,7 @@ _INIT_OPTIONS = {
     "recurrent_kernel_init",
     "radius",
     "max_phase",
+    "step_range",
 }
 
 
@@ -511,8 +512,9 @@ def linear(
     """
 
     def step(params, state, x):
-        a, b = recurrence.coefficients(params, x)
-        packed = a * recurrence.pack(state) + b
+        before = recurrence.pack(state)
+        a, b = (jnp.broadcast_to(c, before.shape) for c in recurrence.coefficients(params, x))
+        packed = a * before + b
         return recurrence.unpack(packed, x.dtype), recurrence.readout(params, packed, x)
 
     return Cell(init, initial_state, step, recurrence=recurrence)

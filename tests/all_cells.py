@@ -27,4 +27,7 @@ CELLS = {
     "min-gru": jaxrnn.min_gru(H),
     "min-lstm": jaxrnn.min_lstm(H),
     "lru": jaxrnn.lru(H),
+    "lru-pairs": jaxrnn.lru(H, state_size=2),
+    "s5": jaxrnn.s5(H),
+    "s5-square": jaxrnn.s5(I, state_size=3),
 }

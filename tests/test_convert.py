@@ -677,6 +677,9 @@ OTHERS = {
     "min-gru": "{} has no min_gru",
     "min-lstm": "{} has no min_lstm",
     "lru": "{} has no lru",
+    "lru-pairs": "{} has no lru",
+    "s5": "{} has no s5",
+    "s5-square": "{} has no s5",
 }
 REFUSED = {
     "tf1": OTHERS | {"gru": "{}'s GRU has no reset_after=True"},

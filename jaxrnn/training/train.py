@@ -117,7 +117,8 @@ def optimizer(
         # The learning rate multiplies the decay too, so that both follow the schedule.
         chain.append(algorithm(1.0))
         chain.append(optax.add_decayed_weights(-weight_decay, partial(_mark, _is_kernel)))
-        chain.append(optax.scale_by_schedule(rate) if callable(rate) else optax.scale(rate))
+        scaled = optax.scale(rate) if schedule == "constant" else optax.scale_by_schedule(rate)
+        chain.append(scaled)
     else:
         chain.append(algorithm(rate))
     if isinstance(recurrence_rate, Array) or recurrence_rate != 1.0:
@@ -147,7 +148,8 @@ def _is_kernel(path: list[str]) -> bool:
 
 
 def _of_recurrence(path: list[str]) -> bool:
-    return "cell" in path and not _is_kernel(path) and not path[-1].endswith("bias")
+    # The last name may be that of a leaf of a learned initial state, such as the LSTM's `cell`.
+    return "cell" in path[:-1] and not _is_kernel(path) and not path[-1].endswith("bias")
 
 
 def train_step(
