@@ -600,9 +600,9 @@ def test_chrono_biases_span_the_lengths_asked_for():
         jaxrnn.lstm(3, chrono=1.0).init(jax.random.key(0), 1)
 
 
-@pytest.mark.parametrize("order", [2, 6, 16])
-def test_s5_starts_with_the_eigenvalues_of_hippo(order):
+def test_s5_starts_with_the_eigenvalues_of_hippo():
     """Those of its normal part: the rest of HiPPO-LegS is of rank one."""
+    order = 6
     n = np.arange(order)
     root = np.sqrt(2 * n + 1)
     legs = -np.tril(np.outer(root, root), -1) - np.diag(n + 1)  # Gu et al. (2020), theorem 2

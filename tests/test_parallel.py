@@ -126,6 +126,21 @@ def test_an_accelerator_gets_no_loop_over_time(platform, loops, time):
     assert ("stablehlo.while" in exported.mlir_module()) == loops
 
 
+@pytest.mark.parametrize("time", [T, 600])
+def test_the_rounds_are_lowered_once(time):
+    """Forward and reversed in time, of both layers: lowering them again would take longest."""
+    cell = jaxrnn.lru(H)
+
+    def loss(params, inputs):
+        outputs, _ = jaxrnn.unroll(cell, params, inputs)
+        return jaxrnn.unroll(cell, params, outputs)[0].sum()
+
+    shapes = jax.eval_shape(lambda: (cell.init(jax.random.key(0), H), jnp.ones((B, time, H))))
+    lowered = jit(jax.grad(loss)).trace(*shapes).lower(lowering_platforms=("cuda",)).as_text()
+    assert lowered.count("func.func private @_at_once") == 1
+    assert lowered.count("call @_at_once") == 4
+
+
 def test_a_long_sequence_on_a_cpu_goes_in_blocks_to_the_same_gradient():
     cell = jaxrnn.lru(16)
     params = jit(lambda: cell.init(jax.random.key(0), 16))()

@@ -80,7 +80,8 @@ def slstm(
     scales c and n by the same factor, which does not change h. The forget gate is the sigmoid one
     of the paper's two. The recurrent kernel of several heads is block-diagonal. Such a cell has its
     own step; with one head it is made by `jaxrnn.gated`. The block of the paper adds a convolution,
-    a group normalization and a projection around this layer.
+    a group normalization and a projection around this layer. Zoneout of c, n and m would change
+    their common scale; use it for h alone, as `zoneout=(rate, 0.0, 0.0, 0.0)`.
 
     Args:
         hidden_size: H, the number of units.
