@@ -46,6 +46,12 @@ CELLS = (
     "lru",
     "lru-long",
     "s5",
+    "s6",
+    "rg-lru",
+    "slstm",
+    "lem",
+    "cornn",
+    "unicornn",
 )
 BASELINES = ("mlp", "cnn")
 CellName = Literal[(*CELLS, *BASELINES)]
