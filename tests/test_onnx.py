@@ -311,6 +311,7 @@ def test_what_onnx_cannot_express_is_refused():
     own = jaxrnn.gated(own_gate, "h", CELLS["rnn"].init, CELLS["rnn"].initial_state)
     for cell, words in {
         CELLS["lru"]: "ONNX cannot express lru, whose step has the primitive complex of complex64",
+        CELLS["s5"]: "ONNX cannot express s5, whose step has the primitive complex of complex64",
         own: "ONNX cannot express own_gate, whose step has the primitive erf_inv",
     }.items():
         with pytest.raises(ValueError, match=f"^{words}$"):
