@@ -13,9 +13,11 @@ from typing import Any
 import numpy as np
 from errors import OptionError
 from experiment import as_sequences, load_dataset, load_run
+from models import not_a_classifier
 
 from jaxrnn import training
 from jaxrnn.convert import to_onnx
+from jaxrnn.linen import Classifier
 from jaxrnn.training.run import RunError
 
 TOLERANCE = 1e-5
@@ -45,6 +47,8 @@ def export(run: Path) -> Any:
         OptionError: If ONNX cannot express the classifier.
     """
     config, module, params, _ = load_run(run)
+    if not isinstance(module, Classifier):
+        raise OptionError(f"--format onnx takes recurrent layers, not {not_a_classifier(config)}")
     try:
         model = to_onnx(module, params)
     except ImportError as error:

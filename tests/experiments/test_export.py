@@ -16,6 +16,8 @@ import pytest
 import stablehlo
 import train
 from errors import OptionError
+from models import build_model
+from options import Config
 from test_mnist import SMALL
 
 from jaxrnn import training
@@ -86,6 +88,22 @@ def test_an_onnx_model_that_differs_is_found_out_and_not_written(run, tmp_path, 
     with pytest.raises(RunError, match=r"^the model does not compute .* does: they differ by 0"):
         onnx_file.write(run, tmp_path / "other.onnx")
     assert not any(tmp_path.iterdir())
+
+
+@pytest.mark.parametrize(
+    ("options", "refused"),
+    [
+        ({"cell": "mlp"}, "takes recurrent layers, not --cell mlp"),
+        ({"cell": "gru", "patch": 14}, "takes recurrent layers, not --patch"),
+        ({"cell": "gru", "blocks": True}, "takes recurrent layers, not --blocks"),
+    ],
+)
+def test_what_is_no_stack_of_layers_is_refused(options, refused, monkeypatch):
+    config = Config(**options)
+    trained = experiment.Trained(config, build_model(config), {}, 0)
+    monkeypatch.setattr(onnx_file, "load_run", lambda _: trained)
+    with pytest.raises(OptionError, match=f"^--format onnx {refused}$"):
+        onnx_file.export(Path("run"))
 
 
 @pytest.mark.parametrize("package", ["onnx", "onnxruntime"])
