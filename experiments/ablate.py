@@ -12,10 +12,11 @@ table and the learning curves show the test accuracy.
 
 from __future__ import annotations
 
-import sys
-
 from command_line import parse
+from errors import run_main
 from study_options import HEADINGS, Config
+
+RESUMES = "the same command trains the runs that are missing"
 
 
 def main(config: Config) -> int:
@@ -25,8 +26,13 @@ def main(config: Config) -> int:
     return run_study.main(config)
 
 
-if __name__ == "__main__":
+def script() -> int:
+    """Parses the options and runs the study; returns the exit code."""
     config = parse(Config, __doc__, headings=HEADINGS, check=Config.check)
     from terminal import run_script
 
-    sys.exit(run_script(lambda: main(config)))
+    return run_script(lambda: main(config), RESUMES)
+
+
+if __name__ == "__main__":
+    run_main(script, RESUMES)

@@ -25,7 +25,7 @@ from typing import Annotated, Any, Literal
 
 from command_line import parse
 from cyclopts import Parameter
-from errors import OptionError
+from errors import OptionError, run_main
 from peers import ALL_CORES, BATCH, FLOOR, LIBRARIES, PRODUCT, SEEDS, Task
 from rich.box import MARKDOWN
 from rich.console import Console
@@ -233,4 +233,4 @@ def main(arguments: Sequence[str] | None = None) -> int:
 
 
 if __name__ == "__main__":
-    sys.exit(main())
+    run_main(main)

@@ -11,13 +11,12 @@ Generated images are judged by a classifier, the form many-to-one, trained on re
 
 from __future__ import annotations
 
-import sys
 from dataclasses import KW_ONLY, dataclass
 from pathlib import Path
 from typing import Literal
 
 from command_line import flag, parse
-from errors import OptionError
+from errors import OptionError, run_main
 from options import DatasetName, check_folder
 
 
@@ -78,8 +77,13 @@ def main(config: Config) -> int:
     return five_forms.run(config)
 
 
-if __name__ == "__main__":
+def script() -> int:
+    """Parses the options and trains; returns the exit code."""
     config = parse(Config, __doc__, headings=HEADINGS, check=Config.check)
     from terminal import run_script
 
-    sys.exit(run_script(lambda: main(config)))
+    return run_script(lambda: main(config))
+
+
+if __name__ == "__main__":
+    run_main(script)

@@ -21,7 +21,7 @@ from typing import Annotated
 import numpy as np
 from command_line import parse
 from cyclopts import Parameter
-from errors import OptionError, fail
+from errors import OptionError, fail, run_main
 from PIL import Image, ImageOps
 
 SIDE = 28  # of an MNIST image
@@ -257,4 +257,4 @@ def draw(images: np.ndarray, points: np.ndarray, path: Path, order: str) -> int:
 
 
 if __name__ == "__main__":
-    sys.exit(main())
+    run_main(main)

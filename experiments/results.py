@@ -15,11 +15,11 @@ Every number on the page is computed from the records.
 
 from __future__ import annotations
 
-import sys
 from dataclasses import dataclass
 from pathlib import Path
 
 from command_line import parse
+from errors import run_main
 
 FOLDER = Path(__file__).parent / "results"
 PAGE = Path(__file__).parents[1] / "docs" / "results.md"
@@ -38,6 +38,11 @@ def main(folder: Path = FOLDER, path: Path = PAGE) -> int:
     return 0
 
 
-if __name__ == "__main__":
+def script() -> int:
+    """Parses the options and writes the page; returns the exit code."""
     parse(Config, __doc__)
-    sys.exit(main())
+    return main()
+
+
+if __name__ == "__main__":
+    run_main(script)

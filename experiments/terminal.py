@@ -6,7 +6,7 @@ import contextlib
 import logging
 from collections.abc import Callable, Iterator
 
-from errors import OptionError, fail
+from errors import OptionError, fail, interrupted
 from rich.console import Console
 from rich.panel import Panel
 from rich.progress import BarColumn, Progress, TextColumn, TimeRemainingColumn
@@ -14,13 +14,19 @@ from rich.progress import BarColumn, Progress, TextColumn, TimeRemainingColumn
 from jaxrnn.training import data
 from jaxrnn.training.checkpoint import CheckpointError
 from jaxrnn.training.data.tfds import Unavailable
+from jaxrnn.training.files import FileError
 from jaxrnn.training.run import OtherConfiguration, RunError
 
 console = Console(highlight=False, soft_wrap=True, markup=False)
 
 
-def run_script(main: Callable[[], int]) -> int:
-    """Calls the main function of a script; expected errors become one line and an exit code."""
+def run_script(main: Callable[[], int], advice: str = "") -> int:
+    """Calls the main function of a script; expected errors become one line and an exit code.
+
+    Args:
+        main: The function.
+        advice: What to do after an interruption, for the line.
+    """
     logging.getLogger("absl").setLevel(logging.ERROR)  # orbax logs every step
     try:
         return main()
@@ -31,12 +37,12 @@ def run_script(main: Callable[[], int]) -> int:
         )
     except OtherConfiguration as error:
         return fail(f"{error} with --out, or --no-resume deletes the run and starts over")
-    except (data.DataError, RunError, OptionError) as error:
+    except (data.DataError, RunError, OptionError, FileError) as error:
         return fail(error)
     except (CheckpointError, OSError) as error:
         return fail(error, 1)
-    except KeyboardInterrupt:
-        return 130
+    except KeyboardInterrupt as error:
+        return interrupted(error, advice)
 
 
 def announce(dataset: data.Dataset) -> None:

@@ -38,6 +38,8 @@ __all__ = ["CheckpointError", "Checkpoints"]
 
 # The subdirectory of damaged checkpoints. Orbax ignores it, because its name is not a number.
 DAMAGED = "damaged"
+# The file that a writer locks.
+LOCK = "lock"
 # Errors that mean that a part of a checkpoint is missing. Other OSErrors are raised as they are.
 MISSING = (FileNotFoundError, NotADirectoryError, IsADirectoryError)
 
@@ -66,6 +68,7 @@ class Checkpoints:
         directory: Path,
         *,
         read_only: bool = False,
+        locked: bool = False,
         warn: Callable[[str], None] = lambda line: None,
     ):
         """Opens a directory of checkpoints. For writing, it is created if necessary, and locked.
@@ -76,6 +79,7 @@ class Checkpoints:
             directory: The directory.
             read_only: Whether the checkpoints are only restored. The directory is then not locked,
                 and nothing in it changes.
+            locked: Whether the caller holds the lock of the directory.
             warn: A function that is called with one line for every damaged checkpoint. If
                 `read_only` is false, the checkpoint is moved to the subdirectory `damaged`, so that
                 its step can be saved again.
@@ -101,7 +105,7 @@ class Checkpoints:
             enable_async_checkpointing=not read_only,
         )
         with contextlib.ExitStack() as stack:
-            if not read_only and self._first:
+            if not (read_only or locked) and self._first:
                 stack.enter_context(lock(self.directory))
             self._manager = ocp.CheckpointManager(self.directory, options=options)
             stack.callback(self._manager.close)
@@ -410,7 +414,7 @@ def lock(directory: Path) -> IO[str]:
         CheckpointError: If another process holds the lock.
     """
     directory.mkdir(parents=True, exist_ok=True)
-    file = (directory / "lock").open("w")
+    file = (directory / LOCK).open("w")
     try:
         fcntl.flock(file, fcntl.LOCK_EX | fcntl.LOCK_NB)
     except OSError as error:
