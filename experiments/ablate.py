@@ -12,11 +12,10 @@ table and the learning curves show the test accuracy.
 
 from __future__ import annotations
 
-from command_line import parse
-from errors import run_main
-from study_options import HEADINGS, Config
+import sys
 
-RESUMES = "the same command trains the runs that are missing"
+from command_line import parse
+from study_options import HEADINGS, Config
 
 
 def main(config: Config) -> int:
@@ -26,13 +25,8 @@ def main(config: Config) -> int:
     return run_study.main(config)
 
 
-def script() -> int:
-    """Parses the options and runs the study; returns the exit code."""
+if __name__ == "__main__":
     config = parse(Config, __doc__, headings=HEADINGS, check=Config.check)
     from terminal import run_script
 
-    return run_script(lambda: main(config), RESUMES)
-
-
-if __name__ == "__main__":
-    run_main(script, RESUMES)
+    sys.exit(run_script(lambda: main(config)))

@@ -10,10 +10,11 @@ hidden units on 28 rows, and the step that of `Trainer.advance`.
 
 from __future__ import annotations
 
+import sys
 from dataclasses import dataclass
 
 from command_line import parse
-from errors import fail, run_main
+from errors import fail
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -34,11 +35,6 @@ def main() -> int:
     return 0
 
 
-def script() -> int:
-    """Parses the options and prints the table; returns the exit code."""
-    parse(Config, __doc__)
-    return main()
-
-
 if __name__ == "__main__":
-    run_main(script)
+    parse(Config, __doc__)
+    sys.exit(main())

@@ -11,12 +11,13 @@ see `export.py`.
 from __future__ import annotations
 
 import dataclasses
+import sys
 import webbrowser
 from dataclasses import dataclass
 from pathlib import Path
 
 from command_line import parse
-from errors import OptionError, fail, run_main
+from errors import OptionError, fail
 from options import RECIPES
 from options import Config as Training
 
@@ -52,14 +53,14 @@ def main(config: Config) -> int:
     from jaxrnn.training.checkpoint import CheckpointError
     from jaxrnn.training.run import RunError
 
-    for folder in last_runs() if config.run is None else [config.run]:
+    for run in last_runs() if config.run is None else [config.run]:
         try:
-            html_page.write(folder, folder / PAGE, config.data_dir)
-            return show(folder / PAGE, config.browser)
+            html_page.write(run, run / PAGE, config.data_dir)
+            return show(run / PAGE, config.browser)
         except (OptionError, RunError, CheckpointError) as error:
             if config.run is not None:
                 raise
-            fail(f"{folder} is skipped: {error}")
+            fail(f"{run} is skipped: {error}")
     import train
 
     new = dataclasses.replace(SHORT, data_dir=config.data_dir)
@@ -76,13 +77,8 @@ def show(page: Path, browser: bool) -> int:
     return 0
 
 
-def script() -> int:
-    """Parses the options and opens the page; returns the exit code."""
+if __name__ == "__main__":
     config = parse(Config, __doc__)
     from terminal import run_script
 
-    return run_script(lambda: main(config))
-
-
-if __name__ == "__main__":
-    run_main(script)
+    sys.exit(run_script(lambda: main(config)))

@@ -1,15 +1,10 @@
-"""The error of options that cannot work, and the form in which every script ends with an error.
-
-Nothing that takes time is imported here, so that Ctrl-C during an import also ends with one line.
-"""
+"""The error of options that cannot work, and the form in which every script prints an error."""
 
 from __future__ import annotations
 
 import difflib
-import signal
 import sys
-from collections.abc import Callable, Iterable
-from typing import NoReturn
+from collections.abc import Iterable
 
 
 class OptionError(ValueError):
@@ -49,34 +44,3 @@ def fail(error: object, code: int = 2) -> int:
     """Prints an error on stderr and returns the exit code."""
     print(f"error: {error}", file=sys.stderr)
     return code
-
-
-def run_main(script: Callable[[], int], advice: str = "") -> NoReturn:
-    """Calls a script and exits with its code; Ctrl-C, SIGTERM and expected errors end in one line.
-
-    Args:
-        script: The script, which imports what takes time.
-        advice: What to do after an interruption, for the line.
-    """
-    signal.signal(signal.SIGTERM, raise_interrupt)
-    try:
-        code = script()
-    except KeyboardInterrupt as error:
-        code = interrupted(error, advice)
-    except OptionError as error:
-        code = fail(error)
-    except OSError as error:
-        code = fail(error, 1)
-    sys.exit(code)
-
-
-def raise_interrupt(number: int, _: object) -> NoReturn:
-    """Raises KeyboardInterrupt, as the handler of a signal."""
-    raise KeyboardInterrupt(number)
-
-
-def interrupted(error: KeyboardInterrupt, advice: str = "") -> int:
-    """Prints that the script is interrupted; returns the exit code of the signal."""
-    number = error.args[0] if error.args else signal.SIGINT
-    print("; ".join(filter(None, ("interrupted", advice))), file=sys.stderr)
-    return 128 + number

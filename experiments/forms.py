@@ -11,12 +11,13 @@ Generated images are judged by a classifier, the form many-to-one, trained on re
 
 from __future__ import annotations
 
+import sys
 from dataclasses import KW_ONLY, dataclass
 from pathlib import Path
 from typing import Literal
 
 from command_line import flag, parse
-from errors import OptionError, run_main
+from errors import OptionError
 from options import DatasetName, check_folder
 
 
@@ -77,13 +78,8 @@ def main(config: Config) -> int:
     return five_forms.run(config)
 
 
-def script() -> int:
-    """Parses the options and trains; returns the exit code."""
+if __name__ == "__main__":
     config = parse(Config, __doc__, headings=HEADINGS, check=Config.check)
     from terminal import run_script
 
-    return run_script(lambda: main(config))
-
-
-if __name__ == "__main__":
-    run_main(script)
+    sys.exit(run_script(lambda: main(config)))

@@ -10,13 +10,11 @@ which an interrupted run resumes, the metrics, and the figures.
 
 from __future__ import annotations
 
+import sys
 from collections.abc import Sequence
 
 from command_line import parse
-from errors import run_main
 from options import HEADINGS, RECIPES, Config
-
-RESUMES = "the same command resumes from the last checkpoint"
 
 
 def command_line(arguments: Sequence[str] | None = None) -> Config:
@@ -38,14 +36,9 @@ def main(config: Config) -> int:
     return train.main(config)
 
 
-def script() -> int:
-    """Parses the options and trains; returns the exit code."""
+if __name__ == "__main__":
     config = command_line()
     from hosts import end
     from terminal import run_script
 
-    return end(lambda: run_script(lambda: main(config), RESUMES))
-
-
-if __name__ == "__main__":
-    run_main(script, RESUMES)
+    sys.exit(end(lambda: run_script(lambda: main(config))))

@@ -8,6 +8,9 @@ Prints for each image the digit and the probabilities of all digits.
 
 from __future__ import annotations
 
+import interrupts  # noqa: F401
+
+# isort: split
 import contextlib
 import json
 import logging
@@ -21,7 +24,7 @@ from typing import Annotated
 import numpy as np
 from command_line import parse
 from cyclopts import Parameter
-from errors import OptionError, fail, run_main
+from errors import OptionError, fail
 from PIL import Image, ImageOps
 
 SIDE = 28  # of an MNIST image
@@ -257,4 +260,4 @@ def draw(images: np.ndarray, points: np.ndarray, path: Path, order: str) -> int:
 
 
 if __name__ == "__main__":
-    run_main(main)
+    sys.exit(main())

@@ -15,11 +15,11 @@ Every number on the page is computed from the records.
 
 from __future__ import annotations
 
+import sys
 from dataclasses import dataclass
 from pathlib import Path
 
 from command_line import parse
-from errors import run_main
 
 FOLDER = Path(__file__).parent / "results"
 PAGE = Path(__file__).parents[1] / "docs" / "results.md"
@@ -38,11 +38,8 @@ def main(folder: Path = FOLDER, path: Path = PAGE) -> int:
     return 0
 
 
-def script() -> int:
-    """Parses the options and writes the page; returns the exit code."""
-    parse(Config, __doc__)
-    return main()
-
-
 if __name__ == "__main__":
-    run_main(script)
+    parse(Config, __doc__)
+    from terminal import run_script
+
+    sys.exit(run_script(main))

@@ -6,7 +6,7 @@ import contextlib
 import logging
 from collections.abc import Callable, Iterator
 
-from errors import OptionError, fail, interrupted
+from errors import OptionError, fail
 from rich.console import Console
 from rich.panel import Panel
 from rich.progress import BarColumn, Progress, TextColumn, TimeRemainingColumn
@@ -20,13 +20,8 @@ from jaxrnn.training.run import OtherConfiguration, RunError
 console = Console(highlight=False, soft_wrap=True, markup=False)
 
 
-def run_script(main: Callable[[], int], advice: str = "") -> int:
-    """Calls the main function of a script; expected errors become one line and an exit code.
-
-    Args:
-        main: The function.
-        advice: What to do after an interruption, for the line.
-    """
+def run_script(main: Callable[[], int]) -> int:
+    """Calls the main function of a script; expected errors become one line and an exit code."""
     logging.getLogger("absl").setLevel(logging.ERROR)  # orbax logs every step
     try:
         return main()
@@ -41,8 +36,8 @@ def run_script(main: Callable[[], int], advice: str = "") -> int:
         return fail(error)
     except (CheckpointError, OSError) as error:
         return fail(error, 1)
-    except KeyboardInterrupt as error:
-        return interrupted(error, advice)
+    except KeyboardInterrupt:
+        return 130
 
 
 def announce(dataset: data.Dataset) -> None:

@@ -132,7 +132,8 @@ def train(
                 checkpoints.save(step, state, score)
             best = max(best, score or 0)
             advance(len(losses))
-            if signal is not None and step < experiment.steps:
+            if signal is not None:
+                checkpoints.wait()
                 console.print(
                     f"interrupted at step {step}, which is saved; the same command resumes there"
                 )

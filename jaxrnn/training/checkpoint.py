@@ -121,7 +121,7 @@ class Checkpoints:
 
     def __exit__(self, *_: object) -> None:
         with self._stack:
-            self._wait()
+            self.wait()
 
     def save(self, step: int, state: Any, score: float | None = None) -> None:
         """Starts an asynchronous save. The state may be donated as soon as this returns.
@@ -142,7 +142,7 @@ class Checkpoints:
         leaves = {name: np.asarray(leaf) for name, leaf in leaves.items()}
         if not all(np.isfinite(leaf).all() for leaf in leaves.values()):
             raise CheckpointError(f"step {step}: the state is not finite, so it is not saved")
-        self._wait()
+        self.wait()
         latest = self._manager.latest_step()
         if latest is not None and step <= latest:
             raise CheckpointError(f"{self.directory}: step {step} not saved: not above {latest}")
@@ -162,6 +162,16 @@ class Checkpoints:
         with self._saving():
             if not self._manager.save(step, args=contents):
                 raise RuntimeError("the folder is open for reading only")
+
+    def wait(self) -> None:
+        """Waits until the last save is on disk.
+
+        Raises:
+            CheckpointError: If it failed.
+            OSError: If the system did not allow writing it.
+        """
+        with self._saving():
+            self._manager.wait_until_finished()
 
     def restore(self, like: Any, *, best: bool = False) -> tuple[int, Any] | None:
         """Restores the latest or the best checkpoint that is not damaged.
@@ -184,7 +194,7 @@ class Checkpoints:
                 progress failed.
             OSError: If the system does not allow reading it.
         """
-        self._wait()
+        self.wait()
         wanted = _named(like)
         types = {name: _type(leaf) for name, leaf in wanted.items()}
         for step in self._candidates(best):
@@ -265,11 +275,6 @@ class Checkpoints:
         _meet(f"step {step} is set aside")
         self._manager.reload()
         self._warn(f"{folder} is damaged and moved to {target}: {damage}")
-
-    def _wait(self) -> None:
-        """Waits for the save in progress."""
-        with self._saving():
-            self._manager.wait_until_finished()
 
     @contextlib.contextmanager
     def _saving(self) -> Iterator[None]:

@@ -262,8 +262,8 @@ class Run:
 class Stop:
     """A context manager that catches the first SIGINT or SIGTERM.
 
-    The training loop can then finish its chunk and save a checkpoint. A second signal raises
-    KeyboardInterrupt.
+    The training loop can then finish its chunk and save a checkpoint. A second signal is handled as
+    it was before, or raises KeyboardInterrupt if it would have ended the process.
 
     Attributes:
         signal: The number of the signal that was caught, or None.
@@ -277,10 +277,13 @@ class Stop:
         }
         return self
 
-    def _catch(self, number: int, _: Any) -> None:
-        if self.signal is not None:
-            raise KeyboardInterrupt(number)
-        self.signal = number
+    def _catch(self, number: int, frame: Any) -> None:
+        if self.signal is None:
+            self.signal = number
+            return
+        if callable(before := self._before[number]):
+            before(number, frame)
+        raise KeyboardInterrupt
 
     def __exit__(self, *_: object) -> None:
         for number, handler in self._before.items():

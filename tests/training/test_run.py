@@ -6,6 +6,7 @@ import os
 import random
 import re
 import shutil
+import signal
 import subprocess
 from pathlib import Path
 
@@ -14,7 +15,14 @@ import pytest
 from jaxrnn.training import run as run_module
 from jaxrnn.training.checkpoint import CheckpointError, lock
 from jaxrnn.training.files import FileError, append_record, read_records
-from jaxrnn.training.run import OtherConfiguration, Run, RunError, differences, git_revision
+from jaxrnn.training.run import (
+    OtherConfiguration,
+    Run,
+    RunError,
+    Stop,
+    differences,
+    git_revision,
+)
 
 
 def test_a_new_folder_records_configuration_and_environment(tmp_path):
@@ -327,3 +335,19 @@ def test_differences():
         "b: 2, now 3",
         "c: None, now 4",
     ]
+
+
+def test_a_second_signal_is_handled_as_before():
+    handled = []
+    before = signal.signal(signal.SIGTERM, lambda number, _: handled.append(number))
+    try:
+        with Stop() as stop:
+            os.kill(os.getpid(), signal.SIGTERM)
+            assert (stop.signal, handled) == (signal.SIGTERM, [])
+            with pytest.raises(KeyboardInterrupt):
+                os.kill(os.getpid(), signal.SIGTERM)
+            assert handled == [signal.SIGTERM]
+            with pytest.raises(KeyboardInterrupt):
+                os.kill(os.getpid(), signal.SIGINT)
+    finally:
+        signal.signal(signal.SIGTERM, before)

@@ -13,8 +13,9 @@ import math
 import struct
 import zlib
 from collections.abc import Iterator
+from io import BufferedIOBase
 from pathlib import Path
-from typing import IO, NamedTuple
+from typing import NamedTuple
 
 import numpy as np
 
@@ -129,7 +130,7 @@ def _read_idx(path: Path, kind: str) -> np.ndarray:
 
 
 @contextlib.contextmanager
-def _unpacked(path: Path) -> Iterator[IO[bytes]]:
+def _unpacked(path: Path) -> Iterator[BufferedIOBase]:
     """Opens a regular file, and unpacks it if it is gzipped.
 
     Whether it is gzipped does not follow from its name, because some browsers unpack a .gz file and
