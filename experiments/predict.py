@@ -220,7 +220,7 @@ def main(arguments: Sequence[str] | None = None) -> int:
     from jaxrnn.training import data
     from jaxrnn.training.checkpoint import CheckpointError
 
-    logging.getLogger("absl").setLevel(logging.ERROR)  # orbax logs every step
+    logging.getLogger("absl").setLevel(logging.CRITICAL)  # orbax logs steps, and errors twice
     try:
         with contextlib.redirect_stdout(sys.stderr):  # stdout is for the predictions alone
             trained, model, params, _ = load_run(config.run)

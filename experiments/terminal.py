@@ -22,7 +22,7 @@ console = Console(highlight=False, soft_wrap=True, markup=False)
 
 def run_script(main: Callable[[], int]) -> int:
     """Calls the main function of a script; expected errors become one line and an exit code."""
-    logging.getLogger("absl").setLevel(logging.ERROR)  # orbax logs every step
+    logging.getLogger("absl").setLevel(logging.CRITICAL)  # orbax logs steps, and errors twice
     try:
         return main()
     except Unavailable as error:

@@ -282,7 +282,10 @@ class Checkpoints:
         try:
             yield
         except Exception as error:
-            _raise_os_error(error)
+            if system := _os_error(error):
+                reason = os.strerror(system.errno) if system.errno else _line(system)
+                text = f"step {self._step} not saved: {reason}"
+                raise OSError(system.errno, text, str(self.directory)) from error
             raise CheckpointError(
                 f"{self.directory}: step {self._step} not saved: {_line(error)}"
             ) from error
@@ -376,13 +379,19 @@ def _line(error: Exception) -> str:
 
 
 def _raise_os_error(error: Exception) -> None:
-    """Raises an OSError of the system, even if tensorstore has wrapped it in a ValueError."""
-    if isinstance(error, MemoryError | OSError) and not isinstance(error, MISSING):
+    """Raises an error of the system, even if tensorstore has wrapped it in a ValueError."""
+    if isinstance(error, MemoryError):
         raise error
-    found = re.search(r"os_error_code='(\d+)'", str(error))
-    system = found and OSError(int(found[1]), f"{os.strerror(int(found[1]))}: {_line(error)}")
-    if system and not isinstance(system, MISSING):
-        raise system from error
+    if system := _os_error(error):
+        raise system from (None if system is error else error)
+
+
+def _os_error(error: Exception) -> OSError | None:
+    """Returns an OSError of the system, also one that tensorstore has wrapped, or None."""
+    system = error if isinstance(error, OSError) else None
+    if found := re.search(r"os_error_code='(\d+)'", str(error)):
+        system = OSError(int(found[1]), f"{os.strerror(int(found[1]))}: {_line(error)}")
+    return None if isinstance(system, MISSING) else system
 
 
 def _open_all(folder: Path) -> None:
