@@ -4,7 +4,9 @@ from __future__ import annotations
 
 import contextlib
 import logging
+import sys
 from collections.abc import Callable, Iterator
+from typing import Any
 
 from errors import OptionError, fail
 from rich.console import Console
@@ -23,6 +25,8 @@ console = Console(highlight=False, soft_wrap=True, markup=False)
 def run_script(main: Callable[[], int]) -> int:
     """Calls the main function of a script; expected errors become one line and an exit code."""
     logging.getLogger("absl").setLevel(logging.CRITICAL)  # orbax logs steps, and errors twice
+    if sys.unraisablehook is sys.__unraisablehook__:
+        sys.unraisablehook = show_unraisable
     try:
         return main()
     except Unavailable as error:
@@ -38,6 +42,12 @@ def run_script(main: Callable[[], int]) -> int:
         return fail(error, 1)
     except KeyboardInterrupt:
         return 130
+
+
+def show_unraisable(found: Any) -> None:
+    """Prints an error in a callback, but for those after a save that failed, which is reported."""
+    if str(found.exc_value) != "Event loop is closed":
+        sys.__unraisablehook__(found)
 
 
 def announce(dataset: data.Dataset) -> None:
