@@ -272,7 +272,7 @@ class Stop:
     signal: int | None = None
 
     def __enter__(self) -> Stop:
-        self._before = {
+        self._before: dict[int, Any] = {
             number: signal.signal(number, self._catch) for number in (signal.SIGINT, signal.SIGTERM)
         }
         return self
