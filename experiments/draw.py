@@ -43,6 +43,8 @@ class Config:
 def last_runs() -> list[Path]:
     """Returns the folders of the runs with checkpoints, the last first."""
     found = {each.parent: each.stat().st_mtime for each in RUNS.glob("*/checkpoints")}
+    if not (SHORT.out / "result.json").exists():
+        found.pop(SHORT.out, None)  # was interrupted, and will be resumed
     return sorted(found, key=found.__getitem__, reverse=True)
 
 

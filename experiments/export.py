@@ -13,11 +13,11 @@ float32 [N, C] of sequences uint8 [N, T, I] for any N:
     session = onnxruntime.InferenceSession("mnist.onnx")
     [probabilities] = session.run(None, {"sequences": sequences})
 
-A process that does not import jaxrnn then runs the file, and its probabilities are compared with
-those of the run.
-
 html is a page for any browser, on which one draws a digit and sees how the network reads it. It is
 one file, which loads nothing else.
+
+A process that does not import jaxrnn reads the file, and its probabilities are compared with those
+of the run.
 """
 
 from __future__ import annotations

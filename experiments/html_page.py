@@ -8,6 +8,9 @@ from __future__ import annotations
 
 import base64
 import json
+import subprocess
+import sys
+import tempfile
 from collections.abc import Mapping
 from pathlib import Path
 from typing import Any
@@ -18,10 +21,14 @@ import numpy as np
 from errors import OptionError
 from experiment import Trained, load_dataset, load_run
 
+from jaxrnn import training
 from jaxrnn.convert.common import arrays_of, kind_and_options
 from jaxrnn.linen import Classifier
+from jaxrnn.training.run import RunError
 
 PARTS = Path(__file__).parent / "page"
+READER = Path(__file__).parent / "read_page.py"
+TOLERANCE = 1e-4
 LARGEST = 1_000_000  # bytes of the file
 NUM_EXAMPLES = 10
 DATASETS = {"mnist": "MNIST", "digits": "the digits of scikit-learn"}
@@ -51,7 +58,8 @@ def classifier_of(trained: Trained) -> Classifier:
     """
     config, model, _, _ = trained
     if not isinstance(model, Classifier):
-        named = "--patch" if config.patch else f"--cell {config.cell}"
+        refused = {"--patch": config.patch, "--blocks": config.blocks}
+        named = next((flag for flag in refused if refused[flag]), f"--cell {config.cell}")
         raise OptionError(f"--format html takes rnn, lstm and gru, not {named}")
     if config.dataset not in DATASETS:
         raise OptionError(f"--format html takes digits, not --dataset {config.dataset}")
@@ -172,13 +180,49 @@ def export(trained: Trained, examples: np.ndarray) -> tuple[str, str]:
     )
 
 
+def check(trained: Trained, page: str, dtype: str, examples: np.ndarray) -> float:
+    """Compares the page, read by a process without JAX and jaxrnn, with the run.
+
+    Args:
+        trained: The run.
+        page: The page.
+        dtype: The dtype of the weights in the page, to which those of the run are rounded.
+        examples: The images of the page, uint8 `[N, 28, 28]`.
+
+    Returns:
+        The largest difference between class probabilities after the rows of the images.
+
+    Raises:
+        RunError: If it is more than 1e-4, or the page cannot be read.
+    """
+    rounded = jax.tree.map(lambda leaf: leaf.astype(dtype).astype(leaf.dtype), trained.params)
+    expected = training.beliefs(trained.model, rounded, examples)
+    with tempfile.TemporaryDirectory() as folder:
+        path = Path(folder) / "page.html"
+        path.write_text(page, "utf-8")
+        command = [sys.executable, READER, path]
+        process = subprocess.run(command, capture_output=True, text=True)
+    if process.returncode:
+        raise RunError(f"the page cannot be read:\n{process.stderr}")
+    difference = float(np.abs(np.array(json.loads(process.stdout)) - expected).max())
+    if not difference <= TOLERANCE:
+        raise RunError(f"the page does not compute what the run does: they differ by {difference}")
+    return difference
+
+
 def write(run: Path, out: Path, data_dir: Path | None = None) -> int:
-    """Writes the page; returns the exit code."""
+    """Checks and writes the page; returns the exit code."""
     trained = load_run(run)
     config = trained.config
     classifier_of(trained)  # refuses the run before the data set is loaded
     dataset = load_dataset(config.dataset, data_dir, config.validation_size)
-    page, dtype = export(trained, dataset.test.images[:NUM_EXAMPLES])
+    examples = dataset.test.images[:NUM_EXAMPLES]
+    page, dtype = export(trained, examples)
+    difference = check(trained, page, dtype, examples)
     out.write_text(page, "utf-8")
-    print(f"{out}: {out.stat().st_size:,} bytes, with {dtype} weights; open it in any browser")
+    print(
+        f"{out}: {out.stat().st_size:,} bytes, with {dtype} weights; a process without jaxrnn "
+        f"computes the same probabilities with them, to {difference:.1e}, after each row of "
+        f"{len(examples)} test images; open it in any browser"
+    )
     return 0

@@ -15,6 +15,7 @@ import options
 from cells import one_line
 from devices import divide_cpu
 from errors import OptionError, listed, unknown
+from event_file import write_study
 from experiment import check_model, digest, load_dataset
 from jax.experimental import multihost_utils
 from jobs import Job, batches, changes, lanes, plan, run_batch
@@ -193,6 +194,9 @@ def conclude(config: Config, resolved: Resolved, dataset: data.Dataset, kept: Re
     console.print(f"figures: {', '.join(map(str, figures))}")
     records = ", ".join(map(str, sorted(folder.glob("results*.jsonl"))))
     console.print(f"runs:    {records} (a line of JSON for each)")
+    if config.tensorboard:
+        write_study(runs, folder / "events")
+        console.print(f"events:  {folder / 'events'}")
     console.print(f"config:  {kept.config_path}")
 
 

@@ -77,6 +77,9 @@ class Config:
     Defaults to the environment variable JAXRNN_DATA_DIR."""
     out: Path = Path("runs/ablations")
     """Folder with a folder for each study. Runs that are found there are not repeated."""
+    tensorboard: bool = False
+    """Also write the learning curve of each run as an event file for TensorBoard. Needs the package
+    tensorboardX."""
     hosts: int = 1
     """Number of processes, on one or several machines, that share the runs. All write to --out."""
     host: int = 0
@@ -87,6 +90,7 @@ class Config:
     def check(self) -> None:
         """Raises OptionError if a value is out of range or the options do not go together."""
         options.check_folder(self.out)
+        options.check_tensorboard(self.tensorboard)
         for name in ("seeds", "evaluations", "hosts"):
             if getattr(self, name) < 1:
                 raise OptionError(f"--{name} must be at least 1")

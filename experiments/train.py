@@ -2,11 +2,14 @@
 
 from __future__ import annotations
 
+import contextlib
+from collections.abc import Iterator
 from typing import Any
 
 import hosts
 import numpy as np
 from devices import chunk_size, share_batch, slices
+from event_file import EventFile
 from experiment import (
     Experiment,
     Trained,
@@ -54,6 +57,9 @@ def train_and_report(config: Config, processes: int, run: Run) -> int:
     if result := hosts.decide(lambda: run.result(Result, warn) if config.resume else None):
         console.print(f"{config.out} is finished:")
         if hosts.first():
+            with event_file(config, run) as events:
+                if events is not None:
+                    events.add_pictures(result["selected_step"])
             conclude(result, run)
         console.print("To start over: --no-resume. To keep it: another folder with --out.")
         return 0
@@ -66,6 +72,9 @@ def train_and_report(config: Config, processes: int, run: Run) -> int:
         return code
     trained = load_run(config.out, warn=warn)
     draw(trained, dataset, experiment.test, run)
+    with event_file(config, run) as events:
+        if events is not None:
+            events.add_pictures(trained.step)
     run.finish(outcome(run.metrics(), dataset, trained.params, seconds))
     conclude(run.read("result.json"), run)
     announce(dataset)
@@ -94,7 +103,11 @@ def train(
         evaluations["validation"] = experiment.validation
     seconds = {"compile": 0.0, "train": 0.0, "evaluate": 0.0}
 
-    with Stop() as stop, progress_bar(step, experiment.steps) as advance:
+    with (
+        Stop() as stop,
+        progress_bar(step, experiment.steps) as advance,
+        event_file(config, run) as events,
+    ):
         for progress in training.fit(
             trainer,
             (sequences, labels),
@@ -125,6 +138,8 @@ def train(
                 }
                 if hosts.first():
                     run.append_metrics(record)
+                if events is not None:
+                    events.add(record)
             signal = hosts.stopped_by(stop.signal)
             due = step // config.checkpoint_every > (first - 1) // config.checkpoint_every
             improved = score is not None and score >= best
@@ -139,6 +154,16 @@ def train(
                 )
                 return seconds, 128 + signal
     return seconds, 0
+
+
+@contextlib.contextmanager
+def event_file(config: Config, run: Run) -> Iterator[EventFile | None]:
+    """Opens the event file of --tensorboard, with the records so far, in the first process."""
+    if not config.tensorboard or not hosts.first():
+        yield None
+        return
+    with contextlib.closing(EventFile(run.directory, run.metrics())) as events:
+        yield events
 
 
 def rewind(run: Run, step: int, experiment: Experiment) -> tuple[float, float]:

@@ -83,7 +83,7 @@ class RNN(nnx.Module, Generic[S]):
         reverse: Whether to read each example from its end to its start.
         keep_order: With `reverse`, whether outputs are in the order of the inputs rather than in
             the order in which they were computed.
-        unroll: The number of steps per iteration of the loop.
+        unroll: The number of steps per iteration of the loop, as in `jaxrnn.unroll`.
         learn_initial_state: Whether the initial carry is a parameter. It is initialized to the
             initial state of the cell. Its leaves are in `layer.initial_state`, each of the shape
             of one example, such as `hidden` `[H]`.
@@ -122,7 +122,7 @@ class RNN(nnx.Module, Generic[S]):
         return_carry: bool = False,
         reverse: bool = False,
         keep_order: bool = False,
-        unroll: int = 1,
+        unroll: int | None = None,
         learn_initial_state: bool = False,
         regularizer: Regularizer | None = None,
         implementation: str | None = None,

@@ -21,7 +21,7 @@ from jaxtyping import Array, Float, Num
 from jaxrnn.arguments import check_lengths
 from jaxrnn.backends.steps import zeros_where
 from jaxrnn.cell import Cell
-from jaxrnn.linen import RNN, check_rate, dropout, readout, within
+from jaxrnn.linen import RNN, check_rate, dropout, mask_inputs, readout, within
 
 __all__ = ["ResidualBlock", "ResidualClassifier"]
 
@@ -38,7 +38,8 @@ class ResidualBlock(nn.Module):
         cell: The recurrent cell, with as many output features as the inputs have, D.
         dropout: The dropout rate in training, in [0, 1), or None.
         implementation: As in `jaxrnn.unroll`.
-        dtype: As in `jaxrnn.unroll`.
+        dtype: The dtype of the operands of the matrix products, as in `jaxrnn.unroll`. All other
+            computation is in the dtype of the inputs.
         param_dtype: The dtype of the parameters.
     """
 
@@ -74,15 +75,17 @@ class ResidualBlock(nn.Module):
             param_dtype=self.param_dtype,
             name="layer",
         )
-        options: Any = {"dtype": self.dtype, "param_dtype": self.param_dtype}
-        hidden = layer(nn.LayerNorm(**options, name="norm")(inputs), seq_lengths=seq_lengths)
+        norm = nn.LayerNorm(param_dtype=self.param_dtype, name="norm")
+        hidden: Any = layer(norm(inputs), seq_lengths=seq_lengths)
         if hidden.shape != inputs.shape:
             raise ValueError(
                 f"cell must have {inputs.shape[-1]} output features like the inputs, "
                 f"got {hidden.shape[-1]}"
             )
-        hidden = hidden * jax.nn.sigmoid(nn.Dense(hidden.shape[-1], **options, name="gate")(hidden))
-        return inputs + dropout(self, hidden, self.dropout, shared=0)
+        options: Any = {"dtype": self.dtype, "param_dtype": self.param_dtype}
+        gate = nn.Dense(hidden.shape[-1], **options, name="gate")(hidden).astype(hidden.dtype)
+        hidden = dropout(self, hidden * jax.nn.sigmoid(gate), self.dropout, shared=0)
+        return inputs + hidden.astype(inputs.dtype)
 
 
 class ResidualClassifier(nn.Module):
@@ -139,16 +142,18 @@ class ResidualClassifier(nn.Module):
         *batch, time, _ = inputs.shape
         seq_lengths = check_lengths(seq_lengths, tuple(batch), time, "seq_lengths")
         options: Any = {"dtype": self.dtype, "param_dtype": self.param_dtype}
+        # A NaN in the padding would make the encoder's gradient NaN, as 0 · NaN.
+        inputs = mask_inputs(inputs, seq_lengths).astype(self.param_dtype)
         # Transposed once here, rather than in every block.
-        inputs = jnp.moveaxis(jnp.asarray(inputs, self.param_dtype), -2, 0)
-        hidden = nn.Dense(self.features, **options, name="encoder")(inputs)
+        inputs = jnp.moveaxis(inputs, -2, 0)
+        hidden = nn.Dense(self.features, **options, name="encoder")(inputs).astype(inputs.dtype)
         for number in range(self.num_layers):
             hidden = ResidualBlock(
                 self.cell, self.dropout, self.implementation, **options, name=f"block_{number}"
             )(hidden, seq_lengths)
-        steps = jnp.asarray(time) if seq_lengths is None else seq_lengths[..., None]
+        steps = jnp.asarray(time)
         if seq_lengths is not None:
-            past = ~within(seq_lengths, time)
-            hidden = zeros_where(jnp.moveaxis(past, -1, 0), hidden)
-        total = hidden.sum(0)
-        return readout(total / jnp.maximum(steps, 1), self.num_classes, **options)
+            past = jnp.moveaxis(~within(seq_lengths, time), -1, 0)
+            hidden, steps = zeros_where(past, hidden), seq_lengths[..., None]
+        mean = hidden.sum(0) / jnp.maximum(steps, 1).astype(hidden.dtype)
+        return readout(mean, self.num_classes, **options)

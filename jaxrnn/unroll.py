@@ -15,7 +15,7 @@ from jax import lax
 from jaxtyping import Array, Float
 
 from jaxrnn import arguments
-from jaxrnn.backends import BACKENDS, choose
+from jaxrnn.backends import BACKENDS, choose, choose_unroll
 from jaxrnn.backends.blocks import choose_memory, run_in_memory
 from jaxrnn.backends.steps import make_steps, reverse_each, zeros_where
 from jaxrnn.cell import Cell, P, S
@@ -36,7 +36,7 @@ def unroll(
     dtype: Any = None,
     implementation: str | None = None,
     memory: str | None = None,
-    unroll: int = 1,
+    unroll: int | None = None,
     truncate: int | None = None,
     regularizer: Regularizer | None = None,
     key: Array | None = None,
@@ -103,7 +103,8 @@ def unroll(
             values use "recompute" and others "save". The exceptions are "parallel", which
             recomputes on a CPU from 112 steps, and "states" and "pallas", which recompute if the
             intermediate values exceed 2 GiB.
-        unroll: The number of steps per iteration of the loop, as in `jax.lax.scan`.
+        unroll: The number of steps per iteration of the loop, as in `jax.lax.scan`. If None, 4 for
+            "states" where a GPU is attached, otherwise 1.
         truncate: The number of steps of truncated backpropagation through time (Williams & Peng,
             1990). The state is carried on, but the gradient is cut after every `truncate` steps.
             The backward pass recomputes blocks of this length. If None, the gradient is not
@@ -142,7 +143,7 @@ def unroll(
     arguments.choice("implementation", implementation, tuple(BACKENDS))
     arguments.choice("memory", memory, arguments.MEMORY)
     arguments.check_key(key)
-    unroll = arguments.size("unroll", unroll)
+    unroll = None if unroll is None else arguments.size("unroll", unroll)
     truncate = None if truncate is None else arguments.size("truncate", truncate)
     reverse = arguments.flag("reverse", reverse)
     time_major = arguments.flag("time_major", time_major)
@@ -171,13 +172,18 @@ def unroll(
     steps = make_steps(inputs, lengths, resets, reverse, *masks)
     backends = choose(cell, params, start, steps, dtype, implementation)
     plan = tuple(
-        (platform, backend, choose_memory(backend, memory, truncate, params, inputs))
+        (
+            platform,
+            backend,
+            choose_memory(backend, memory, truncate, params, inputs),
+            choose_unroll(backend) if unroll is None else unroll,
+        )
         for platform, backend in backends.items()
     )
     if isinstance(time, int) and time == 0:
         outputs, state = jnp.zeros((0, *output.shape), output.dtype), start
     else:
-        options = cell, plan, truncate, dtype, unroll
+        options = cell, plan, truncate, dtype
         outputs, state = _compiled(*options)(*options, params, start, reset_state, steps)
     if steps.mask is not None:
         outputs = zeros_where(~steps.mask, outputs)
@@ -186,10 +192,10 @@ def unroll(
     return outputs if time_major else jnp.moveaxis(outputs, 0, -2), state
 
 
-def _run(cell, plan, truncate, dtype, unroll, params, start, reset_state, steps):
-    """Runs the backend and memory option that `plan` lists for the platform of lowering."""
+def _run(cell, plan, truncate, dtype, params, start, reset_state, steps):
+    """Runs the backend with the options that `plan` lists for the platform of lowering."""
 
-    def run(backend, memory, params, start, reset_state, steps):
+    def run(backend, memory, unroll, params, start, reset_state, steps):
         run = BACKENDS[backend].run
 
         def block(start, steps):
@@ -197,12 +203,12 @@ def _run(cell, plan, truncate, dtype, unroll, params, start, reset_state, steps)
 
         return run_in_memory(block, start, steps, memory, truncate)
 
-    runs = {platform: partial(run, backend, memory) for platform, backend, memory in plan}
+    runs = {platform: partial(run, *options) for platform, *options in plan}
     chosen = runs["default"] if len(runs) == 1 else partial(lax.platform_dependent, **runs)
     return chosen(params, start, reset_state, steps)
 
 
-_jit_run = jax.jit(_run, static_argnums=range(5), inline=True)
+_jit_run = jax.jit(_run, static_argnums=range(4), inline=True)
 
 
 def _compiled(*options) -> Callable:

@@ -27,6 +27,7 @@ MODULES = [
     "jaxrnn.linen",
     "jaxrnn.nnx",
     "jaxrnn.renet",
+    "jaxrnn.residual",
     "jaxrnn.training",
     "jaxrnn.training.checkpoint",
     "jaxrnn.training.compare",

@@ -11,12 +11,13 @@ import jaxrnn.initializers
 import jaxrnn.linen
 import jaxrnn.nnx
 import jaxrnn.renet
+import jaxrnn.residual
 
 PUBLIC = [
     *[getattr(jaxrnn, name) for name in jaxrnn.__all__],
     *[getattr(jaxrnn.convert, name) for name in jaxrnn.convert.__all__],
     *[getattr(jaxrnn.linen, name) for name in jaxrnn.linen.__all__],
-    *[jaxrnn.nnx.RNN, jaxrnn.renet.ReNet],
+    *[jaxrnn.nnx.RNN, jaxrnn.renet.ReNet, jaxrnn.residual.ResidualClassifier],
     jaxrnn.initializers.kernels,
 ]
 FINDER = doctest.DocTestFinder(recurse=False)

@@ -4,6 +4,7 @@
 """
 
 import functools
+import re
 import types
 
 import jax
@@ -105,7 +106,7 @@ def test_interpreted_kernels_are_the_scan(kernels, name):
     if not INTERPRETED[kernels]:
         pytest.skip(f"JAX {jax.__version__} does not interpret these kernels, 0.11 does")
     cell = CELLS[name]
-    recurrent_dropout = None if name == "indrnn" else 0.3
+    recurrent_dropout = None if name in ("indrnn", "unicornn") else 0.3
     options = {
         "lengths": jnp.array([T, 0, 2]),
         "resets": jnp.array([[0, 0, 1, 0], [1, 0, 0, 0], [0, 1, 0, 0]], bool),
@@ -406,6 +407,19 @@ def test_the_default_on_an_attached_accelerator(attached):
     assert chosen(user_cell(mixing)) == {"default": "fused"}
     assert chosen(jaxrnn.mgu(H)) == {"default": "scan"}
     assert chosen(jaxrnn.min_gru(H)) == {"default": "parallel"}
+
+
+def test_steps_per_iteration_on_an_attached_gpu(attached):
+    cell = jaxrnn.lstm(H)
+    params = cell.init(jax.random.key(0), I)
+
+    def iterated(**options):
+        run = lambda x: jaxrnn.unroll(cell, params, x, implementation="states", **options)  # noqa: E731
+        return set(re.findall(r"unroll=(\d+)", str(jax.make_jaxpr(run)(jnp.ones((B, T, I))))))
+
+    assert iterated() == {"1"}
+    attached(cuda=1)
+    assert (iterated(), iterated(unroll=1), iterated(unroll=2)) == ({"4"}, {"1"}, {"2"})
 
 
 def test_kernels_only_where_the_compiler_need_not_divide_them(attached):

@@ -14,6 +14,7 @@ from __future__ import annotations
 
 from typing import Any
 
+import jax
 import jax.numpy as jnp
 from jax import lax
 from jaxtyping import Array, Bool, Float, Inexact
@@ -68,7 +69,7 @@ def run(
 
 
 def states_of(
-    a: Inexact[Array, "T *#B H"],
+    a: Inexact[Array, "T ... H"],
     b: Inexact[Array, "T *B H"],
     resets: Bool[Array, "T *B"] | None = None,
 ) -> Inexact[Array, "T *B H"]:
@@ -113,6 +114,9 @@ def _solve(a, b, resets):
     return lax.platform_dependent(a, b, resets, cpu=_in_turn, default=_at_once)
 
 
+# A program has these two functions several times, forward and reversed in time. Under jit they are
+# traced and lowered once for each shape.
+@jax.jit
 def _at_once(a, b, resets):
     """Computes all states in log₂ T rounds."""
 
@@ -126,6 +130,7 @@ def _at_once(a, b, resets):
     return lax.associative_scan(join, (a, b) if resets is None else (a, b, resets))[1]
 
 
+@jax.jit
 def _in_turn(a, b, resets):
     """Computes the states one after the other."""
 

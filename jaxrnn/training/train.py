@@ -113,14 +113,14 @@ def optimizer(
     if schedule != "constant":
         if steps is None:
             raise ValueError(f"steps must be given if schedule is {schedule!r}, got None")
-        shape = SCHEDULES[schedule](steps)
+        shape: Any = SCHEDULES[schedule](steps)
         rate = lambda step: learning_rate * shape(step)  # noqa: E731
     chain = [optax.identity() if clip_norm is None else optax.clip_by_global_norm(clip_norm)]
     if isinstance(weight_decay, Array) or weight_decay:
         # The learning rate multiplies the decay too, so that both follow the schedule.
         chain.append(algorithm(1.0))
         chain.append(optax.add_decayed_weights(-weight_decay, partial(_mark, _is_kernel)))
-        chain.append(optax.scale_by_schedule(rate) if callable(rate) else optax.scale(rate))
+        chain.append(optax.scale_by_learning_rate(rate, flip_sign=False))
     else:
         chain.append(algorithm(rate))
     if isinstance(recurrence_rate, Array) or recurrence_rate != 1.0:
@@ -150,7 +150,8 @@ def _is_kernel(path: list[str]) -> bool:
 
 
 def _of_recurrence(path: list[str]) -> bool:
-    return "cell" in path and not _is_kernel(path) and not path[-1].endswith("bias")
+    # The last name may be that of a leaf of a learned initial state, such as the LSTM's `cell`.
+    return "cell" in path[:-1] and not _is_kernel(path) and not path[-1].endswith("bias")
 
 
 def train_step(

@@ -211,6 +211,17 @@ def test_the_page_of_results_is_the_one_that_the_script_writes():
 
 
 @pytest.mark.usefixtures("untrained")
+def test_a_study_has_an_event_file_of_each_run(tmp_path, capsys):
+    pytest.importorskip("tensorboardX")
+    config = ablation(tmp_path, study="mine", vary=("cell=rnn,gru",), tensorboard=True)
+    assert ablate.main(config) == 0
+    events = tmp_path / "mine" / "events"
+    assert f"\nevents:  {events}\n" in capsys.readouterr().out
+    found = {path.parent.relative_to(events).as_posix() for path in events.rglob("events.out.*")}
+    assert found == {f"cell={cell}/seed-{seed}" for cell in ("rnn", "gru") for seed in (0, 1)}
+
+
+@pytest.mark.usefixtures("untrained")
 def test_a_setting_run_later_leaves_the_others_of_its_study(tmp_path, monkeypatch):
     both = ablation(tmp_path, study="odyssey", settings=("peephole", "nfg"), seeds=1)
     assert ablate.main(both) == 0

@@ -3,6 +3,7 @@
 import importlib
 import json
 import sys
+from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
 from types import SimpleNamespace
 
@@ -12,6 +13,7 @@ import jax
 import measurements
 import numerics
 import numpy as np
+import profiles
 import pytest
 import timings
 import whole_runs
@@ -90,16 +92,50 @@ def test_every_way_is_timed_or_says_why_not(folder):
     assert tasks == {("step", "rnn", True), ("evaluation", "lstm", False)}
 
 
+def test_kernels_are_counted_by_the_profiler(folder):
+    records = read(folder, "profile")
+    assert {(each["cell"], each["way"]) for each in records} == {
+        ("rnn", way) for way in profiles.WAYS
+    }
+    for each in records:
+        assert each["ms"] > 0 < each["busy_ms"]
+        assert sum(count for *_, count in each["kernels"]) <= each["launches"]
+        assert all(ms >= 0 for _, ms, _ in each["kernels"])
+
+
+def test_an_error_in_another_process_is_that_of_its_program_alone():
+    task = timings.tasks(small=True)[2]
+    with ThreadPoolExecutor(1) as others:
+        timer = timings.build_elsewhere(others, task, "scan")
+        assert timer(2) > 0
+        with pytest.raises(AttributeError):
+            timings.build_elsewhere(others, task._replace(cell="none"), "scan")
+
+
+def test_cases_are_compared_in_processes_on_a_gpu(tmp_path, monkeypatch):
+    """The processes are threads here, since a process would start JAX anew."""
+    pool = lambda workers, context, start: ThreadPoolExecutor(workers)  # noqa: E731
+    monkeypatch.setattr(numerics, "ProcessPoolExecutor", pool)
+    monkeypatch.setattr(numerics.jax, "default_backend", lambda: "gpu")
+    monkeypatch.setattr(numerics, "compare_case", lambda case, deadline: [{"name": case.name}])
+    kept = measurements.Measurements(tmp_path / "part.json", {}, deadline=float("inf"))
+    numerics.compare(kept, small=True)
+    assert sorted(each["name"] for each in kept.records) == ["gru", "lru", "lstm"]
+
+
 def test_whole_runs_are_timed_and_their_accuracies_kept(folder):
-    runs = {each["what"]: each for part in PARTS[2:] for each in read(folder, part)}
-    assert list(runs) == ["one", "together", "tutorial", "permuted-mnist", "sequential-mnist"]
+    parts = "seeds", "tutorial", "pixels"
+    runs = {each["what"]: each for part in parts for each in read(folder, part)}
+    assert list(runs) == ["one", "together", "tutorial", *whole_runs.ORDERS]
     for each in runs.values():
         assert each["data"] == "digits"
         assert each["seconds"]["train"] > 0
-        assert [step for step, _ in each["curve"]] == [3, 6]
-        assert 0 <= each["test_accuracy"] == each["curve"][-1][1] <= 1
+        assert [step for step, *_ in each["curve"]] == [3, 6]
+        assert 0 <= each["test_accuracy"] == each["curve"][-1][-1] <= 1
         assert len(each["each"]) == each["seeds"]
     assert runs["together"]["seeds"] == 2
+    with np.load(folder / "together.npz") as params:
+        assert params["stack/layer_0/cell/bias"].shape == (2, 4 * 2)
     np.testing.assert_allclose(runs["together"]["each"][0], runs["one"]["each"][0], atol=0.21)
 
 
@@ -176,10 +212,13 @@ def test_on_a_gpu_cuda_graphs_and_torch_join(monkeypatch):
     monkeypatch.setattr(timings.jax, "default_backend", lambda: "gpu")
     first, masked = timings.tasks(small=False)[:2]
     ours = list(timings.OURS)
-    graphs = [f"{name}, CUDA graph" for name in ours]
+    graphs = ["pallas, CUDA graph", "states, CUDA graph"]
     peers = ["cudnn", "flax", "equinox", "torch", "torch, CUDA graph"]
     assert timings.ways(first, True, False) == ours + graphs + peers
-    assert timings.ways(masked, False, False) == ours
+    others = [name for name in ours if name not in timings.FIRST]
+    assert timings.ways(masked, False, False) == others
+    wide = masked._replace(hidden=512)
+    assert timings.ways(wide, False, False) == [name for name in others if name != timings.AMPERE]
     assert "equinox" not in timings.ways(first._replace(products="bfloat16"), False, False)
 
 

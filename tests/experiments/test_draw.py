@@ -60,6 +60,11 @@ def test_without_a_run_a_network_is_trained(calls, monkeypatch):
     calls.clear()
     monkeypatch.setattr(train, "main", lambda config: 130)  # interrupted
     assert (draw.main(draw.Config()), calls) == (130, [])
+    make_runs("draw")  # what was interrupted is resumed
+    assert (draw.main(draw.Config()), calls) == (130, [])
+    (draw.SHORT.out / "result.json").touch()
+    assert draw.main(draw.Config(browser=False)) == 0
+    assert calls == [("write", "runs/draw", "digit.html")]
 
 
 def test_a_run_that_is_named(calls, tmp_path):

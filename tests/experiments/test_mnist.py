@@ -2,6 +2,7 @@
 
 import contextlib
 import dataclasses
+import importlib.util
 import io
 import json
 import os
@@ -25,6 +26,7 @@ from conftest import MNIST_DIR
 from errors import OptionError
 from options import Config
 from terminal import run_script
+from test_event_file import scalars
 
 from jaxrnn.training.checkpoint import CheckpointError, Checkpoints
 from jaxrnn.training.run import OtherConfiguration, Run, RunError
@@ -255,8 +257,10 @@ def test_a_finished_run_shows_its_result_and_another_is_refused(whole, monkeypat
 
 
 def test_interrupted_and_started_again_it_ends_the_same(whole, tmp_path, monkeypatch, capsys):
-    config = dataclasses.replace(SMALL, out=tmp_path / "run")
+    tensorboard = importlib.util.find_spec("tensorboardX") is not None
+    config = dataclasses.replace(SMALL, out=tmp_path / "run", tensorboard=tensorboard)
     monkeypatch.setattr(train, "draw", lambda *_: None)
+    monkeypatch.setattr(train.EventFile, "add_pictures", lambda *_: None)
     append = Run.append_metrics
     for number, step in ((signal.SIGINT, 20), (signal.SIGTERM, 40)):
 
@@ -269,11 +273,15 @@ def test_interrupted_and_started_again_it_ends_the_same(whole, tmp_path, monkeyp
         output = capsys.readouterr().out
         assert f"interrupted at step {step}, which is saved; the same command resumes" in output
         assert not (tmp_path / "run" / "result.json").exists()
+        if tensorboard:
+            assert list(scalars(config.out)["loss"]) == list(range(20, step + 1, 20))
     monkeypatch.setattr(Run, "append_metrics", append)
     assert mnist.main(config) == 0
     output = capsys.readouterr().out
     assert "resuming from step 40" in output
     assert "\nstep    40 " not in output
+    if tensorboard:
+        assert list(scalars(config.out)["loss"]) == list(range(20, 121, 20))
     assert_same(contents(tmp_path / "run"), contents(whole[0]))
 
 

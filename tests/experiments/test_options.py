@@ -26,6 +26,7 @@ from options import RECIPES, Config
 import jaxrnn
 from jaxrnn import training
 from jaxrnn.renet import ReNet
+from jaxrnn.residual import ResidualClassifier
 from jaxrnn.training import data
 from jaxrnn.training.run import OtherConfiguration
 
@@ -175,6 +176,30 @@ def is_onecycle(found):
     assert middle < 10 * first
 
 
+def update_of(found, path, gradient):
+    """What one step adds to the parameter 2 of this path."""
+    params = jnp.float32(2.0)
+    for name in reversed(path):
+        params = {name: params}
+    grads = jax.tree.map(lambda leaf: jnp.full_like(leaf, gradient), params)
+    updates, _ = found.optimizer.update(grads, found.optimizer.init(params), params)
+    return float(jax.tree.leaves(updates)[0])
+
+
+def is_blocks(found):
+    model = found.model
+    assert isinstance(model, ResidualClassifier)
+    assert (model.features, model.num_layers, model.dropout) == (4, 3, 0.25)
+
+
+def is_weight_decay(found):
+    assert update_of(found, ["readout", "kernel"], 0.0) == pytest.approx(-1e-3 * 0.5 * 2)
+
+
+def is_recurrence_rate(found):
+    assert update_of(found, ["cell", "nu"], 1.0) == pytest.approx(-1e-3 * 0.5, rel=1e-4)
+
+
 def is_seed(found):
     assert np.ravel(found.options["seed"]) == [7]
     if hasattr(found, "key"):
@@ -209,6 +234,7 @@ CASES = {
         )
         for name, value in zip(STACK, (2, True, True, 0.25, True, 9), strict=True)
     },
+    "blocks": ({"blocks": True, "num_layers": 3, "dropout": 0.25}, is_blocks),
     "patch": ({"patch": 7}, is_patch),
     "augment": ({"augment": True}, is_augment),
     "label_smoothing": ({"label_smoothing": 0.1}, is_label_smoothing),
@@ -245,14 +271,17 @@ CASES = {
         lambda found: update(found, 4.0, 2) == pytest.approx(-1e-3 * 4 * 1.9),
     ),
     "schedule": ({"schedule": "onecycle"}, is_onecycle),
+    "weight_decay": ({"weight_decay": 0.5}, is_weight_decay),
+    "recurrence_rate": ({"recurrence_rate": 0.5}, is_recurrence_rate),
     "clip_norm": ({"clip_norm": 1e-9}, is_clipped),
     "eval_every": ({"eval_every": 3}, lambda found: found.options["eval_every"] == 3),
     "seed": ({"seed": 7}, is_seed),
     "checkpoint_every": ({"checkpoint_every": 10}, lambda found: found.saved == [10, 20]),
     "devices": ({"devices": 2}, lambda found: found.trainer.mesh.shape["batch"] == 2),
 }
-# These have tests of their own, below and in test_hosts.py.
-APART = {"recipe", "out", "resume", "distributed", "coordinator", "num_processes", "process_id"}
+# These have tests of their own, below, in test_event_file.py and in test_hosts.py.
+APART = {"recipe", "out", "resume", "tensorboard"}
+APART |= {"distributed", "coordinator", "num_processes", "process_id"}
 
 
 def test_every_option_has_a_case():
@@ -324,6 +353,7 @@ SIZES = {
     "best": 231_690,
     "sequential-mnist": 50_570,
     "permuted-mnist": 50_570,
+    "state-space": 67_914,
 }
 
 

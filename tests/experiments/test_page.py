@@ -4,6 +4,7 @@ import base64
 import contextlib
 import io
 import shutil
+import types
 
 import experiment
 import html_page
@@ -12,6 +13,7 @@ import jax.numpy as jnp
 import numpy as np
 import predict
 import pytest
+import read_page
 from errors import OptionError
 from models import build_model, classifier
 from options import Config
@@ -19,6 +21,7 @@ from PIL import Image, ImageDraw
 
 import jaxrnn
 from jaxrnn import training
+from jaxrnn.training.run import RunError
 
 ROOT = np.random.default_rng(0)
 EXAMPLES = ROOT.integers(0, 256, (3, 28, 28), np.uint8) * (ROOT.random((3, 28, 28)) < 0.3)
@@ -213,11 +216,50 @@ def test_cells(show, name):
     assert_beliefs(found, RUNS[name], EXAMPLES)
 
 
+@pytest.mark.parametrize("name", RUNS)
+def test_the_page_is_read_without_a_browser(name):
+    """The reader that checks a page computes what the browser does."""
+    page, _ = html_page.export(RUNS[name], EXAMPLES)
+    assert_beliefs(read_page.beliefs(*read_page.read(page)), RUNS[name], EXAMPLES)
+
+
+def test_a_page_is_checked_before_it_is_written(tmp_path, monkeypatch, capsys):
+    images = np.tile(EXAMPLES, (4, 1, 1))
+    dataset = types.SimpleNamespace(test=types.SimpleNamespace(images=images))
+    monkeypatch.setattr(html_page, "load_run", lambda _: LSTM)
+    monkeypatch.setattr(html_page, "load_dataset", lambda *_: dataset)
+    out = tmp_path / "digit.html"
+    assert html_page.write(tmp_path, out) == 0
+    assert "after each row of 10 test images; open it" in capsys.readouterr().out
+    monkeypatch.setattr(html_page, "LARGEST", out.stat().st_size - 1)
+    before = out.read_bytes()
+    assert html_page.write(tmp_path, out) == 0
+    assert "with float16 weights" in capsys.readouterr().out
+    assert out.read_bytes() != before
+    before = out.read_bytes()
+    page_of = html_page.page_of
+
+    def with_other_weights(model):
+        weights = bytes(len(base64.b64decode(model["weights"])))
+        return page_of({**model, "weights": base64.b64encode(weights).decode()})
+
+    for other, problem in (
+        (with_other_weights, "does not compute what the run does: they differ by 0"),
+        (lambda model: page_of({**model, "network": {}}), "cannot be read"),
+    ):
+        monkeypatch.setattr(html_page, "page_of", other)
+        with pytest.raises(RunError, match=problem):
+            html_page.write(tmp_path, out)
+        assert out.read_bytes() == before
+
+
 def test_activations_and_float16(show):
     page = show(LSTM)
     x = np.linspace(-4, 4, 17, dtype=np.float32)
     for function, name in html_page.ACTIVATIONS.items():
         found = page.evaluate("([name, x]) => x.map(ACTIVATIONS[name])", [name, x.tolist()])
+        np.testing.assert_allclose(found, function(jnp.asarray(x)), atol=1e-6, err_msg=name)
+        found = read_page.ACTIVATIONS[name](x.astype(float))
         np.testing.assert_allclose(found, function(jnp.asarray(x)), atol=1e-6, err_msg=name)
     bits = np.arange(2**16, dtype=np.uint16)[np.isfinite(np.arange(2**16, dtype="u2").view("f2"))]
     found = page.evaluate("(bits) => bits.map(fromHalf)", bits.tolist())
@@ -271,6 +313,7 @@ def test_large_networks_are_stored_in_float16_and_larger_ones_refused(monkeypatc
     [
         ({"cell": "mlp"}, "takes rnn, lstm and gru, not --cell mlp"),
         ({"cell": "janet", "patch": 14}, "takes rnn, lstm and gru, not --patch"),
+        ({"cell": "lstm", "blocks": True}, "takes rnn, lstm and gru, not --blocks"),
         ({"cell": "janet"}, "has no janet; it takes rnn, lstm and gru"),
         ({"cell": "lstm-projection"}, "has no projection_size; it takes"),
         ({"order": "pixels"}, "row by row, not --order pixels"),

@@ -167,6 +167,65 @@ def test_beliefs_end_at_the_probabilities(examples):
     )
 
 
+def updates_of(optimizer, params, steps=1):
+    """The updates of several steps on a gradient of ones and constant parameters."""
+    grads = jax.tree.map(jnp.ones_like, params)
+
+    def step(state, _):
+        updates, state = optimizer.update(grads, state, params)
+        return state, updates
+
+    return jax.jit(lambda: jax.lax.scan(step, optimizer.init(params), length=steps))()[1]
+
+
+def test_the_cosine_warms_up_for_a_tenth_of_the_steps():
+    with pytest.raises(ValueError, match="steps must be given if schedule is 'cosine', got None"):
+        training.optimizer(1e-3, schedule="cosine")
+    optimizer = training.optimizer(0.5, schedule="cosine", steps=40, algorithm=optax.sgd)
+    rates = -updates_of(optimizer, {"w": jnp.zeros(())}, 40)["w"]
+    np.testing.assert_allclose(rates[:5], 0.5 * np.arange(5) / 4, rtol=1e-6)
+    falling = 0.25 * (1 + np.cos(np.pi * np.arange(36) / 36))
+    np.testing.assert_allclose(rates[4:], falling, rtol=1e-5, atol=1e-8)
+
+
+def test_decay_and_the_slower_recurrence_reach_their_parameters_only():
+    def params(leaf):
+        layer = {"nu": leaf, "input_kernel": leaf, "projection": leaf, "bias": leaf}
+        start = {"hidden": leaf, "cell": leaf}
+        stack = {"layer_0": {"cell": layer, "initial_state": start}}
+        return {"stack": stack, "readout": {"kernel": leaf, "bias": leaf}, "norm": {"scale": leaf}}
+
+    optimizer = training.optimizer(
+        0.1,
+        schedule="cosine",
+        steps=20,
+        algorithm=optax.sgd,
+        weight_decay=0.5,
+        recurrence_rate=0.25,
+    )
+    updates = updates_of(optimizer, params(jnp.float32(2.0)), 3)
+    rates = np.array([0, 0.05, 0.1])
+    for path, found in jax.tree_util.tree_leaves_with_path(updates):
+        name = path[-1].key
+        decayed = name in ("input_kernel", "projection", "kernel")
+        expected = rates * (2.0 if decayed else 0.25 if name == "nu" else 1.0)
+        np.testing.assert_allclose(-found, expected, atol=1e-7, err_msg=name)
+
+
+def test_the_rates_may_be_traced_and_adam_is_adamw():
+    params = {"kernel": jnp.arange(1.0, 4.0)}
+
+    def ours(rate, decay):
+        optimizer = training.optimizer(rate, weight_decay=decay, recurrence_rate=decay)
+        return optimizer.update(params, optimizer.init(params), params)[0]
+
+    adamw = optax.adamw(0.01, weight_decay=0.3)
+    expected, _ = adamw.update(params, adamw.init(params), params)
+    jax.tree.map(
+        lambda a, b: np.testing.assert_allclose(a, b, rtol=1e-5), jax.jit(ours)(0.01, 0.3), expected
+    )
+
+
 def test_schedules():
     with pytest.raises(ValueError, match="schedule must be"):
         training.optimizer(1e-3, schedule="linear")

@@ -1,6 +1,6 @@
 """Times unrolled loops, CUDA graphs, ten seeds at once and the evaluation of 10,000 images.
 
-    OUT=. python experiments/results/accelerator/more.py
+    OUT=. python experiments/results/accelerator/earlier/more.py
 
 The records go to more.json.
 OUT names the folder of the record, by default the current one. On a CPU it runs small.

@@ -1,6 +1,6 @@
 """Times steps per loop iteration (`unroll=`), and prototypes of one kernel for a whole sequence.
 
-    OUT=. python experiments/results/accelerator/kernels.py [grid longs mosaics bigs forwards]
+    OUT=. python kernels.py [grid longs mosaics bigs forwards]
 
 Programs are traced in this thread and compiled by WORKERS threads, one group at a time; a group is
 timed when all of it is compiled, so nothing else runs then. Each record is printed and kept in

@@ -1,6 +1,6 @@
 """Times a training step of PyTorch's LSTM and GRU (cuDNN), eager and as a CUDA graph.
 
-    python experiments/results/accelerator/torch_peer.py > torch.txt
+    python experiments/results/accelerator/earlier/torch_peer.py > torch.txt
 
 On a CPU it runs small, and eagerly only.
 """

@@ -1,6 +1,6 @@
 """Times a training step of each backend on a GPU, with and without CUDA graphs.
 
-    OUT=. python experiments/results/accelerator/first.py
+    OUT=. python experiments/results/accelerator/earlier/first.py
 
 The last record is a forward pass in one kernel beside a scan. Each record is printed and kept in
 first.json as soon as it is there; an H100 takes four minutes, compiling included.

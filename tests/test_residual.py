@@ -1,0 +1,89 @@
+"""Residual blocks and the classifier of their mean over time."""
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+import pytest
+from jax import jit
+from random_variables import random_variables
+
+import jaxrnn
+from jaxrnn.residual import ResidualBlock, ResidualClassifier
+
+T, D, C = 5, 4, 3
+KEY = jax.random.key(0)
+INPUTS = np.random.default_rng(0).normal(size=(4, T, 2)).astype(np.float32)
+LENGTHS = np.array([T, 3, 1, 0])
+MODEL = ResidualClassifier(jaxrnn.s5(D), num_classes=C, features=D, num_layers=2)
+VARIABLES = random_variables(MODEL, INPUTS)
+
+
+def test_a_block_is_its_equations():
+    block = ResidualBlock(jaxrnn.min_gru(D))
+    inputs = jnp.asarray(np.random.default_rng(1).normal(size=(T, 2, D)), jnp.float32)
+    variables = random_variables(block, inputs)
+    params = variables["params"]
+    x = np.asarray(inputs)
+    normal = (x - x.mean(-1, keepdims=True)) / np.sqrt(x.var(-1, keepdims=True) + 1e-6)
+    normal = normal * np.asarray(params["norm"]["scale"]) + np.asarray(params["norm"]["bias"])
+    cell = params["layer"]["cell"] | {"recurrent_kernel": None}
+    y, _ = jaxrnn.unroll(block.cell, jaxrnn.RNNParams(**cell), normal, time_major=True)
+    z = np.asarray(y) @ np.asarray(params["gate"]["kernel"]) + np.asarray(params["gate"]["bias"])
+    expected = x + np.asarray(y) / (1 + np.exp(-z))
+    np.testing.assert_allclose(jit(block.apply)(variables, inputs), expected, atol=1e-5)
+
+
+def test_each_example_is_classified_as_if_alone():
+    """So is one without steps. A NaN in the padding changes neither logits nor gradient."""
+
+    @jit
+    def run(variables, inputs, lengths):
+        def loss(variables):
+            logits = MODEL.apply(variables, inputs, lengths)
+            return (logits**2).sum(), logits
+
+        return jax.grad(loss, has_aux=True)(variables)
+
+    past = np.arange(T) >= LENGTHS[:, None]
+    gradient, logits = run(VARIABLES, np.where(past[..., None], np.nan, INPUTS), LENGTHS)
+    for length, inputs, found in zip(LENGTHS, INPUTS, logits, strict=True):
+        if length:
+            alone = jit(MODEL.apply)(VARIABLES, inputs[:length])
+            np.testing.assert_allclose(found, alone, atol=1e-5)
+    np.testing.assert_allclose(logits[-1], VARIABLES["params"]["readout"]["bias"], atol=1e-6)
+    clean, _ = run(VARIABLES, INPUTS, LENGTHS)
+    compare = lambda a, b: np.testing.assert_allclose(a, b, atol=1e-5)  # noqa: E731
+    jax.tree.map(compare, gradient, clean)
+
+
+def test_the_dropout_mask_is_that_of_all_steps():
+    block = ResidualBlock(jaxrnn.min_gru(D), dropout=0.5)
+    inputs = jnp.asarray(np.random.default_rng(1).normal(size=(T, 8, D)), jnp.float32)
+    variables = random_variables(block, inputs)
+    plain, dropped = jit(
+        lambda key: (
+            block.apply(variables, inputs),
+            block.apply(variables, inputs, rngs={"dropout": key}),
+        )
+    )(KEY)
+    ratio = (dropped - inputs) / (plain - inputs)
+    np.testing.assert_allclose(ratio, np.broadcast_to(np.round(ratio[:1]), ratio.shape), atol=1e-2)
+    assert set(np.unique(np.round(ratio))) == {0, 2}
+
+
+def test_errors_name_the_argument():
+    with pytest.raises(ValueError, match="cell must have 3 output features like the inputs, got 4"):
+        jax.eval_shape(MODEL.copy(features=3).init, KEY, INPUTS)
+    with pytest.raises(ValueError, match=r"dropout must be a number in"):
+        jax.eval_shape(MODEL.copy(dropout=1.5).init, KEY, INPUTS)
+    with pytest.raises(ValueError, match="seq_lengths must"):
+        jax.eval_shape(lambda: MODEL.init(KEY, INPUTS, LENGTHS[:2]))
+
+
+def test_products_in_bfloat16_keep_the_dtype_of_the_parameters():
+    logits = jax.eval_shape(MODEL.copy(dtype=jnp.bfloat16).apply, VARIABLES, INPUTS)
+    assert (logits.shape, logits.dtype) == ((4, C), jnp.float32)
+    block = ResidualBlock(MODEL.cell, dtype=jnp.bfloat16)
+    inputs = jax.ShapeDtypeStruct((T, 2, D), jnp.float32)
+    outputs, _ = jax.eval_shape(block.init_with_output, KEY, inputs)
+    assert outputs.dtype == jnp.float32
