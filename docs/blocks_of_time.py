@@ -1,6 +1,6 @@
 """Times a deep stack over a long sequence, with and without blocks of time.
 
-    taskset -c 1 python docs/blocks_of_time.py lstm --batch 8 --hidden 64 --layers 2
+taskset -c 1 python docs/blocks_of_time.py lstm --batch 8 --hidden 64 --layers 2
 """
 
 import argparse
@@ -23,10 +23,13 @@ cell = getattr(jaxrnn, options.cell)(options.hidden)
 inputs = jax.random.uniform(jax.random.key(0), (options.batch, options.time, 1))
 gradients, times = {}, {}
 for block in (None, 14, 28, 56):
-    model = Classifier(Stack(cell, num_layers=options.layers, block=block), num_classes=10)
+    model = Classifier(
+        Stack(cell, num_layers=options.layers, block=block), num_classes=10
+    )
     params = model.init(jax.random.key(0), inputs)
 
     def loss(params, model=model):
+        """Returns a scalar that depends on all parameters."""
         return jnp.square(model.apply(params, inputs)).sum()
 
     gradients[block] = jax.jit(jax.grad(loss)).lower(params).compile()
