@@ -4,6 +4,7 @@ import functools
 import gc
 import importlib.metadata
 import os
+import signal
 import tempfile
 
 import jaxtyping
@@ -32,6 +33,9 @@ if "PYTEST_XDIST_WORKER" not in os.environ:
         own += " --xla_cpu_opt_preset=CPU_OPT_PRESET_FAST_COMPILE"
     if version <= (0, 12):
         os.environ["XLA_FLAGS"] = f"{os.environ.get('XLA_FLAGS', '')} {own}".strip()
+# A shell starts its background processes with SIGINT ignored, which processes inherit.
+if signal.getsignal(signal.SIGINT) is signal.SIG_IGN:
+    signal.signal(signal.SIGINT, signal.default_int_handler)
 if not os.environ.get("JAXRNN_DATA_DIR"):  # treat an empty value as unset
     os.environ.pop("JAXRNN_DATA_DIR", None)
 
