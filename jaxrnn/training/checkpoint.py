@@ -18,6 +18,7 @@ import json
 import math
 import os
 import re
+import shutil
 import textwrap
 from collections.abc import Callable, Iterator, Mapping
 from pathlib import Path
@@ -38,6 +39,9 @@ __all__ = ["CheckpointError", "Checkpoints"]
 
 # The subdirectory of damaged checkpoints. Orbax ignores it, because its name is not a number.
 DAMAGED = "damaged"
+# The subdirectory of checkpoints that are being removed. A checkpoint is first moved there, so that
+# what a killed process leaves of it is not taken for a damaged checkpoint.
+REMOVED = "removed"
 # Errors that mean that a part of a checkpoint is missing. Other OSErrors are raised as they are.
 MISSING = (FileNotFoundError, NotADirectoryError, IsADirectoryError)
 
@@ -99,10 +103,12 @@ class Checkpoints:
             save_interval_steps=0 if read_only else 1,
             create=not read_only,
             enable_async_checkpointing=not read_only,
+            todelete_subdir=None if read_only else REMOVED,
         )
         with contextlib.ExitStack() as stack:
             if not read_only and self._first:
                 stack.enter_context(lock(self.directory))
+            self._remove()
             self._manager = ocp.CheckpointManager(self.directory, options=options)
             stack.callback(self._manager.close)
             for step in self._manager.all_steps():
@@ -266,6 +272,12 @@ class Checkpoints:
         """Waits for the save in progress."""
         with self._saving():
             self._manager.wait_until_finished()
+        self._remove()
+
+    def _remove(self) -> None:
+        """Removes the checkpoints that are not kept."""
+        if self._first and not self._read_only:
+            shutil.rmtree(self.directory / REMOVED, ignore_errors=True)
 
     @contextlib.contextmanager
     def _saving(self) -> Iterator[None]:

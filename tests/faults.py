@@ -1,0 +1,626 @@
+"""Counts the faults that runs, studies and data sets survive: the table of docs/reliability.md.
+
+    python tests/faults.py kill --count 50
+    python tests/faults.py all
+
+Every check trains small networks on scikit-learn's digits, causes faults, and compares what is left
+with a run without faults. The table, in Markdown, is printed at the end. The exit code is 1 if a
+trial has failed. Linux only.
+"""
+
+from __future__ import annotations
+
+import argparse
+import contextlib
+import dataclasses
+import hashlib
+import json
+import logging
+import multiprocessing
+import os
+import random
+import re
+import runpy
+import shlex
+import shutil
+import signal
+import subprocess
+import sys
+import tempfile
+import threading
+import time
+import traceback
+from collections.abc import Callable, Iterator, Sequence
+from pathlib import Path
+from typing import Any
+
+# Processes are forked from this one, which has imported everything and must have one thread.
+os.environ |= {
+    "OPENBLAS_NUM_THREADS": "1",
+    "OMP_NUM_THREADS": "1",
+    # Programs are compiled once, and quickly.
+    "JAX_COMPILATION_CACHE_DIR": tempfile.mkdtemp(prefix="jaxrnn-compiled-"),
+    "JAX_PERSISTENT_CACHE_MIN_COMPILE_TIME_SECS": "0",
+    "JAX_PERSISTENT_CACHE_MIN_ENTRY_SIZE_BYTES": "-1",
+    "JAX_DISABLE_MOST_OPTIMIZATIONS": "1",
+}
+os.environ.pop("JAXRNN_DATA_DIR", None)
+EXPERIMENTS = Path(__file__).parents[1] / "experiments"
+sys.path.insert(0, str(EXPERIMENTS))
+
+FORK = multiprocessing.get_context("fork")
+# A trial: what was done, and what went wrong, or "".
+Trial = tuple[str, str]
+PIPES: dict[str, Any] = {"stdout": subprocess.PIPE, "stderr": subprocess.PIPE, "text": True}
+# Options of a run with a checkpoint after every ten steps.
+RUN = (
+    "--dataset digits --cell rnn --hidden-size 8 --batch-size 50 --learning-rate 0.01 --devices 1 "
+    "--eval-every 10 --checkpoint-every 10"
+).split()
+STUDY = (
+    "size --dataset digits --cell rnn --vary hidden_size=4,5 --set batch_size=50 --set steps=40 "
+    "--set learning_rate=0.01 --evaluations 2"
+).split()
+
+
+@dataclasses.dataclass
+class Script:
+    """A script that runs in a forked process.
+
+    Attributes:
+        process: The process.
+        folder: The folder of the files `out` and `err` with what it prints.
+    """
+
+    process: Any
+    folder: Path
+
+    @property
+    def out(self) -> str:
+        """What the script has printed so far."""
+        return (self.folder / "out").read_text(errors="replace")
+
+    @property
+    def err(self) -> str:
+        """What the script has printed on stderr so far."""
+        return (self.folder / "err").read_text(errors="replace")
+
+    def end(self, seconds: float = 300) -> int | None:
+        """Waits for the script; returns its exit code, or None if it had to be killed."""
+        self.process.join(seconds)
+        if self.process.exitcode is None:
+            self.process.kill()
+            self.process.join()
+            return None
+        return self.process.exitcode
+
+    def wait_for(self, condition: Callable[[], Any], seconds: float = 120) -> bool:
+        """Waits until a condition is true; returns False if the script ends first."""
+        end = time.monotonic() + seconds
+        while not condition():
+            if self.process.exitcode is not None or time.monotonic() > end:
+                return False
+            time.sleep(0.0005)
+        return True
+
+
+def start(
+    name: str, words: Sequence[Any], before: Callable[[], Any] = lambda: None, pictures: bool = False
+) -> Script:
+    """Starts a script of experiments/.
+
+    Args:
+        name: The name of the script, such as "mnist".
+        words: The command line.
+        before: A function that the new process calls first.
+        pictures: Whether mnist.py draws its figures, which takes most of the time of a small run.
+    """
+    folder = Path(tempfile.mkdtemp(dir=SCRATCH, prefix=f"{name}-"))
+
+    def run() -> None:
+        for number, file in ((1, "out"), (2, "err")):
+            os.dup2(os.open(folder / file, os.O_WRONLY | os.O_CREAT), number)
+        before()
+        if not pictures:
+            import train
+
+            train.draw = lambda *_: None  # type: ignore[assignment]
+        sys.argv = [str(EXPERIMENTS / f"{name}.py"), *map(str, words)]
+        try:
+            runpy.run_path(sys.argv[0], run_name="__main__")
+        finally:
+            sys.stdout.flush()
+            sys.stderr.flush()
+
+    process = FORK.Process(target=run)
+    process.start()
+    for file in ("out", "err"):
+        while not (folder / file).exists() and process.exitcode is None:
+            time.sleep(0.001)
+    return Script(process, folder)
+
+
+def run(name: str, words: Sequence[Any], **options: Any) -> tuple[int | None, str, str]:
+    """Runs a script; returns its exit code and what it has printed."""
+    script = start(name, words, **options)
+    code = script.end()
+    return code, script.out, script.err
+
+
+def call(function: Callable[..., Any], *arguments: Any) -> Any:
+    """Calls a function in a forked process, and returns its result through JSON."""
+    reading, writing = os.pipe()
+
+    def work() -> None:
+        with os.fdopen(writing, "w") as file:
+            json.dump(function(*arguments), file)
+
+    process = FORK.Process(target=work)
+    process.start()
+    os.close(writing)
+    with os.fdopen(reading) as file:
+        text = file.read()
+    process.join()
+    return json.loads(text)
+
+
+def state_of(out: Path) -> dict[str, Any]:
+    """Returns step, hash of the train state, and records of the latest checkpoint of a run."""
+
+    def read() -> dict[str, Any]:
+        logging.getLogger("absl").setLevel(logging.ERROR)
+        import experiment
+        import jax
+
+        from jaxrnn.training.checkpoint import Checkpoints
+        from jaxrnn.training.run import Run
+
+        config, model, _, _ = experiment.load_run(out)
+        optimizer = experiment.build_optimizer(config)
+        like = jax.eval_shape(lambda: experiment.initial_state(config, model, optimizer))
+        with Checkpoints(out / "checkpoints", read_only=True) as checkpoints:
+            restored = checkpoints.restore(like)
+        assert restored is not None
+        found = hashlib.sha256()
+        for leaf in jax.tree.leaves(restored[1]):
+            found.update(leaf.tobytes())
+        records = [{**record, "seconds": 0} for record in Run(out).metrics()]
+        return {"step": restored[0], "state": found.hexdigest(), "records": records}
+
+    return call(read)
+
+
+def checkpoints_of(out: Path) -> list[int]:
+    """Returns the steps of the checkpoints that are complete."""
+    folder = out / "checkpoints"
+    return sorted(
+        int(path.name)
+        for path in (folder.iterdir() if folder.is_dir() else ())
+        if path.name.isdigit() and (path / "commit_success.txt").exists()
+    )
+
+
+def best_step(out: Path, step: int) -> int:
+    """Returns the step with the best validation accuracy, up to a step."""
+    lines = (out / "metrics.jsonl").read_text().splitlines()
+    records = [json.loads(line) for line in lines]
+    known = [record for record in records if record["step"] <= step]
+    return max(known, key=lambda r: (r["validation_accuracy"], r["step"]))["step"]
+
+
+def said_badly(code: int | None, out: str, err: str) -> str:
+    """Returns what is wrong with the end of a script: it hangs, or prints more than an error."""
+    if code is None:
+        return "it did not end"
+    if "Traceback" in out + err:
+        return f"traceback: {err.strip().splitlines()[-1][:200]}"
+    if code and err.count("\n") != 1 and "stopped: " not in out and "interrupted at" not in out:
+        return f"exit code {code} and {err.count(chr(10))} lines of errors: {err[:200]!r}"
+    return ""
+
+
+# --- Killed processes -----------------------------------------------------------------------------
+
+
+def kill_at_operation(number: int, folder: Path) -> Callable[[], None]:
+    """Returns a function after which the process kills itself before a file operation in a folder.
+
+    Args:
+        number: The number of the operation: a file opened, renamed or removed, a folder created.
+        folder: The folder.
+    """
+
+    def install() -> None:
+        count = 0
+
+        def hook(event: str, arguments: tuple[Any, ...]) -> None:
+            nonlocal count
+            if event in ("open", "os.rename", "os.remove", "os.mkdir", "os.rmdir"):
+                if str(arguments[0]).startswith(str(folder)):
+                    count += 1
+                    if count == number:
+                        os.kill(os.getpid(), signal.SIGKILL)
+
+        sys.addaudithook(hook)
+
+    return install
+
+
+def kill(count: int) -> Iterator[Trial]:
+    """SIGKILL at random moments: no complete checkpoint lost, the same bits at the end."""
+    rng, steps = random.Random(0), ["--steps", 600]
+    whole, out = SCRATCH / "whole", SCRATCH / "killed"
+    began = time.monotonic()
+    code, _, err = run("mnist", [*RUN, *steps, "--out", whole])
+    assert code == 0, err
+    seconds, expected = time.monotonic() - began, state_of(whole)
+    words, made, amid = [*RUN, *steps, "--out", out], 0, {"save": 0, "clean-up": 0}
+    while made < count:
+        kind = ("any moment", "training", "save", "file operation")[made % 4]
+        before = checkpoints_of(out)
+        operation = kill_at_operation(rng.randrange(1, 2000), out)
+        script = start("mnist", words, operation if kind == "file operation" else lambda: None)
+        seen = max(before, default=0)
+        if kind == "any moment":
+            time.sleep(rng.uniform(0, seconds))
+        elif kind == "training":
+            script.wait_for(lambda: max(checkpoints_of(out), default=0) > seen)
+            time.sleep(rng.uniform(0, 0.5))
+        elif kind == "save":
+            script.wait_for(lambda: unfinished(out))
+            time.sleep(rng.uniform(0, 0.02))
+        else:
+            script.wait_for(lambda: False)
+        seen = max(seen, *checkpoints_of(out), 0)
+        script.process.kill()
+        code = script.end()
+        if code == -signal.SIGKILL:
+            made += 1
+            for each in unfinished(out):
+                amid[each] += 1
+            left = checkpoints_of(out)
+            problem = "" if seen in [0, *left] else f"step {seen} was complete and is lost"
+            if left and not problem and (best := best_step(out, left[-1])) not in left:
+                problem = f"the best step {best} is lost"
+            if "damaged" in script.out:
+                problem = f"damaged: {script.out}"
+            yield f"{kind}, at step {seen}", problem
+        else:  # it ended before it was killed, or has been killed often enough
+            yield from ended(code, script, out, expected)
+            shutil.rmtree(out)
+    yield from ended(*finish(words), out, expected)
+    yield f"(killed in {amid['save']} saves and {amid['clean-up']} clean-ups)", ""
+
+
+def finish(words: Sequence[Any]) -> tuple[int | None, Script]:
+    """Runs mnist.py to its end."""
+    script = start("mnist", words)
+    return script.end(), script
+
+
+def ended(code: int | None, script: Script, out: Path, expected: Any) -> Iterator[Trial]:
+    """Yields a trial: a run has ended and equals the expected one bit for bit."""
+    problem = said_badly(code, script.out, script.err) or (code and script.err) or ""
+    if not problem and "damaged" in script.out:
+        problem = script.out
+    left = [path.name for path in (out / "checkpoints").iterdir() if not path.name.isdigit()]
+    if not problem and left != ["lock"]:
+        problem = f"left behind: {left}"
+    if not problem and state_of(out) != expected:
+        problem = "it ends with other bits"
+    yield "at the end", problem
+
+
+def unfinished(out: Path) -> set[str]:
+    """Returns "save" and "clean-up" if a checkpoint of a run is being written or removed."""
+    found = set()
+    folder = out / "checkpoints"
+    for path in folder.iterdir() if folder.is_dir() else ():
+        if path.name == "removed":
+            found.add("clean-up")
+        elif "tmp" in path.name:
+            found.add("save")
+    return found
+
+
+def signals(count: int) -> Iterator[Trial]:
+    """SIGTERM and SIGINT in all phases: the step is saved, the process ends within 2 s, in a line."""
+    rng, out = random.Random(1), SCRATCH / "run"
+    words = [*RUN, "--steps", 1500, "--out", out]
+    began = time.monotonic()
+    fresh = subprocess.run(
+        [sys.executable, str(EXPERIMENTS / "mnist.py"), *map(str, words)], check=False, **PIPES
+    )
+    assert fresh.returncode == 0, fresh.stderr
+    seconds, step, slowest = time.monotonic() - began, 0, 0.0
+    shutil.rmtree(out)
+    for number in (signal.SIGTERM, signal.SIGINT):
+        for trial in range(count):
+            # A process of its own, since most of the time is spent on imports.
+            process = subprocess.Popen(
+                [sys.executable, str(EXPERIMENTS / "mnist.py"), *map(str, words)], **PIPES
+            )
+            time.sleep(0.1 + (seconds - 0.1) * (trial + rng.random()) / count)
+            seen = max(checkpoints_of(out), default=0)
+            process.send_signal(number)
+            sent = time.monotonic()
+            printed, err = process.communicate()
+            took = time.monotonic() - sent
+            slowest = max(took, slowest)
+            code, saved = process.returncode, checkpoints_of(out)
+            stopped = re.findall(r"interrupted at step (\d+), which is saved", printed)
+            lines = [line for line in printed.splitlines() if "interrupted" in line]
+            lines += err.splitlines()
+            problem = ""
+            if "Traceback" in err:
+                problem = f"traceback of {len(lines)} lines"
+            elif code == 0:
+                problem = "" if (out / "result.json").exists() else "it ends with code 0"
+            elif code != 128 + number:
+                problem = f"exit code {code}"
+            elif len(lines) != 1:
+                problem = f"{len(lines)} lines: {lines}"
+            elif took > 2:
+                problem = f"it ends after {took:.1f} s"
+            elif saved and stopped and int(stopped[0]) != saved[-1]:
+                problem = f"it says step {stopped[0]}, but {saved[-1]} is saved"
+            elif seen and seen not in saved and max(saved, default=0) < seen:
+                problem = f"step {seen} is lost"
+            if step and "step " in printed and f"resuming from step {step}" not in printed:
+                problem = problem or f"it did not resume from step {step}"
+            phase = f"step {stopped[0]}" if stopped else f"after {printed.count(chr(10))} lines"
+            step = max(saved, default=0)
+            yield f"{number.name}, {phase}, {took:.2f} s", problem
+            if code == 0 or step > 1300:
+                shutil.rmtree(out)
+                step = 0
+    yield f"(the slowest ended after {slowest:.2f} s)", ""
+
+
+# --- Equal bits -----------------------------------------------------------------------------------
+
+
+def stop_at(step: int) -> Callable[[], None]:
+    """Returns a function after which the process sends itself SIGTERM when it writes a record."""
+
+    def install() -> None:
+        from jaxrnn.training.run import Run
+
+        append = Run.append_metrics
+
+        def append_and_stop(run: Run, record: Any) -> None:
+            append(run, record)
+            if record["step"] == step:
+                os.kill(os.getpid(), signal.SIGTERM)
+
+        Run.append_metrics = append_and_stop  # type: ignore[method-assign]
+
+    return install
+
+
+def resume(count: int) -> Iterator[Trial]:
+    """Stopped and resumed at a step, epoch boundaries among them: the same bits at the end."""
+    # 1,257 images are three batches of 419. Of the batches of 50, the 26th spans two epochs.
+    for size, last, steps in ((419, 13, (1, 2, 3, 6, 9)), (50, 55, (1, 25, 26, 50, 51))):
+        words = [*RUN, "--steps", last, "--batch-size", size, "--eval-every", 1]
+        expected = None
+        for step in (None, *steps[: -(-count // 2)]):
+            out = SCRATCH / f"{size}-{step}"
+            if step is not None:
+                code, printed, err = run("mnist", [*words, "--out", out], before=stop_at(step))
+                if code != 128 + signal.SIGTERM or f"step {step}, which is saved" not in printed:
+                    yield f"batches of {size}, step {step}", f"not stopped: {err}"
+                    continue
+            code, script = finish([*words, "--out", out])
+            if step is None:
+                assert code == 0, script.err
+                expected = state_of(out)
+                continue
+            if f"resuming from step {step} " not in script.out:
+                yield f"batches of {size}, step {step}", "not resumed"
+                continue
+            for _, problem in ended(code, script, out, expected):
+                yield f"batches of {size}, step {step}", problem
+
+
+def repeat(count: int) -> Iterator[Trial]:
+    """The same seed in another process: the same bits."""
+    words, found = [*RUN, "--steps", 100], []
+    for number in range(count):
+        code, _, err = run("mnist", [*words, "--out", SCRATCH / str(number)])
+        assert code == 0, err
+        found.append(state_of(SCRATCH / str(number)))
+        yield f"run {number + 1}", "" if found[-1] == found[0] else "other bits"
+
+
+# --- Not finite -----------------------------------------------------------------------------------
+
+
+def poison(step: int) -> Callable[[], None]:
+    """Returns a function after which the update of a step sets every parameter to NaN."""
+
+    def install() -> None:
+        import experiment
+        import jax.numpy as jnp
+        import optax
+
+        def poisoned(rate: Any) -> optax.GradientTransformation:
+            def update(updates: Any, state: Any, params: Any = None) -> Any:
+                import jax
+
+                factor = jnp.where(state == step - 1, jnp.log(-1.0), 1.0)
+                return jax.tree.map(lambda leaf: leaf * factor, updates), state + 1
+
+            return optax.chain(
+                optax.adam(rate), optax.GradientTransformation(lambda _: jnp.int32(0), update)
+            )
+
+        experiment.OPTIMIZERS["adam"] = poisoned
+
+    return install
+
+
+def nan(count: int) -> Iterator[Trial]:
+    """A parameter becomes NaN: exit code 1 with the step and a command that replays it."""
+    rng, last = random.Random(2), 200
+    for step in rng.sample(range(1, last), count - 2) + [100, last]:
+        out = SCRATCH / f"nan-{step}"
+        words = [*RUN, "--steps", last, "--out", out]
+        code, printed, err = run("mnist", words, before=poison(step))
+        what, saved = f"after step {step}", checkpoints_of(out)
+        line = next((line for line in printed.splitlines() if "stopped: " in line), "")
+        if code != 1 or "Traceback" in err:
+            yield what, f"exit code {code}: {err}"
+        elif not re.search(rf"step {step}\b|step {step + 1}\b", line):
+            yield what, f"the step is not named: {line!r} {err!r}"
+        elif saved and saved[-1] >= step:
+            yield what, f"step {saved[-1]} is saved"
+        elif saved and best_step(out, saved[-1]) not in saved:
+            yield what, "the best checkpoint is lost"
+        elif (out / "result.json").exists():
+            yield what, "it has a result"
+        elif "JAX_DEBUG_NANS=1" not in line:
+            yield what, "no command replays it"
+        else:
+            yield what, replay(line, words, step)
+
+
+def replay(line: str, words: Sequence[Any], step: int) -> str:
+    """Runs the command of a line; returns what is wrong with it."""
+    command = shlex.split(line.partition("JAX_DEBUG_NANS=1 ")[2])
+    given = list(map(str, words))
+    if not any(command[at : at + len(given)] == given for at in range(len(command))):
+        return f"the command has other options: {line}"
+
+    def debug() -> None:
+        import jax
+
+        jax.config.update("jax_debug_nans", True)
+        poison(step)()
+
+    code, printed, err = run("mnist", words, before=debug)
+    if not code or "FloatingPointError: invalid value (nan) encountered in log" not in err:
+        return f"the command does not find the operation: {code} {printed} {err[-300:]}"
+    return ""
+
+
+# --- Devices and processes ------------------------------------------------------------------------
+
+
+def devices(count: int) -> Iterator[Trial]:
+    """1, 2, 4 and 8 devices agree, and each resumes the checkpoint of each other one."""
+    import numpy as np
+
+    def words(share: int, out: Path) -> list[Any]:
+        own = [*RUN, "--batch-size", 40, "--steps", 60, "--out", out]
+        own[own.index("--devices") + 1] = share
+        return own
+
+    shares, largest = (1, 2, 4, 8), 0.0
+    expected = None
+    for share in shares:
+        for name, before in (("whole", lambda: None), ("part", stop_at(30))):
+            out = SCRATCH / f"{name}-{share}"
+            code, _, err = run("mnist", words(share, out), before=devices_of(share, before))
+            assert code in (0, 128 + signal.SIGTERM), err
+        params = call(parameters, SCRATCH / f"whole-{share}")
+        expected = expected or params
+        distance = float(np.abs(np.subtract(params, expected)).max())
+        largest = max(largest, distance)
+        yield f"{share} devices", "" if distance < TOLERANCE else f"they differ by {distance:.1e}"
+    for one in shares:
+        for other in shares:
+            out = SCRATCH / f"{one}-{other}"
+            shutil.copytree(SCRATCH / f"part-{one}", out)
+            script = start("mnist", words(other, out), devices_of(other, lambda: None))
+            problem = said_badly(script.end(), script.out, script.err) or script.err
+            if f"device: {other} × " not in script.out:
+                problem = problem or "it has other devices"
+            if "resuming from step 30" not in script.out:
+                problem = problem or "it does not resume"
+            if not problem:
+                distance = float(np.abs(np.subtract(call(parameters, out), expected)).max())
+                largest = max(largest, distance)
+                problem = "" if distance < TOLERANCE else f"they differ by {distance:.1e}"
+            yield f"a checkpoint of {one} devices on {other}", problem
+    yield f"(the largest difference of a parameter is {largest:.1e})", ""
+
+
+# The largest difference of a parameter after 60 steps on other numbers of devices.
+TOLERANCE = 1e-4
+
+
+def devices_of(number: int, before: Callable[[], Any]) -> Callable[[], None]:
+    """Returns a function that gives the process a number of devices, then calls another one."""
+
+    def install() -> None:
+        flag = f"--xla_force_host_platform_device_count={number}"
+        os.environ["XLA_FLAGS"] = f"{os.environ.get('XLA_FLAGS', '')} {flag}".strip()
+        before()
+
+    return install
+
+
+def parameters(out: Path) -> list[float]:
+    """Returns all parameters of the latest checkpoint of a run."""
+    import experiment
+    import jax
+    import numpy as np
+
+    from jaxrnn.training.checkpoint import Checkpoints
+
+    logging.getLogger("absl").setLevel(logging.ERROR)
+    config, model, _, _ = experiment.load_run(out)
+    optimizer = experiment.build_optimizer(config)
+    like = jax.eval_shape(lambda: experiment.initial_state(config, model, optimizer))
+    with Checkpoints(out / "checkpoints", read_only=True) as checkpoints:
+        restored = checkpoints.restore(like)
+    assert restored is not None
+    return np.concatenate([leaf.ravel() for leaf in jax.tree.leaves(restored[1].params)]).tolist()
+
+
+def main() -> int:
+    """Runs checks and prints their table; returns the exit code."""
+    global SCRATCH
+    parser = argparse.ArgumentParser(description=__doc__.splitlines()[0])
+    parser.add_argument("check", choices=["all", *CHECKS])
+    parser.add_argument("--count", type=int, help="trials; the default depends on the check")
+    options = parser.parse_args()
+    for name in ("mnist", "train", "ablate", "run_study", "sklearn.datasets", "matplotlib.figure"):
+        __import__(name)
+    lines = ["| check | tried | passed | what failed |", "|---|---|---|---|"]
+    failed = 0
+    for name in CHECKS if options.check == "all" else [options.check]:
+        check, default = CHECKS[name]
+        tried = passed = 0
+        problems = []
+        with tempfile.TemporaryDirectory(prefix="jaxrnn-faults-") as folder:
+            SCRATCH = Path(folder)
+            for what, problem in check(options.count or default):
+                print(f"{name}: {what}: {problem or 'ok'}", flush=True)
+                if what.startswith("("):
+                    continue
+                tried += 1
+                passed += not problem
+                if problem:
+                    problems.append(f"{what}: {problem}")
+        failed += len(problems)
+        about = (check.__doc__ or "").splitlines()[0]
+        what = "; ".join(dict.fromkeys(each[:120] for each in problems[:5]))
+        lines.append(f"| `{name}`: {about} | {tried} | {passed} | {what} |".replace("\n", " "))
+    print("\n".join(lines))
+    return 1 if failed else 0
+
+
+SCRATCH = Path()
+CHECKS: dict[str, tuple[Callable[[int], Iterator[Trial]], int]] = {
+    "kill": (kill, 50),
+    "signals": (signals, 20),
+    "resume": (resume, 10),
+    "repeat": (repeat, 5),
+    "nan": (nan, 10),
+    "devices": (devices, 1),
+}
+
+if __name__ == "__main__":
+    sys.exit(main())
