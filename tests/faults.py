@@ -34,12 +34,13 @@ from collections.abc import Callable, Iterator, Sequence
 from pathlib import Path
 from typing import Any
 
+COMPILED = tempfile.TemporaryDirectory(prefix="jaxrnn-faults-")
 # Processes are forked from this one, which has imported everything and must have one thread.
 os.environ |= {
     "OPENBLAS_NUM_THREADS": "1",
     "OMP_NUM_THREADS": "1",
     # Programs are compiled once, and quickly.
-    "JAX_COMPILATION_CACHE_DIR": tempfile.mkdtemp(prefix="jaxrnn-compiled-"),
+    "JAX_COMPILATION_CACHE_DIR": COMPILED.name,
     "JAX_PERSISTENT_CACHE_MIN_COMPILE_TIME_SECS": "0",
     "JAX_PERSISTENT_CACHE_MIN_ENTRY_SIZE_BYTES": "-1",
     "JAX_DISABLE_MOST_OPTIMIZATIONS": "1",
@@ -52,15 +53,29 @@ FORK = multiprocessing.get_context("fork")
 # A trial: what was done, and what went wrong, or "".
 Trial = tuple[str, str]
 PIPES: dict[str, Any] = {"stdout": subprocess.PIPE, "stderr": subprocess.PIPE, "text": True}
-# Options of a run with a checkpoint after every ten steps.
-RUN = (
-    "--dataset digits --cell rnn --hidden-size 8 --batch-size 50 --learning-rate 0.01 --devices 1 "
-    "--eval-every 10 --checkpoint-every 10"
-).split()
-STUDY = (
-    "size --dataset digits --cell rnn --vary hidden_size=4,5 --set batch_size=50 --set steps=40 "
-    "--set learning_rate=0.01 --evaluations 2"
-).split()
+# A study of two settings.
+STUDY = [
+    *("sizes", "--dataset", "digits", "--cell", "rnn", "--vary", "hidden_size=4,5"),
+    *("--set", "batch_size=50", "--set", "steps=40", "--set", "learning_rate=0.01"),
+    *("--evaluations", 2),
+]
+
+
+def options(out: Path, **changes: Any) -> list[Any]:
+    """Returns the options of a run of mnist.py with a checkpoint after every ten steps."""
+    found = {
+        "out": out,
+        "dataset": "digits",
+        "cell": "rnn",
+        "hidden_size": 8,
+        "batch_size": 50,
+        "learning_rate": 0.01,
+        "devices": 1,
+        "eval_every": 10,
+        "checkpoint_every": 10,
+    }
+    pairs = [(f"--{key.replace('_', '-')}", value) for key, value in (found | changes).items()]
+    return [word for pair in pairs for word in pair]
 
 
 @dataclasses.dataclass
@@ -105,7 +120,10 @@ class Script:
 
 
 def start(
-    name: str, words: Sequence[Any], before: Callable[[], Any] = lambda: None, pictures: bool = False
+    name: str,
+    words: Sequence[Any],
+    before: Callable[[], Any] = lambda: None,
+    pictures: bool = False,
 ) -> Script:
     """Starts a script of experiments/.
 
@@ -235,11 +253,11 @@ def kill_at_operation(number: int, folder: Path) -> Callable[[], None]:
 
         def hook(event: str, arguments: tuple[Any, ...]) -> None:
             nonlocal count
-            if event in ("open", "os.rename", "os.remove", "os.mkdir", "os.rmdir"):
-                if str(arguments[0]).startswith(str(folder)):
-                    count += 1
-                    if count == number:
-                        os.kill(os.getpid(), signal.SIGKILL)
+            kinds = ("open", "os.rename", "os.remove", "os.mkdir", "os.rmdir")
+            if event in kinds and str(arguments[0]).startswith(str(folder)):
+                count += 1
+                if count == number:
+                    os.kill(os.getpid(), signal.SIGKILL)
 
         sys.addaudithook(hook)
 
@@ -248,13 +266,13 @@ def kill_at_operation(number: int, folder: Path) -> Callable[[], None]:
 
 def kill(count: int) -> Iterator[Trial]:
     """SIGKILL at random moments: no complete checkpoint lost, the same bits at the end."""
-    rng, steps = random.Random(0), ["--steps", 600]
+    rng, steps = random.Random(0), 600
     whole, out = SCRATCH / "whole", SCRATCH / "killed"
     began = time.monotonic()
-    code, _, err = run("mnist", [*RUN, *steps, "--out", whole])
+    code, _, err = run("mnist", options(whole, steps=steps))
     assert code == 0, err
     seconds, expected = time.monotonic() - began, state_of(whole)
-    words, made, amid = [*RUN, *steps, "--out", out], 0, {"save": 0, "clean-up": 0}
+    words, made, amid = options(out, steps=steps), 0, {"save": 0, "clean-up": 0}
     while made < count:
         kind = ("any moment", "training", "save", "file operation")[made % 4]
         before = checkpoints_of(out)
@@ -264,7 +282,7 @@ def kill(count: int) -> Iterator[Trial]:
         if kind == "any moment":
             time.sleep(rng.uniform(0, seconds))
         elif kind == "training":
-            script.wait_for(lambda: max(checkpoints_of(out), default=0) > seen)
+            script.wait_for(lambda seen=seen: max(checkpoints_of(out), default=0) > seen)
             time.sleep(rng.uniform(0, 0.5))
         elif kind == "save":
             script.wait_for(lambda: unfinished(out))
@@ -324,9 +342,9 @@ def unfinished(out: Path) -> set[str]:
 
 
 def signals(count: int) -> Iterator[Trial]:
-    """SIGTERM and SIGINT in all phases: the step is saved, the process ends within 2 s, in a line."""
+    """SIGTERM and SIGINT in all phases: the step is saved, the end comes within 2 s, in one line."""
     rng, out = random.Random(1), SCRATCH / "run"
-    words = [*RUN, "--steps", 1500, "--out", out]
+    words = options(out, steps=1500)
     began = time.monotonic()
     fresh = subprocess.run(
         [sys.executable, str(EXPERIMENTS / "mnist.py"), *map(str, words)], check=False, **PIPES
@@ -402,16 +420,16 @@ def resume(count: int) -> Iterator[Trial]:
     """Stopped and resumed at a step, epoch boundaries among them: the same bits at the end."""
     # 1,257 images are three batches of 419. Of the batches of 50, the 26th spans two epochs.
     for size, last, steps in ((419, 13, (1, 2, 3, 6, 9)), (50, 55, (1, 25, 26, 50, 51))):
-        words = [*RUN, "--steps", last, "--batch-size", size, "--eval-every", 1]
         expected = None
         for step in (None, *steps[: -(-count // 2)]):
             out = SCRATCH / f"{size}-{step}"
+            words = options(out, steps=last, batch_size=size, eval_every=1)
             if step is not None:
-                code, printed, err = run("mnist", [*words, "--out", out], before=stop_at(step))
+                code, printed, err = run("mnist", words, before=stop_at(step))
                 if code != 128 + signal.SIGTERM or f"step {step}, which is saved" not in printed:
                     yield f"batches of {size}, step {step}", f"not stopped: {err}"
                     continue
-            code, script = finish([*words, "--out", out])
+            code, script = finish(words)
             if step is None:
                 assert code == 0, script.err
                 expected = state_of(out)
@@ -425,9 +443,9 @@ def resume(count: int) -> Iterator[Trial]:
 
 def repeat(count: int) -> Iterator[Trial]:
     """The same seed in another process: the same bits."""
-    words, found = [*RUN, "--steps", 100], []
+    found = []
     for number in range(count):
-        code, _, err = run("mnist", [*words, "--out", SCRATCH / str(number)])
+        code, _, err = run("mnist", options(SCRATCH / str(number), steps=100))
         assert code == 0, err
         found.append(state_of(SCRATCH / str(number)))
         yield f"run {number + 1}", "" if found[-1] == found[0] else "other bits"
@@ -448,7 +466,7 @@ def poison(step: int) -> Callable[[], None]:
             def update(updates: Any, state: Any, params: Any = None) -> Any:
                 import jax
 
-                factor = jnp.where(state == step - 1, jnp.log(-1.0), 1.0)
+                factor = jnp.sqrt(jnp.where(state == step - 1, -1.0, 1.0))
                 return jax.tree.map(lambda leaf: leaf * factor, updates), state + 1
 
             return optax.chain(
@@ -463,9 +481,9 @@ def poison(step: int) -> Callable[[], None]:
 def nan(count: int) -> Iterator[Trial]:
     """A parameter becomes NaN: exit code 1 with the step and a command that replays it."""
     rng, last = random.Random(2), 200
-    for step in rng.sample(range(1, last), count - 2) + [100, last]:
+    for step in [*rng.sample(range(1, last), count - 2), 100, last]:
         out = SCRATCH / f"nan-{step}"
-        words = [*RUN, "--steps", last, "--out", out]
+        words = options(out, steps=last)
         code, printed, err = run("mnist", words, before=poison(step))
         what, saved = f"after step {step}", checkpoints_of(out)
         line = next((line for line in printed.splitlines() if "stopped: " in line), "")
@@ -479,7 +497,7 @@ def nan(count: int) -> Iterator[Trial]:
             yield what, "the best checkpoint is lost"
         elif (out / "result.json").exists():
             yield what, "it has a result"
-        elif "JAX_DEBUG_NANS=1" not in line:
+        elif "JAX_DEBUG_NANS=1 python" not in line:
             yield what, "no command replays it"
         else:
             yield what, replay(line, words, step)
@@ -487,19 +505,19 @@ def nan(count: int) -> Iterator[Trial]:
 
 def replay(line: str, words: Sequence[Any], step: int) -> str:
     """Runs the command of a line; returns what is wrong with it."""
-    command = shlex.split(line.partition("JAX_DEBUG_NANS=1 ")[2])
-    given = list(map(str, words))
-    if not any(command[at : at + len(given)] == given for at in range(len(command))):
+    command = shlex.split(line.partition("JAX_DEBUG_NANS=1 python ")[2])
+    if command[1:] != list(map(str, words)):
         return f"the command has other options: {line}"
 
     def debug() -> None:
         import jax
 
+        # As the variable does in a process that has not imported JAX yet.
         jax.config.update("jax_debug_nans", True)
         poison(step)()
 
     code, printed, err = run("mnist", words, before=debug)
-    if not code or "FloatingPointError: invalid value (nan) encountered in log" not in err:
+    if not code or "Invalid value (nan)" not in err or "factor = jnp.sqrt" not in err:
         return f"the command does not find the operation: {code} {printed} {err[-300:]}"
     return ""
 
@@ -512,9 +530,7 @@ def devices(count: int) -> Iterator[Trial]:
     import numpy as np
 
     def words(share: int, out: Path) -> list[Any]:
-        own = [*RUN, "--batch-size", 40, "--steps", 60, "--out", out]
-        own[own.index("--devices") + 1] = share
-        return own
+        return options(out, steps=60, batch_size=40, devices=share)
 
     shares, largest = (1, 2, 4, 8), 0.0
     expected = None
@@ -585,18 +601,18 @@ def main() -> int:
     parser = argparse.ArgumentParser(description=__doc__.splitlines()[0])
     parser.add_argument("check", choices=["all", *CHECKS])
     parser.add_argument("--count", type=int, help="trials; the default depends on the check")
-    options = parser.parse_args()
+    given = parser.parse_args()
     for name in ("mnist", "train", "ablate", "run_study", "sklearn.datasets", "matplotlib.figure"):
         __import__(name)
     lines = ["| check | tried | passed | what failed |", "|---|---|---|---|"]
     failed = 0
-    for name in CHECKS if options.check == "all" else [options.check]:
+    for name in CHECKS if given.check == "all" else [given.check]:
         check, default = CHECKS[name]
         tried = passed = 0
         problems = []
         with tempfile.TemporaryDirectory(prefix="jaxrnn-faults-") as folder:
             SCRATCH = Path(folder)
-            for what, problem in check(options.count or default):
+            for what, problem in check(given.count or default):
                 print(f"{name}: {what}: {problem or 'ok'}", flush=True)
                 if what.startswith("("):
                     continue

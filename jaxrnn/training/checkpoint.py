@@ -35,7 +35,7 @@ from orbax.checkpoint.checkpoint_managers import (
     PreservationPolicy,
 )
 
-__all__ = ["CheckpointError", "Checkpoints"]
+__all__ = ["CheckpointError", "Checkpoints", "NotFiniteError"]
 
 # The subdirectory of damaged checkpoints. Orbax ignores it, because its name is not a number.
 DAMAGED = "damaged"
@@ -48,6 +48,18 @@ MISSING = (FileNotFoundError, NotADirectoryError, IsADirectoryError)
 
 class CheckpointError(RuntimeError):
     """A checkpoint cannot be saved or does not fit the state, or the directory is locked."""
+
+
+class NotFiniteError(CheckpointError):
+    """A state with NaN or infinite values is not saved.
+
+    Attributes:
+        nan: Whether some of the values are NaN.
+    """
+
+    def __init__(self, step: int, nan: bool):
+        super().__init__(f"step {step}: the state is not finite, so it is not saved")
+        self.nan = nan
 
 
 class _Damage(Exception):
@@ -135,15 +147,15 @@ class Checkpoints:
                 evaluated.
 
         Raises:
-            CheckpointError: If the state is not finite, or if this save or the one before it
-                failed.
+            NotFiniteError: If the state is not finite.
+            CheckpointError: If this save or the one before it failed.
             OSError: If the system does not allow writing it.
         """
         types = {name: _type(leaf) for name, leaf in _named(state).items()}
         leaves = jax.device_get({name: _data(leaf) for name, leaf in _named(state).items()})
         leaves = {name: np.asarray(leaf) for name, leaf in leaves.items()}
         if not all(np.isfinite(leaf).all() for leaf in leaves.values()):
-            raise CheckpointError(f"step {step}: the state is not finite, so it is not saved")
+            raise NotFiniteError(step, any(np.isnan(leaf).any() for leaf in leaves.values()))
         self._wait()
         latest = self._manager.latest_step()
         if latest is not None and step <= latest:
