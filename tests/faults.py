@@ -11,6 +11,7 @@ trial has failed. Linux only.
 from __future__ import annotations
 
 import argparse
+import contextlib
 import dataclasses
 import functools
 import hashlib
@@ -510,13 +511,15 @@ class Sound:
         elif kind == "study":
             code, out, err = run("ablate", [*STUDY, "--seeds", 1, "--out", folder])
             paths = sorted(folder.glob("*/results*.jsonl"))
-            lines = [line for path in paths for line in path.read_text().splitlines()]
-            trained = ("identity", "test_accuracy", "validation_accuracy", "curve")
-            numbers = (
-                [[json.loads(line)[key] for key in trained] for line in lines] if not code else 0
-            )
+            lines = [line for path in paths for line in path.read_bytes().splitlines()]
+            kept = ("test_accuracy", "validation_accuracy", "curve")
+            numbers: Any = {}
+            for line in lines:
+                with contextlib.suppress(ValueError, KeyError, TypeError):
+                    record = json.loads(line)  # a later one replaces a damaged one
+                    numbers[record["identity"]] = [record[key] for key in kept]
             if not code and "2 runs are done" in out:
-                numbers.append((folder / "sizes" / "table.md").read_text())
+                numbers["table"] = (folder / "sizes" / "table.md").read_text()
         else:
             code, out, err = run("mnist", options(folder, steps=60))
             numbers = [

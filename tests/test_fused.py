@@ -72,7 +72,7 @@ OF_A_KIND = ("lstm-peephole", "mgu", "lru")
 # Those whose gradient differs from another's in nothing but the gate's formula, of which autodiff
 # makes the gate's part; and those with a step, which have nothing but "scan".
 ALIKE = ["rnn-relu", "rnn-sigmoid", "lstm", "lstm-projection", "lstm-clip", "lstm-softsign"]
-ALIKE += ["lstm-layer-norm", "gru-before", "min-gru"]
+ALIKE += ["lstm-layer-norm", "gru-before", "min-gru", "lru-pairs", "s5-square"]
 ALIKE += [f"odyssey-{name}" for name in ("V", "NIG", "NOG", "NIAF", "NOAF", "CIFG", "NP", "FGR")]
 
 

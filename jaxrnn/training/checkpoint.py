@@ -42,6 +42,8 @@ DAMAGED = "damaged"
 # The subdirectory of checkpoints that are being removed. A checkpoint is first moved there, so that
 # what a killed process leaves of it is not taken for a damaged checkpoint.
 REMOVED = "removed"
+# The file that a writer locks.
+LOCK = "lock"
 # Errors that mean that a part of a checkpoint is missing. Other OSErrors are raised as they are.
 MISSING = (FileNotFoundError, NotADirectoryError, IsADirectoryError)
 
@@ -82,6 +84,7 @@ class Checkpoints:
         directory: Path,
         *,
         read_only: bool = False,
+        locked: bool = False,
         warn: Callable[[str], None] = lambda line: None,
     ):
         """Opens a directory of checkpoints. For writing, it is created if necessary, and locked.
@@ -92,6 +95,7 @@ class Checkpoints:
             directory: The directory.
             read_only: Whether the checkpoints are only restored. The directory is then not locked,
                 and nothing in it changes.
+            locked: Whether the caller holds the lock of the directory.
             warn: A function that is called with one line for every damaged checkpoint. If
                 `read_only` is false, the checkpoint is moved to the subdirectory `damaged`, so that
                 its step can be saved again.
@@ -118,7 +122,7 @@ class Checkpoints:
             todelete_subdir=None if read_only else REMOVED,
         )
         with contextlib.ExitStack() as stack:
-            if not read_only and self._first:
+            if not (read_only or locked) and self._first:
                 stack.enter_context(lock(self.directory))
             self._remove()
             self._manager = ocp.CheckpointManager(self.directory, options=options)
@@ -135,7 +139,7 @@ class Checkpoints:
 
     def __exit__(self, *_: object) -> None:
         with self._stack:
-            self._wait()
+            self.wait()
 
     def save(self, step: int, state: Any, score: float | None = None) -> None:
         """Starts an asynchronous save. The state may be donated as soon as this returns.
@@ -156,7 +160,7 @@ class Checkpoints:
         leaves = {name: np.asarray(leaf) for name, leaf in leaves.items()}
         if not all(np.isfinite(leaf).all() for leaf in leaves.values()):
             raise NotFiniteError(step, any(np.isnan(leaf).any() for leaf in leaves.values()))
-        self._wait()
+        self.wait()
         latest = self._manager.latest_step()
         if latest is not None and step <= latest:
             raise CheckpointError(f"{self.directory}: step {step} not saved: not above {latest}")
@@ -176,6 +180,17 @@ class Checkpoints:
         with self._saving():
             if not self._manager.save(step, args=contents):
                 raise RuntimeError("the folder is open for reading only")
+
+    def wait(self) -> None:
+        """Waits until the last save is on disk.
+
+        Raises:
+            CheckpointError: If it failed.
+            OSError: If the system did not allow writing it.
+        """
+        with self._saving():
+            self._manager.wait_until_finished()
+        self._remove()
 
     def restore(self, like: Any, *, best: bool = False) -> tuple[int, Any] | None:
         """Restores the latest or the best checkpoint that is not damaged.
@@ -198,7 +213,7 @@ class Checkpoints:
                 progress failed.
             OSError: If the system does not allow reading it.
         """
-        self._wait()
+        self.wait()
         wanted = _named(like)
         types = {name: _type(leaf) for name, leaf in wanted.items()}
         for step in self._candidates(best):
@@ -280,12 +295,6 @@ class Checkpoints:
         self._manager.reload()
         self._warn(f"{folder} is damaged and moved to {target}: {damage}")
 
-    def _wait(self) -> None:
-        """Waits for the save in progress."""
-        with self._saving():
-            self._manager.wait_until_finished()
-        self._remove()
-
     def _remove(self) -> None:
         """Removes the checkpoints that are not kept."""
         if self._first and not self._read_only:
@@ -297,7 +306,10 @@ class Checkpoints:
         try:
             yield
         except Exception as error:
-            _raise_os_error(error)
+            if system := _os_error(error):
+                reason = os.strerror(system.errno) if system.errno else _line(system)
+                text = f"step {self._step} not saved: {reason}"
+                raise OSError(system.errno, text, str(self.directory)) from error
             raise CheckpointError(
                 f"{self.directory}: step {self._step} not saved: {_line(error)}"
             ) from error
@@ -391,13 +403,19 @@ def _line(error: Exception) -> str:
 
 
 def _raise_os_error(error: Exception) -> None:
-    """Raises an OSError of the system, even if tensorstore has wrapped it in a ValueError."""
-    if isinstance(error, MemoryError | OSError) and not isinstance(error, MISSING):
+    """Raises an error of the system, even if tensorstore has wrapped it in a ValueError."""
+    if isinstance(error, MemoryError):
         raise error
-    found = re.search(r"os_error_code='(\d+)'", str(error))
-    system = found and OSError(int(found[1]), f"{os.strerror(int(found[1]))}: {_line(error)}")
-    if system and not isinstance(system, MISSING):
-        raise system from error
+    if system := _os_error(error):
+        raise system from (None if system is error else error)
+
+
+def _os_error(error: Exception) -> OSError | None:
+    """Returns an OSError of the system, also one that tensorstore has wrapped, or None."""
+    system = error if isinstance(error, OSError) else None
+    if found := re.search(r"os_error_code='(\d+)'", str(error)):
+        system = OSError(int(found[1]), f"{os.strerror(int(found[1]))}: {_line(error)}")
+    return None if isinstance(system, MISSING) else system
 
 
 def _open_all(folder: Path) -> None:
@@ -434,7 +452,7 @@ def lock(directory: Path) -> IO[str]:
         CheckpointError: If another process holds the lock.
     """
     directory.mkdir(parents=True, exist_ok=True)
-    file = (directory / "lock").open("w")
+    file = (directory / LOCK).open("w")
     try:
         fcntl.flock(file, fcntl.LOCK_EX | fcntl.LOCK_NB)
     except OSError as error:
