@@ -58,7 +58,7 @@ def join(config: Config) -> Iterator[int]:
         yield 1
         return
     _check(config)
-    _filter_stderr()
+    filter_stderr()
     logging.getLogger("absl").setLevel(logging.CRITICAL)  # orbax logs a save that another left
     # The service would catch SIGTERM.
     jax.config.update("jax_enable_preemption_service", False)
@@ -172,7 +172,7 @@ def _check(config: Config) -> None:
             raise OptionError(f"--coordinator {config.coordinator}: {error}") from None
 
 
-def _filter_stderr() -> None:
+def filter_stderr() -> None:
     """Passes stderr through coordination_errors.py."""
     filtering = subprocess.Popen(
         [sys.executable, "-S", str(Path(__file__).with_name("coordination_errors.py"))],

@@ -25,6 +25,7 @@ import runpy
 import shlex
 import shutil
 import signal
+import socket
 import subprocess
 import sys
 import tempfile
@@ -341,7 +342,7 @@ def unfinished(out: Path) -> set[str]:
 
 
 def signals(count: int) -> Iterator[Trial]:
-    """SIGTERM and SIGINT in all phases: the step is saved; the end within 2 s, in one line."""
+    """SIGTERM and SIGINT in all phases: saved, and ended with 2 s of processor time, in one line."""
     rng, out = random.Random(1), SCRATCH / "run"
     words = options(out, steps=1500)
     began = time.monotonic()
@@ -359,10 +360,15 @@ def signals(count: int) -> Iterator[Trial]:
             )
             time.sleep(0.1 + (seconds - 0.1) * (trial + rng.random()) / count)
             seen = max(checkpoints_of(out), default=0)
+            # Processor time, since other processes may use the same cores.
+            spent = Path(f"/proc/{process.pid}/stat").read_text().rpartition(")")[2].split()[11:13]
+            before = os.times()
             process.send_signal(number)
-            sent = time.monotonic()
             printed, err = process.communicate()
-            took = time.monotonic() - sent
+            after = os.times()
+            took = after.children_user + after.children_system
+            took -= before.children_user + before.children_system
+            took -= sum(map(int, spent)) / os.sysconf("SC_CLK_TCK")
             slowest = max(took, slowest)
             code, saved = process.returncode, checkpoints_of(out)
             stopped = re.findall(r"interrupted at step (\d+), which is saved", printed)
@@ -391,7 +397,7 @@ def signals(count: int) -> Iterator[Trial]:
             if code == 0 or step > 1300:
                 shutil.rmtree(out)
                 step = 0
-    yield f"(the slowest ended after {slowest:.2f} s)", ""
+    yield f"(the longest end took {slowest:.2f} s)", ""
 
 
 # --- Equal bits -----------------------------------------------------------------------------------
@@ -834,6 +840,140 @@ def parameters(out: Path) -> list[float]:
     return np.concatenate([leaf.ravel() for leaf in jax.tree.leaves(restored[1].params)]).tolist()
 
 
+def free_port() -> int:
+    """Returns a port that no process uses."""
+    with socket.socket() as free:
+        free.bind(("localhost", 0))
+        return free.getsockname()[1]
+
+
+def hosts(count: int) -> Iterator[Trial]:
+    """One of two or four processes is killed: all end within 60 s in a line, and resume."""
+    rng, slowest = random.Random(5), 0.0
+    for trial in range(count):
+        size, out = (2, 4)[trial % 2], SCRATCH / f"hosts-{trial}"
+        words = options(out, steps=1_000_000, batch_size=40)
+        scripts = start_processes(size, words)
+        begun = scripts[0].wait_for(lambda: checkpoints_of(out), 120)  # noqa: B023
+        time.sleep(rng.uniform(0, 2))
+        victim = rng.randrange(size)
+        scripts[victim].process.kill()
+        killed = time.monotonic()
+        codes = [script.end(90) for script in scripts]
+        took = time.monotonic() - killed
+        slowest = max(took, slowest)
+        what, saved = f"process {victim} of {size}", max(checkpoints_of(out), default=0)
+        problem = "" if begun else f"it does not begin: {scripts[0].err}"
+        for number, script in enumerate(scripts):
+            if number != victim and (codes[number] in (0, None) or took > 60):
+                problem = problem or f"process {number}: code {codes[number]} after {took:.0f} s"
+            if number != victim and not re.fullmatch(r"error: .* resumes\n", script.err):
+                problem = problem or f"process {number}: {script.err[:300]!r}"
+        scripts = start_processes(size, words)
+        resumed = scripts[0].wait_for(lambda: max(checkpoints_of(out)) > saved, 120)  # noqa: B023
+        for script in scripts:
+            script.process.terminate()
+        codes = [script.end(90) for script in scripts]
+        if not resumed or f"resuming from step {saved}" not in scripts[0].out:
+            problem = problem or f"not resumed from {saved}: {scripts[0].err}"
+        if codes != [128 + signal.SIGTERM] * size:
+            problem = problem or f"codes {codes} when it is stopped"
+        yield what, problem
+    yield f"(the slowest ended after {slowest:.0f} s)", ""
+
+
+def start_processes(size: int, words: Sequence[Any]) -> list[Script]:
+    """Starts processes that train a network together."""
+    together = ["--coordinator", f"localhost:{free_port()}", "--num-processes", size]
+    return [start("mnist", [*words, *together, "--process-id", each]) for each in range(size)]
+
+
+def study(count: int) -> Iterator[Trial]:
+    """One of two hosts of a study is killed: the other goes on, and nothing is trained twice."""
+    rng = random.Random(6)
+    for trial in range(count):
+        out, victim = SCRATCH / f"study-{trial}", trial % 2
+        words = [*STUDY, "--seeds", 6, "--out", out]
+        together = ["--hosts", 2, "--coordinator", f"localhost:{free_port()}"]
+        scripts = [start("ablate", [*words, *together, "--host", host]) for host in range(2)]
+        wanted = rng.randrange(4)
+        begun = scripts[victim].wait_for(
+            lambda: "to do" in scripts[victim].out and len(records_of(out)) >= wanted  # noqa: B023
+        )
+        time.sleep(rng.uniform(0, 0.2))
+        scripts[victim].process.kill()
+        code, other = scripts[victim].end(), scripts[1 - victim]
+        what = f"host {victim}, with {len(records_of(out))} of 12 runs done"
+        if not begun or code != -signal.SIGKILL:
+            yield what, f"not killed: {code} {scripts[victim].err}"
+            continue
+        waits = other.wait_for(lambda: "waiting for" in other.out, 120)  # noqa: B023
+        before = records_of(out)
+        gone = not waits and re.fullmatch(r"error: process 0 is gone.*\n", other.err)
+        problem = "" if waits or gone else f"no word: {other.process.exitcode} {other.err[:300]}"
+        code, printed, err = run("ablate", words)
+        problem = problem or said_badly(code, printed, err) or (code and err) or ""
+        after = records_of(out)
+        if waits and (code := other.end(60)) != 0:
+            problem = problem or f"the other host ends with {code}: {other.err}"
+        if after[: len(before)] != before and sorted(before) != sorted(set(after) & set(before)):
+            problem = problem or "records have changed"
+        identities = [json.loads(record)["identity"] for record in after]
+        if len(identities) != 12 or len(set(identities)) != 12:
+            problem = problem or f"{len(identities)} records of {len(set(identities))} runs"
+        yield what, problem
+
+
+def records_of(out: Path) -> list[str]:
+    """Returns the complete records of a study."""
+    return [
+        line
+        for path in sorted(out.glob("*/results*.jsonl"))
+        for line in path.read_text().splitlines(keepends=True)
+        if line.endswith("\n")
+    ]
+
+
+# --- One process for long -------------------------------------------------------------------------
+
+
+def soak(count: int) -> Iterator[Trial]:
+    """A run again and again in one process: memory, files and threads do not grow."""
+    for trial, (memory, first, opened, threads) in enumerate(call(repeated, SCRATCH, count)):
+        if trial >= SETTLED:
+            problem = "" if memory <= 1.02 * first else f"{memory / first - 1:.1%} more memory"
+            yield f"run {trial + 1}, {memory >> 20} MB, {opened} files, {threads} threads", problem
+
+
+# The first runs fill caches.
+SETTLED = 2
+
+
+def repeated(folder: Path, count: int) -> list[tuple[int, int, int, int]]:
+    """Runs mnist.py in this process; returns memory, files and threads after each run."""
+    import contextlib
+    import gc
+
+    import mnist
+
+    found: list[tuple[int, int, int, int]] = []
+    with open(os.devnull, "w") as nothing, contextlib.redirect_stdout(nothing):
+        for number in range(count):
+            words = list(map(str, options(folder / str(number), steps=200, hidden_size=128)))
+            assert mnist.main(mnist.command_line(words)) == 0
+            gc.collect()
+            memory = int(Path("/proc/self/statm").read_text().split()[1]) * os.sysconf(
+                "SC_PAGESIZE"
+            )
+            first = found[SETTLED - 1][0] if len(found) >= SETTLED else memory
+            files, threads = (len(os.listdir(f"/proc/self/{name}")) for name in ("fd", "task"))
+            found.append((memory, first, files, threads))
+    return found
+
+
+# --- Data -----------------------------------------------------------------------------------------
+
+
 def main() -> int:
     """Runs checks and prints their table; returns the exit code."""
     global SCRATCH
@@ -841,6 +981,8 @@ def main() -> int:
     parser.add_argument("check", choices=["all", *CHECKS])
     parser.add_argument("--count", type=int, help="trials; the default depends on the check")
     given = parser.parse_args()
+    # Ignored if a shell has started this script in the background.
+    signal.signal(signal.SIGINT, signal.default_int_handler)
     for name in ("train", "run_study", "predict", "sklearn.datasets", "matplotlib.figure"):
         __import__(name)
     lines = ["| check | tried | passed | what failed |", "|---|---|---|---|"]
@@ -877,6 +1019,9 @@ CHECKS: dict[str, tuple[Callable[[int], Iterator[Trial]], int]] = {
     "files": (files, 1000),
     "nan": (nan, 10),
     "devices": (devices, 1),
+    "hosts": (hosts, 10),
+    "study": (study, 10),
+    "soak": (soak, 10),
 }
 
 if __name__ == "__main__":
