@@ -5,7 +5,7 @@
 
 Every check trains small networks on scikit-learn's digits, causes faults, and compares what is left
 with a run without faults. The table, in Markdown, is printed at the end. The exit code is 1 if a
-trial has failed. Linux only.
+trial has failed. Linux only; `disk` mounts file systems and needs root.
 """
 
 from __future__ import annotations
@@ -342,7 +342,7 @@ def unfinished(out: Path) -> set[str]:
 
 
 def signals(count: int) -> Iterator[Trial]:
-    """SIGTERM and SIGINT in all phases: saved, and ended with 2 s of processor time, in one line."""
+    """SIGTERM and SIGINT in all phases: saved, and ended in 2 s of processor time and in a line."""
     rng, out = random.Random(1), SCRATCH / "run"
     words = options(out, steps=1500)
     began = time.monotonic()
@@ -934,6 +934,41 @@ def records_of(out: Path) -> list[str]:
     ]
 
 
+# --- A full disk ----------------------------------------------------------------------------------
+
+
+def disk(count: int) -> Iterator[Trial]:
+    """A full disk, in bytes or inodes: an error in a line, the same bits once there is space."""
+    whole = SCRATCH / "whole"
+    code, _, err = run("mnist", options(whole, steps=60))
+    assert code == 0, err
+    expected = state_of(whole)
+    for trial in range(count):
+        # Up to the figures, which are drawn at the end.
+        share = trial // 2 / max(1, (count - 1) // 2)
+        limits = ("size", 8192 + int(6e5 * share)), ("nr_inodes", 8 + int(150 * share))
+        limit = limits[trial % 2]
+        folder, what = SCRATCH / f"disk-{trial}", f"{limit[0]}={limit[1]}"
+        folder.mkdir()
+        mount = ["mount", "-t", "tmpfs", "tmpfs", str(folder), "-o"]
+        subprocess.run([*mount, what], check=True)
+        try:
+            out = folder / "run"
+            code, printed, err = run("mnist", options(out, steps=60), pictures=True)
+            problem = said_badly(code, printed, err)
+            what += f", {err.strip()[:100]}" if code else ", enough"
+            before = checkpoints_of(out)
+            subprocess.run([*mount, "remount,size=64m,nr_inodes=9999"], check=True)
+            code, script = finish(options(out, steps=60))
+            if before and f"resuming from step {before[-1]}" not in script.out:
+                problem = problem or ("finished" not in script.out and "it does not resume") or ""
+            for _, other in ended(code, script, out, expected):
+                problem = problem or other
+        finally:
+            subprocess.run(["umount", folder], check=True)
+        yield what, problem
+
+
 # --- One process for long -------------------------------------------------------------------------
 
 
@@ -1021,6 +1056,7 @@ CHECKS: dict[str, tuple[Callable[[int], Iterator[Trial]], int]] = {
     "devices": (devices, 1),
     "hosts": (hosts, 10),
     "study": (study, 10),
+    "disk": (disk, 10),
     "soak": (soak, 10),
 }
 
