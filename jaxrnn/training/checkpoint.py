@@ -126,7 +126,7 @@ class Checkpoints:
                 stack.enter_context(lock(self.directory))
             self._remove()
             self._manager = ocp.CheckpointManager(self.directory, options=options)
-            stack.callback(self._manager.close)
+            stack.callback(self._close)
             for step in self._manager.all_steps():
                 try:
                     self._records[step] = self._read_record(step)
@@ -294,6 +294,11 @@ class Checkpoints:
         _meet(f"step {step} is set aside")
         self._manager.reload()
         self._warn(f"{folder} is damaged and moved to {target}: {damage}")
+
+    def _close(self) -> None:
+        """Closes orbax' manager, which raises the error of a failed save once more."""
+        with self._saving():
+            self._manager.close()
 
     def _remove(self) -> None:
         """Removes the checkpoints that are not kept."""
