@@ -74,6 +74,12 @@ def classifier(cell: jaxrnn.Cell, *, every_step: bool = False, **stack: Any) -> 
     return Classifier(Stack(cell, **stack), NUM_CLASSES, every_step=every_step)
 
 
+def not_a_classifier(config: Config) -> str:
+    """Returns the option for which `build_model` returns another module than a `Classifier`."""
+    refused = {"--patch": config.patch, "--blocks": config.blocks}
+    return next((flag for flag in refused if refused[flag]), f"--cell {config.cell}")
+
+
 def build_cell(config: Config) -> jaxrnn.Cell:
     """Returns the cell.
 

@@ -207,8 +207,9 @@ def mnist_style(image: Image.Image) -> np.ndarray:
     ink = np.clip(ink / full, 0, 1)
     y = np.average(np.arange(height), weights=ink.sum(axis=1))
     x = np.average(np.arange(width), weights=ink.sum(axis=0))
-    top = np.clip(round(SIDE / 2 - y), 0, SIDE - height)
-    left = np.clip(round(SIDE / 2 - x), 0, SIDE - width)
+    # The center of symmetric ink lies between two pixels, where the last bits must not decide.
+    top, left = (round(round(SIDE / 2 - center, 3)) for center in (y, x))
+    top, left = np.clip(top, 0, SIDE - height), np.clip(left, 0, SIDE - width)
     canvas = np.zeros((SIDE, SIDE), np.uint8)
     canvas[top : top + height, left : left + width] = np.rint(255 * ink)
     return canvas

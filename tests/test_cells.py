@@ -185,7 +185,7 @@ def s6(p, xs, s):
     ranks, states = p.step_kernel.shape[0], s.shape[-1]
     ys = []
     for x in xs:
-        u = x @ p.kernel
+        u = x @ p.kernel + p.bias
         δ, B, C = np.split(u @ p.selection_kernel, [ranks, ranks + states])
         Δ = np.log1p(np.exp(δ @ p.step_kernel + p.step_bias))
         s = np.exp(-np.exp(p.log_decay) * Δ[:, None]) * s + np.outer(Δ * u, B)
@@ -679,8 +679,13 @@ def test_rg_lru_starts_within_its_ring():
         jaxrnn.rg_lru(5, radius=(0.0, 0.9))
 
 
-def test_s6_starts_with_steps_in_their_range():
-    params = jaxrnn.s6(500, state_size=3, step_range=(0.01, 0.5)).init(jax.random.key(0), I)
+def test_s6_starts_with_steps_in_their_range_and_reads_its_state_at_a_zero_input():
+    cell = jaxrnn.s6(500, state_size=3, step_range=(0.01, 0.5))
+    params = cell.init(jax.random.key(0), I)
+    _, y = cell.step(params, jaxrnn.S6State(jnp.ones((500, 3))), jnp.zeros(I))
+    _, again = cell.step(params, jaxrnn.S6State(jnp.zeros((500, 3))), jnp.zeros(I))
+    assert abs(y - again).max() > 0.1
+    assert 0.45 < abs(params.bias).max() <= 0.5
     steps = np.asarray(jax.nn.softplus(params.step_bias))
     assert 0.01 <= steps.min() < 0.011
     assert 0.45 < steps.max() <= 0.5

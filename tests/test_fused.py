@@ -195,7 +195,7 @@ def test_every_gradient_is_that_of_the_scan(name, input_size):
         (name, batch, *masks)
         for masks, name, batch in zip(
             itertools.product([False, True], repeat=3),
-            itertools.cycle(["lstm-peephole", "gru", "rnn", "lru", "indrnn"]),
+            ["lstm-peephole", "slstm", "rnn", "lru", "indrnn", "s5", "gru", "s6"],
             itertools.cycle([(2, 3), (), (5,), ()]),
             strict=False,
         )

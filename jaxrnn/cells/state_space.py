@@ -26,6 +26,7 @@ from jaxrnn.arguments import size
 from jaxrnn.cell import (
     Cell,
     Recurrence,
+    affine,
     along,
     cached,
     linear,
@@ -244,6 +245,7 @@ class S6Params(NamedTuple):
         skip: D.
         step_bias: v, the bias of Δ.
         kernel: U, the input kernel.
+        bias: b, its bias.
         selection_kernel: W, which computes δ, B and C, side by side.
         step_kernel: V, from δ to Δ.
     """
@@ -252,6 +254,7 @@ class S6Params(NamedTuple):
     skip: Float[Array, " H"]
     step_bias: Float[Array, " H"]
     kernel: Float[Array, "I H"]
+    bias: Float[Array, " H"]
     selection_kernel: Float[Array, "H R+2*N"]
     step_kernel: Float[Array, "R H"]
 
@@ -277,7 +280,7 @@ def s6(
 ) -> Cell[S6Params, S6State]:
     """Selective state space model, S6 (Gu & Dao, 2023).
 
-        u = x·U
+        u = x·U + b
         δ, B, C = u·W           Δ = softplus(δ·V + v)
         s' = exp(Δ∘A)∘s + (Δ∘u)⊗B            N states for each of H features
         y = s'·C + D∘u
@@ -285,8 +288,9 @@ def s6(
     Gu & Dao, "Mamba: Linear-time sequence modeling with selective state spaces". The step Δ, the
     input vector B and the output vector C depend on the input. A is discretized by zero-order hold
     and B by the Euler method, as in the authors' code. Mamba's block adds a convolution and a gate
-    around this layer. A starts at -1, …, -N for every feature, D at one, and Δ log-uniformly in
-    `step_range`.
+    around this layer. The bias b is the one of that convolution, in ±0.5 at initialization. Without
+    it, the output at a zero input would be zero. A is initialized to -1, …, -N for every feature, D
+    to one, and Δ log-uniformly in `step_range`.
 
     Args:
         hidden_size: H, the number of features.
@@ -308,7 +312,7 @@ def s6(
     low, high = _check_step_range(step_range)
 
     def init(key, input_size, dtype=jnp.float32):
-        keys = jax.random.split(key, 4)
+        keys = jax.random.split(key, 5)
         kernel, _ = kernels(keys[0], input_size, 1, hidden_size, 1, dtype, kernel_init)
         step = jnp.exp(_log_uniform(keys[1], hidden_size, low, high))
         wide = rank + 2 * states
@@ -317,6 +321,7 @@ def s6(
             skip=jnp.ones(hidden_size),
             step_bias=step + jnp.log(-jnp.expm1(-step)),  # the inverse of softplus
             kernel=kernel,
+            bias=jax.random.uniform(keys[4], (hidden_size,), jnp.float32, -0.5, 0.5),
             selection_kernel=glorot_uniform()(keys[2], (hidden_size, wide)),
             step_kernel=jax.random.uniform(keys[3], (rank, hidden_size), float, -1, 1) / rank**0.5,
         )
@@ -326,7 +331,7 @@ def s6(
         return S6State(zeros(params, (*batch_shape, hidden_size), states))
 
     def selection(params, x):
-        u = product(x, params.kernel)
+        u = affine(x, params.kernel, params.bias)
         return u, jnp.split(product(u, params.selection_kernel), (rank, rank + states), axis=-1)
 
     def coefficients(params, x):
