@@ -377,7 +377,7 @@ def signals(count: int) -> Iterator[Trial]:
             problem = ""
             if "Traceback" in err:
                 problem = f"traceback of {len(lines)} lines"
-            elif code == 0:
+            elif code in (0, -number):  # as Python itself ends, after the last line
                 problem = "" if (out / "result.json").exists() else "it ends with code 0"
             elif code != 128 + number:
                 problem = f"exit code {code}"
