@@ -17,6 +17,7 @@ import re
 import socket
 import subprocess
 import sys
+import threading
 import time
 import traceback
 from collections.abc import Callable, Iterator, Mapping
@@ -58,7 +59,7 @@ def join(config: Config) -> Iterator[int]:
         yield 1
         return
     _check(config)
-    _filter_stderr()
+    filter_stderr()
     logging.getLogger("absl").setLevel(logging.CRITICAL)  # orbax logs a save that another left
     # The service would catch SIGTERM.
     jax.config.update("jax_enable_preemption_service", False)
@@ -89,9 +90,10 @@ def join(config: Config) -> Iterator[int]:
 
 
 def end(script: Callable[[], int]) -> int:
-    """Calls a script, and exits at once if this process is still connected to others.
+    """Calls a script, and exits at once if this process is still connected to others, or failed.
 
     At a normal exit JAX would wait for the others, which in turn wait for a process that failed.
+    Python would wait for the threads of orbax, which wait for minutes after a save that failed.
     """
     code = 1
     try:
@@ -100,11 +102,20 @@ def end(script: Callable[[], int]) -> int:
         if not joined():
             raise
         traceback.print_exc()
-    if joined():
+    if joined() or (code and waiting()):
         sys.stdout.flush()
         sys.stderr.flush()
         os._exit(code)
     return code
+
+
+def waiting() -> bool:
+    """Returns whether Python would wait for another thread at its exit."""
+    return any(
+        not thread.daemon
+        for thread in threading.enumerate()
+        if thread is not threading.main_thread()
+    )
 
 
 def joined() -> bool:
@@ -172,7 +183,7 @@ def _check(config: Config) -> None:
             raise OptionError(f"--coordinator {config.coordinator}: {error}") from None
 
 
-def _filter_stderr() -> None:
+def filter_stderr() -> None:
     """Passes stderr through coordination_errors.py."""
     filtering = subprocess.Popen(
         [sys.executable, "-S", str(Path(__file__).with_name("coordination_errors.py"))],

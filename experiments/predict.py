@@ -14,7 +14,6 @@ import interrupts  # noqa: F401
 # isort: split
 import contextlib
 import json
-import logging
 import sys
 import warnings
 from collections.abc import Mapping, Sequence
@@ -267,12 +266,13 @@ def main(arguments: Sequence[str] | None = None) -> int:
     config = parse(Config, __doc__, arguments, check=Config.check)
     # Imported after the options are parsed, since JAX takes seconds.
     from experiment import load_run
+    from terminal import quieten_orbax
 
     from jaxrnn import training
     from jaxrnn.training import data
     from jaxrnn.training.checkpoint import CheckpointError
 
-    logging.getLogger("absl").setLevel(logging.CRITICAL)  # orbax logs steps, and errors twice
+    quieten_orbax()
     try:
         with contextlib.redirect_stdout(sys.stderr):  # stdout is for the predictions alone
             trained, model, params, _ = load_run(config.run)

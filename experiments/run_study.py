@@ -9,6 +9,7 @@ from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import Any, NamedTuple, cast
 
+import hosts
 import jax
 import numpy as np
 import options
@@ -35,6 +36,8 @@ from jaxrnn.training.run import cores, differences
 SPEED_SECONDS = 3600.0
 # Seconds between two readings of the records of the other hosts.
 POLL_SECONDS = 1.0
+# What a process claims, in place of a run, while it writes the table and the figures.
+CONCLUSION = "0"
 
 
 class Resolved(NamedTuple):
@@ -240,8 +243,16 @@ def main(config: Config) -> int:
     config.check()
     divide_cpu(cores())
     if config.hosts > 1:
+        hosts.filter_stderr()
+        # The service would catch SIGTERM.
+        jax.config.update("jax_enable_preemption_service", False)
         try:
-            jax.distributed.initialize(config.coordinator, config.hosts, config.host)
+            jax.distributed.initialize(
+                config.coordinator,
+                config.hosts,
+                config.host,
+                heartbeat_timeout_seconds=hosts.HEARTBEAT_SECONDS,
+            )
         except (ValueError, RuntimeError) as error:
             raise OptionError(f"--coordinator: {one_line(error)}") from None
     resolved = resolve(config)
@@ -284,6 +295,7 @@ def main(config: Config) -> int:
         )
     if config.hosts > 1:
         multihost_utils.sync_global_devices("all have read what is done")
+        jax.distributed.shutdown()  # from here on a host that is killed does not end the others
     if config.host == 0:
         for job in missing:
             if job.identity in others:
@@ -292,12 +304,18 @@ def main(config: Config) -> int:
     waiting = False
     while missing := {job.identity for job in asked} - kept.read().keys():
         if not waiting:
-            console.print(f"waiting for {len(missing)} runs of other hosts")
+            console.print(
+                f"waiting for {len(missing)} runs of other hosts; if a host has been killed, the "
+                "same command without --hosts, --host and --coordinator trains its runs"
+            )
         waiting = True
         time.sleep(POLL_SECONDS)  # a barrier would time out after half an hour
     if config.host == 0:
         named = dataclasses.replace(config, dataset=cast(options.DatasetName, dataset.name))
-        conclude(named, resolved, dataset, kept)
+        with kept.claims() as claim:
+            while not claim(CONCLUSION):
+                time.sleep(POLL_SECONDS)
+            conclude(named, resolved, dataset, kept)
         warn(other_baseline(config, resolved))
         announce(dataset)
     return 0

@@ -24,9 +24,7 @@ console = Console(highlight=False, soft_wrap=True, markup=False)
 
 def run_script(main: Callable[[], int]) -> int:
     """Calls the main function of a script; expected errors become one line and an exit code."""
-    logging.getLogger("absl").setLevel(logging.CRITICAL)  # orbax logs steps, and errors twice
-    if sys.unraisablehook is sys.__unraisablehook__:
-        sys.unraisablehook = show_unraisable
+    quieten_orbax()
     try:
         return main()
     except Unavailable as error:
@@ -44,8 +42,15 @@ def run_script(main: Callable[[], int]) -> int:
         return 130
 
 
+def quieten_orbax() -> None:
+    """Leaves it to the scripts to report what orbax logs, and errors in its callbacks."""
+    logging.getLogger("absl").setLevel(logging.CRITICAL)  # orbax logs steps, and errors twice
+    if sys.unraisablehook is sys.__unraisablehook__:
+        sys.unraisablehook = show_unraisable
+
+
 def show_unraisable(found: Any) -> None:
-    """Prints an error in a callback, but for those after a save that failed, which is reported."""
+    """Prints an error in a callback, but for those after a save or restore that failed."""
     if str(found.exc_value) != "Event loop is closed":
         sys.__unraisablehook__(found)
 

@@ -3,6 +3,8 @@
 from __future__ import annotations
 
 import contextlib
+import shlex
+import sys
 from collections.abc import Iterator
 from typing import Any
 
@@ -29,7 +31,7 @@ from terminal import announce, console, progress_bar
 
 from jaxrnn import training
 from jaxrnn.training import data, report
-from jaxrnn.training.checkpoint import Checkpoints
+from jaxrnn.training.checkpoint import Checkpoints, NotFiniteError
 from jaxrnn.training.run import Run, RunError, Stop, peak_memory
 from jaxrnn.training.train import run_keys
 
@@ -123,7 +125,10 @@ def train(
             first = step - len(losses) + 1
             if not np.isfinite(losses).all():
                 bad = int(np.argmin(np.isfinite(losses)))
-                console.print(f"stopped: the loss is {losses[bad]} at step {first + bad}")
+                console.print(
+                    f"stopped: the loss is {losses[bad]} at step {first + bad}; "
+                    f"{replay(np.isnan(losses[bad]))}"
+                )
                 return seconds, 1
             score = metrics.get("validation")
             if metrics:
@@ -144,7 +149,11 @@ def train(
             due = step // config.checkpoint_every > (first - 1) // config.checkpoint_every
             improved = score is not None and score >= best
             if due or improved or step == experiment.steps or signal is not None:
-                checkpoints.save(step, state, score)
+                try:
+                    checkpoints.save(step, state, score)
+                except NotFiniteError as error:
+                    console.print(f"stopped: {error}; {replay(error.nan)}")
+                    return seconds, 1
             best = max(best, score or 0)
             advance(len(losses))
             if signal is not None:
@@ -154,6 +163,15 @@ def train(
                 )
                 return seconds, 128 + signal
     return seconds, 0
+
+
+def replay(nan: bool) -> str:
+    """Returns how to find the operation whose result is not finite."""
+    variable = "JAX_DEBUG_NANS" if nan else "JAX_DEBUG_INFS"
+    return (
+        "to resume from the last checkpoint and find the operation: "
+        f"{variable}=1 python {shlex.join(sys.argv)}"
+    )
 
 
 @contextlib.contextmanager

@@ -18,6 +18,7 @@ import json
 import math
 import os
 import re
+import shutil
 import textwrap
 from collections.abc import Callable, Iterator, Mapping
 from pathlib import Path
@@ -34,10 +35,13 @@ from orbax.checkpoint.checkpoint_managers import (
     PreservationPolicy,
 )
 
-__all__ = ["CheckpointError", "Checkpoints"]
+__all__ = ["CheckpointError", "Checkpoints", "NotFiniteError"]
 
 # The subdirectory of damaged checkpoints. Orbax ignores it, because its name is not a number.
 DAMAGED = "damaged"
+# The subdirectory of checkpoints that are being removed. A checkpoint is first moved there, so that
+# what a killed process leaves of it is not taken for a damaged checkpoint.
+REMOVED = "removed"
 # The file that a writer locks.
 LOCK = "lock"
 # Errors that mean that a part of a checkpoint is missing. Other OSErrors are raised as they are.
@@ -46,6 +50,18 @@ MISSING = (FileNotFoundError, NotADirectoryError, IsADirectoryError)
 
 class CheckpointError(RuntimeError):
     """A checkpoint cannot be saved or does not fit the state, or the directory is locked."""
+
+
+class NotFiniteError(CheckpointError):
+    """A state with NaN or infinite values is not saved.
+
+    Attributes:
+        nan: Whether some of the values are NaN.
+    """
+
+    def __init__(self, step: int, nan: bool):
+        super().__init__(f"step {step}: the state is not finite, so it is not saved")
+        self.nan = nan
 
 
 class _Damage(Exception):
@@ -103,12 +119,14 @@ class Checkpoints:
             save_interval_steps=0 if read_only else 1,
             create=not read_only,
             enable_async_checkpointing=not read_only,
+            todelete_subdir=None if read_only else REMOVED,
         )
         with contextlib.ExitStack() as stack:
             if not (read_only or locked) and self._first:
                 stack.enter_context(lock(self.directory))
+            self._remove()
             self._manager = ocp.CheckpointManager(self.directory, options=options)
-            stack.callback(self._manager.close)
+            stack.callback(self._close)
             for step in self._manager.all_steps():
                 try:
                     self._records[step] = self._read_record(step)
@@ -133,15 +151,15 @@ class Checkpoints:
                 evaluated.
 
         Raises:
-            CheckpointError: If the state is not finite, or if this save or the one before it
-                failed.
+            NotFiniteError: If the state is not finite.
+            CheckpointError: If this save or the one before it failed.
             OSError: If the system does not allow writing it.
         """
         types = {name: _type(leaf) for name, leaf in _named(state).items()}
         leaves = jax.device_get({name: _data(leaf) for name, leaf in _named(state).items()})
         leaves = {name: np.asarray(leaf) for name, leaf in leaves.items()}
         if not all(np.isfinite(leaf).all() for leaf in leaves.values()):
-            raise CheckpointError(f"step {step}: the state is not finite, so it is not saved")
+            raise NotFiniteError(step, any(np.isnan(leaf).any() for leaf in leaves.values()))
         self.wait()
         latest = self._manager.latest_step()
         if latest is not None and step <= latest:
@@ -172,6 +190,7 @@ class Checkpoints:
         """
         with self._saving():
             self._manager.wait_until_finished()
+        self._remove()
 
     def restore(self, like: Any, *, best: bool = False) -> tuple[int, Any] | None:
         """Restores the latest or the best checkpoint that is not damaged.
@@ -275,6 +294,16 @@ class Checkpoints:
         _meet(f"step {step} is set aside")
         self._manager.reload()
         self._warn(f"{folder} is damaged and moved to {target}: {damage}")
+
+    def _close(self) -> None:
+        """Closes orbax' manager, which raises the error of a failed save once more."""
+        with self._saving():
+            self._manager.close()
+
+    def _remove(self) -> None:
+        """Removes the checkpoints that are not kept."""
+        if self._first and not self._read_only:
+            shutil.rmtree(self.directory / REMOVED, ignore_errors=True)
 
     @contextlib.contextmanager
     def _saving(self) -> Iterator[None]:

@@ -65,6 +65,9 @@ def fit(
     steps that do not depend on where training started. A resumed run therefore executes the
     programs of an uninterrupted one and ends with the same bits.
 
+    With `jax_debug_nans` or `jax_debug_infs` every step is a chunk. A step that raises JAX's error
+    is computed once more operation by operation, so that the traceback names the operation.
+
     Args:
         trainer: The model, optimizer, loss function, metric and devices.
         examples: The training data, a tree of arrays `[N, ...]`. The loss function receives batches
@@ -93,6 +96,8 @@ def fit(
     for name, value in (("steps", steps), ("eval_every", eval_every), ("chunk", chunk)):
         if value < 1:
             raise ValueError(f"{name} must be at least 1, got {value}")
+    if _debugging():
+        chunk = 1
     mesh = trainer.mesh
     if batch_size % mesh.shape[BATCH]:
         raise ValueError(
@@ -119,7 +124,7 @@ def fit(
         if not per_run.is_fully_addressable:
             indices = put(indices, per_step)  # each process puts its share of every batch
         with clock.phase("train"):
-            now, losses = trainer.advance(now, keys, own_hparams, examples, indices)
+            now, losses = _advance(trainer, now, keys, own_hparams, examples, indices)
             losses = np.asarray(losses)
         step, metrics = step + length, {}
         if step % eval_every == 0 or step == steps:
@@ -132,6 +137,23 @@ def fit(
             losses = losses[:count]
             metrics = {name: values[:count] for name, values in metrics.items()}
         yield Progress(step, losses, metrics, dict(clock.seconds), now)
+
+
+def _debugging() -> bool:
+    config: Any = jax.config  # whose options have no types
+    return config.jax_debug_nans or config.jax_debug_infs
+
+
+def _advance(trainer: Trainer, state: TrainState, *arguments: Any) -> tuple[TrainState, Any]:
+    """Calls `trainer.advance`, and again operation by operation if that raises an error of JAX."""
+    if not _debugging():
+        return trainer.advance(state, *arguments)
+    kept = jax.tree.map(jnp.copy, state)  # the state is donated
+    try:
+        return trainer.advance(state, *arguments)
+    except FloatingPointError:
+        with jax.disable_jit():
+            return trainer.advance(kept, *arguments)
 
 
 def _fill_mesh(trainer: Trainer, seed: Any, hparams: Mapping[str, Any]) -> tuple[int, Any, Any]:

@@ -541,7 +541,9 @@ def check_shared(tmp_path):
 def test_hosts_share_a_study(tmp_path, monkeypatch):
     """The hosts are threads here, because two processes take ten seconds."""
     joined, meeting = set(), threading.Barrier(2)
-    monkeypatch.setattr(jax.distributed, "initialize", lambda *words: joined.add(words))
+    monkeypatch.setattr(jax.distributed, "initialize", lambda *words, **_: joined.add(words))
+    monkeypatch.setattr(jax.distributed, "shutdown", lambda: None)
+    monkeypatch.setattr(run_study.hosts, "filter_stderr", lambda: None)
     monkeypatch.setattr(multihost_utils, "sync_global_devices", lambda _: meeting.wait(timeout=60))
     monkeypatch.setattr(run_study, "POLL_SECONDS", 0.1)
     config = ablation(

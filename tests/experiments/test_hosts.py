@@ -7,6 +7,7 @@ import signal
 import socket
 import subprocess
 import sys
+import threading
 import time
 from pathlib import Path
 
@@ -246,6 +247,18 @@ def test_alone_a_process_decides_for_itself():
         assert hosts.stopped_by(None) is None
         assert hosts.stopped_by(signal.SIGINT) == signal.SIGINT
         assert hosts.end(lambda: 3) == 3
+
+
+def test_a_script_that_failed_does_not_wait_for_a_thread(monkeypatch):
+    ended, codes = threading.Event(), []
+    monkeypatch.setattr(os, "_exit", codes.append)
+    thread = threading.Thread(target=ended.wait)  # as orbax has after a save that failed
+    thread.start()
+    hosts.end(lambda: 1)
+    hosts.end(lambda: 0)
+    ended.set()
+    thread.join()
+    assert codes == [1]
 
 
 def test_processes_that_cannot_share_a_batch_are_an_error():

@@ -296,10 +296,22 @@ def test_a_process_ends_with_the_signals_code(tmp_path):
     assert experiment.load_run(tmp_path / "run").step == 20
 
 
-def test_a_loss_that_is_not_finite_stops_the_run(tmp_path, capsys):
-    config = dataclasses.replace(SMALL, learning_rate=1e38, out=tmp_path / "run")
+@pytest.mark.parametrize(
+    ("rate", "steps", "words"),
+    [
+        (1e38, 120, r"the loss is (nan|inf) at step \d"),
+        (1e39, 1, "step 1: the state is not finite, so it is not saved"),
+    ],
+)
+def test_what_is_not_finite_stops_the_run(rate, steps, words, tmp_path, capsys, monkeypatch):
+    monkeypatch.setattr(sys, "argv", ["experiments/mnist.py", "--out", "a folder"])
+    config = dataclasses.replace(SMALL, learning_rate=rate, steps=steps, out=tmp_path / "run")
     assert mnist.main(config) == 1
-    assert re.search(r"stopped: the loss is (nan|inf) at step \d", capsys.readouterr().out)
+    advice = (
+        "to resume from the last checkpoint and find the operation: JAX_DEBUG_(NAN|INF)S=1 "
+        "python experiments/mnist.py --out 'a folder'"
+    )
+    assert re.search(f"stopped: {words}; {advice}\n", capsys.readouterr().out)
     assert not (tmp_path / "run" / "result.json").exists()
 
 

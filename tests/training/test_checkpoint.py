@@ -66,6 +66,18 @@ def test_the_best_survives_a_nan_and_a_new_process(tmp_path):
     assert restored(tmp_path, best=True) == 2
 
 
+def test_a_process_killed_while_it_removes_a_checkpoint_damages_none(tmp_path, monkeypatch):
+    monkeypatch.setattr(shutil, "rmtree", lambda *_, **__: None)  # as if killed before the removal
+    write(tmp_path, {1: 0.1, 2: 0.2, 3: 0.3})
+    left = next(path for path in tmp_path.rglob("metadata") if "1" in path.parts)
+    left.unlink()  # in the middle of the removal
+    monkeypatch.undo()
+    assert restored(tmp_path, warnings := []) == 3
+    assert not warnings
+    assert steps(tmp_path) == [2, 3]
+    assert {path.name for path in tmp_path.iterdir()} == {"2", "3", "lock"}
+
+
 def test_among_equal_scores_the_later_is_best(tmp_path):
     write(tmp_path, {1: 0.5, 2: 0.5, 3: 0.1, 4: 0.1})
     assert steps(tmp_path) == [2, 3, 4]

@@ -196,6 +196,25 @@ def test_bad_arguments_are_named(options, words, splits):
         next(fit(splits, 0, devices=2, **options))
 
 
+def diverging(hparams):
+    def update(updates, state, params=None):
+        factor = jnp.sqrt(jnp.where(state == 1, -1.0, 1.0))  # NaN in the second step
+        return jax.tree.map(lambda leaf: leaf * factor, updates), state + 1
+
+    diverge = optax.GradientTransformation(lambda _: jnp.int32(0), update)
+    return Classifier(Stack(jaxrnn.rnn(2)), 3), optax.chain(optax.sgd(0.1), diverge)
+
+
+def test_with_debug_nans_the_operation_is_named(splits):
+    short = [(images[:, :1], labels) for images, labels in splits]
+    with jax.debug_nans(True):
+        progress = fit(short, 0, diverging, devices=1)
+        assert next(progress).step == 1
+        with pytest.raises(FloatingPointError) as raised:
+            next(progress)
+    assert "factor = jnp.sqrt(" in str(raised.getrepr())
+
+
 def test_a_clock_counts_what_is_compiled_within_a_phase():
     clock = Clock()
     jax.monitoring.record_event_duration_secs("/jax/core/compile/test", 0.5)
