@@ -14,9 +14,13 @@ from pathlib import Path
 from typing import Any
 
 from errors import OptionError
+from options import Config
 
 from jaxrnn.training.files import append_record, read_records, write_json
 from jaxrnn.training.run import environment
+
+# The options along which accuracies are drawn.
+LENGTHS = ("length", "test_length", "delay", "test_delay")
 
 
 class Records:
@@ -61,6 +65,33 @@ class Records:
             if path.parent != self.folder:
                 found |= Records(path.parent).read()
         return found
+
+    def along(self) -> tuple[str, dict[str, dict[float, list[float]]]] | None:
+        """Returns the test accuracies along the option of a length that the settings differ in.
+
+        Returns:
+            The name of the option, and the accuracies of the runs that did not diverge: for each
+            line, which is the name of its settings without the option, by the option's value. None
+            if no two settings of a line differ in such an option.
+        """
+        settings, runs = self.config()["settings"], self.of_settings()
+        for option in LENGTHS:
+            lines: dict[str, dict[float, list[float]]] = {}
+            for name, setting in settings.items():
+                value = setting["options"].get(option, getattr(Config, option))
+                words = (f", {option} {value}", f" {option}={value}", f"{option}={value} ")
+                line = name
+                for word in words:
+                    line = line.replace(word, "")
+                if line != name:
+                    lines.setdefault(line, {})[value] = [
+                        run["test_accuracy"]
+                        for run in runs
+                        if run["setting"] == name and run["status"] == "ok"
+                    ]
+            if any(len(points) > 1 for points in lines.values()):
+                return option, lines
+        return None
 
     @contextlib.contextmanager
     def locked(self) -> Iterator[None]:

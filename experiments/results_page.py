@@ -111,7 +111,8 @@ def describe(records: list[dict[str, Any]], settings: dict[str, Any]) -> str:
 def pictures(study: Path) -> dict[str, str]:
     """Returns the pictures of a study, with their titles by file name."""
     grid = {"heat.png": "Test accuracies"} if (study / "heat.png").exists() else {}
-    return {"curves.png": "Learning curves"} | grid
+    along = {"lengths.png": "Accuracy by length"} if Records(study).along() else {}
+    return {"curves.png": "Learning curves"} | grid | along
 
 
 def draw(study: Path, target: Path) -> None:
@@ -120,6 +121,8 @@ def draw(study: Path, target: Path) -> None:
     for picture in pictures(study):
         if picture == "curves.png":
             report.learning_bands(Records(study).of_settings(), target / picture, study.name)
+        elif picture == "lengths.png" and (along := Records(study).along()):
+            report.lengths(along[1], target / picture, along[0], study.name)
         else:
             shutil.copyfile(study / picture, target / picture)
 
