@@ -74,14 +74,20 @@ def section(folder: Path, name: str) -> str:
     about, claims = (study.about, study.claims) if study else (config["about"], ())
     settings = config["settings"]
     baseline = [config["baseline"]] if config.get("baseline") else []
-    summaries = compare.summarise(records, [*baseline, *settings])
+    compared = [
+        compare.summarise(records, [*(each for each in baseline if each in group), *group])
+        for group in kept.groups()
+    ]
     parts = [
         f"\n## {name}",
         about,
         describe(records, settings),
         "\n".join(f"    {command}" for command in config["commands"]),
-        compare.markdown(summaries).rstrip(),
-        compare.verdict(summaries),
+        *(
+            part
+            for group in compared
+            for part in (compare.markdown(group).rstrip(), compare.verdict(group))
+        ),
         "\n".join(filter(None, (compare.check_claim(records, claim) for claim in claims))),
         "\n".join(
             f"![{title} of {name}](results/{name}/{picture})"
@@ -121,8 +127,8 @@ def draw(study: Path, target: Path) -> None:
     for picture in pictures(study):
         if picture == "curves.png":
             report.learning_bands(Records(study).of_settings(), target / picture, study.name)
-        elif picture == "lengths.png" and (along := Records(study).along()):
-            report.lengths(along[1], target / picture, along[0], study.name)
+        elif picture == "lengths.png":
+            Records(study).draw_lengths(target / picture)
         else:
             shutil.copyfile(study / picture, target / picture)
 

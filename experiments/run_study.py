@@ -171,7 +171,12 @@ def conclude(config: Config, resolved: Resolved, dataset: Dataset, kept: Records
     kept.keep_command(command(config))
     runs, folder, study = kept.of_settings(), kept.folder, resolved.study
     first = [config.baseline] if config.baseline is not None else []
-    summaries = compare.summarise(runs, [*first, *study.settings])
+    groups = kept.groups()
+    compared = [
+        compare.summarise(runs, [*(name for name in first if name in group), *group])
+        for group in groups
+    ]
+    summaries = [summary for group in compared for summary in group]
     table, tex, curves, heat, lengths = (
         folder / name for name in ("table.md", "table.tex", "curves.png", "heat.png", "lengths.png")
     )
@@ -182,11 +187,13 @@ def conclude(config: Config, resolved: Resolved, dataset: Dataset, kept: Records
         explain_left_out(resolved),
         other_baseline(config, resolved),
         "\n".join(f"    {each}" for each in kept.config()["commands"]),
-        compare.verdict(summaries),
+        *map(compare.verdict, compared),
     ]
     text = "\n\n".join(filter(None, notes))
-    table.write_text(f"{compare.markdown(summaries)}\n{text}\n")
-    tex.write_text(compare.latex(summaries, text))
+    table.write_text("\n".join([*map(compare.markdown, compared), f"{text}\n"]))
+    tex.write_text(
+        "\n".join(compare.latex(each, text if each is compared[0] else "") for each in compared)
+    )
     report.learning_bands(runs, curves, config.study)
     figures = [curves]
     heat.unlink(missing_ok=True)
@@ -194,8 +201,7 @@ def conclude(config: Config, resolved: Resolved, dataset: Dataset, kept: Records
         draw_heat_map(config, study, summaries, heat)
         figures.append(heat)
     lengths.unlink(missing_ok=True)
-    if along := kept.along():
-        report.lengths(along[1], lengths, along[0], config.study)
+    if kept.draw_lengths(lengths):
         figures.append(lengths)
     console.print(table.read_text())
     console.print(f"table:   {table}, {tex}")

@@ -316,7 +316,7 @@ def learning_bands(records: Sequence[Mapping], path: str | PathLike, title: str 
 
 
 def lengths(
-    lines: Mapping[str, Mapping[float, Sequence[float]]],
+    lines: Mapping[str, Mapping[int, Sequence[float]]],
     path: str | PathLike,
     xlabel: str = "length",
     title: str = "",
@@ -332,9 +332,7 @@ def lengths(
     figure = _figure(8, 5, title)
     axes = figure.subplots()
     for number, (name, points) in enumerate(lines.items()):
-        found = [(length, points[length]) for length in sorted(points) if len(points[length])]
-        if not found:
-            continue
+        found = [(length, points[length]) for length in sorted(points) if points[length]]
         means = [np.mean(values) for _, values in found]
         spreads = [np.std(values, ddof=1) if len(values) > 1 else 0.0 for _, values in found]
         style = ("o-", "s--", "^:", "v-.")[number % 4]
