@@ -76,7 +76,7 @@ def train_and_report(config: Config, processes: int) -> int:
     if images is None:
         report.curves(run.metrics(), run.directory / "curves.png")
     else:
-        draw(trained, images, experiment.test, run)
+        draw(trained, images, (experiment.test[0], experiment.test[1]), run)
     with event_file(config, run) as events:
         if events is not None and images is not None:
             events.add_pictures(trained.step)

@@ -333,8 +333,8 @@ def lengths(
     axes = figure.subplots()
     for number, (name, points) in enumerate(lines.items()):
         found = [(length, points[length]) for length in sorted(points) if points[length]]
-        means = [np.mean(values) for _, values in found]
-        spreads = [np.std(values, ddof=1) if len(values) > 1 else 0.0 for _, values in found]
+        means = np.array([np.mean(values) for _, values in found])
+        spreads = np.array([np.std(v, ddof=1) if len(v) > 1 else 0.0 for _, v in found])
         style = ("o-", "s--", "^:", "v-.")[number % 4]
         axes.errorbar([x for x, _ in found], means, spreads, fmt=style, capsize=3, label=name)
     ylabel = "test accuracy (mean ± standard deviation over seeds)"

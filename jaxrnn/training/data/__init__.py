@@ -198,7 +198,7 @@ def sequences(
     if delay and noise is None:
         read = np.pad(read, ((0, 0), (0, delay), (0, 0)))
     elif delay:
-        shape = (len(read), delay, read.shape[2])
+        shape = (len(read), delay, *read.shape[2:])
         noisy = np.random.default_rng(noise).integers(256, size=shape, dtype=np.uint8)
         read = np.concatenate([read, noisy], axis=1)
     return np.ascontiguousarray(read)
