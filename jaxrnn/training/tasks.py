@@ -79,7 +79,8 @@ def adding(seed: Seed, count: int, length: int) -> Examples:
     1: one of the first ten, and one of the first `length // 2 - 1` pairs that are then not marked.
     The markers of the first and of the last pair are -1, all others 0. If the first pair is chosen,
     its number is 0 and its marker stays -1. The target is 0.5 + (x₁ + x₂)/4, where x₁ and x₂ are
-    the numbers of the two chosen pairs. As a constant answer, 0.5 has a mean squared error of about 1/24.
+    the numbers of the two chosen pairs. As a constant answer, 0.5 has a mean squared error of about
+    1/24.
 
     Hochreiter and Schmidhuber, "Long short-term memory", 1997, experiment 4.
 
