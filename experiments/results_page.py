@@ -21,7 +21,8 @@ code.
 
 Each study has a question and, where a paper asks it too, the paper's answer. The options that all
 settings of the study share are listed. Other options of `experiments/mnist.py` have their default
-values, unless the name of the setting says otherwise. The commands are those that ran the study.
+values, unless the name of the setting says otherwise. The commands are those that ran the study. A
+study along a length has a table for each length.
 
 ## How to read the tables
 
