@@ -341,7 +341,7 @@ class Config:
             if given := [
                 flag(name) for name in own if getattr(self, name) != getattr(Config, name)
             ]:
-                raise OptionError(f"{', '.join(given)}: of images, not of --task {self.task}")
+                raise OptionError(f"{' and '.join(given)}: for images, not for --task {self.task}")
             if self.cell in BASELINES:
                 raise OptionError(f"--cell {self.cell} classifies images and has no --task")
         shares = ("dropout", "zoneout", "recurrent_dropout", "weight_dropout", "label_smoothing")

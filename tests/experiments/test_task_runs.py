@@ -116,8 +116,8 @@ def test_the_settings_of_a_study_are_lines_along_its_length(name, tmp_path):
 @pytest.mark.parametrize(
     ("changed", "words"),
     [
-        ({"order": "columns"}, "--order: of images, not of --task parity"),
-        ({"dataset": "digits", "delay": 2}, "--dataset, --delay: of images, not of --task"),
+        ({"order": "columns"}, "--order: for images, not for --task parity"),
+        ({"dataset": "digits", "delay": 2}, "--dataset and --delay: for images, not for --task"),
         ({"cell": "cnn"}, "--cell cnn classifies images and has no --task"),
         ({"task": None}, "--length and --test-length need --task"),
         ({"task": None, "length": 100, "noise": True}, "--noise needs --delay or --test-delay"),
