@@ -75,6 +75,10 @@ FREE = (
 # Options that a study determines, or that have no effect on its settings.
 FIXED = (*FREE, "dataset", "validation_size", "seed", "eval_every")
 
+# Options that only images have.
+OF_IMAGES = ("dataset", "data_dir", "validation_size", "order", "delay", "test_delay", "noise")
+OF_IMAGES += ("augment", "patch", "label_smoothing")
+
 PIXELS = {
     "cell": "lru",
     "hidden_size": 64,
@@ -327,20 +331,8 @@ class Config:
         if self.task is None and (self.length != Config.length or self.test_length is not None):
             raise OptionError("--length and --test-length need --task")
         if self.task is not None:
-            own = (
-                "dataset",
-                "data_dir",
-                "validation_size",
-                "order",
-                "delay",
-                "test_delay",
-                "augment",
-                "patch",
-                "label_smoothing",
-            )
-            if given := [
-                flag(name) for name in own if getattr(self, name) != getattr(Config, name)
-            ]:
+            changed = [name for name in OF_IMAGES if getattr(self, name) != getattr(Config, name)]
+            if given := [flag(name) for name in changed]:
                 raise OptionError(f"{' and '.join(given)}: for images, not for --task {self.task}")
             if self.cell in BASELINES:
                 raise OptionError(f"--cell {self.cell} classifies images and has no --task")

@@ -118,6 +118,7 @@ def test_the_settings_of_a_study_are_lines_along_its_length(name, tmp_path):
     [
         ({"order": "columns"}, "--order: for images, not for --task parity"),
         ({"dataset": "digits", "delay": 2}, "--dataset and --delay: for images, not for --task"),
+        ({"cell_options": ("chrono=9.0",), "forget_bias": 1.0}, "--forget-bias does not go with"),
         ({"cell": "cnn"}, "--cell cnn classifies images and has no --task"),
         ({"task": None}, "--length and --test-length need --task"),
         ({"task": None, "length": 100, "noise": True}, "--noise needs --delay or --test-delay"),
