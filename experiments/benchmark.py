@@ -26,6 +26,7 @@ from typing import Annotated, Any, Literal
 from command_line import parse
 from cyclopts import Parameter
 from errors import OptionError
+from options import check_folder
 from peers import ALL_CORES, BATCH, FLOOR, LIBRARIES, PRODUCT, SEEDS, Task
 from rich.box import MARKDOWN
 from rich.console import Console
@@ -77,6 +78,9 @@ class Config:
             raise OptionError("--rounds must be at least 1")
         if not self.tasks:
             raise OptionError("--tasks needs a task")
+        check_folder(self.out.parent)
+        if self.out.is_dir():
+            raise OptionError(f"--out {self.out} is a folder, not a file")
 
 
 def measure(library: str, name: str, dtype: str) -> dict[str, Any]:

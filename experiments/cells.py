@@ -50,6 +50,12 @@ CELLS: dict[str, Callable[..., jaxrnn.Cell]] = {
     # The paper's initialization for long sequences whose neighbouring inputs are alike.
     "lru-long": partial(jaxrnn.lru, radius=(0.99, 0.9999), max_phase=math.pi / 10),
     "s5": jaxrnn.s5,
+    "s6": jaxrnn.s6,
+    "rg-lru": jaxrnn.rg_lru,
+    "slstm": jaxrnn.slstm,
+    "lem": jaxrnn.lem,
+    "cornn": jaxrnn.cornn,
+    "unicornn": jaxrnn.unicornn,
 }
 INITIALIZERS = {
     "glorot": glorot_uniform(),

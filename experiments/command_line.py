@@ -9,6 +9,9 @@ Scripts parse their options before they import JAX, so that --help and errors co
 
 from __future__ import annotations
 
+import interrupts  # noqa: F401
+
+# isort: split
 import dataclasses
 import sys
 import types

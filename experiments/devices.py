@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import contextlib
 import os
+import re
 
 import jax
 from errors import OptionError
@@ -51,13 +52,19 @@ def share_batch(batch_size: int, devices: int | None, processes: int = 1) -> Mes
 def divide_cpu(devices: int) -> None:
     """Divides the CPU into a number of devices, which are single-threaded if there are several.
 
+    A number of devices that the user has set in XLA_FLAGS or JAX_NUM_CPU_DEVICES is kept.
+
     A second thread does not speed up the small matrix products of a cell, so a CPU is fastest with
     one device per core. Must be called before JAX starts its backend.
     """
-    if devices > 1:
-        flags, flag = os.environ.get("XLA_FLAGS", ""), "--xla_cpu_multi_thread_eigen=false"
-        if flag not in flags:
-            os.environ["XLA_FLAGS"] = f"{flags} {flag}".strip()
+    flags, threads = os.environ.get("XLA_FLAGS", ""), "--xla_cpu_multi_thread_eigen"
+    forced = re.findall(r"--xla_force_host_platform_device_count=(\d+)", flags)
+    forced = forced or re.findall(r"^\d+$", os.environ.get("JAX_NUM_CPU_DEVICES", ""))
+    devices = int(forced[-1]) if forced else devices
+    if devices > 1 and threads not in flags:
+        os.environ["XLA_FLAGS"] = f"{flags} {threads}=false".strip()
+    if forced:
+        return
     with contextlib.suppress(RuntimeError):  # the backend is running and keeps its devices
         jax.config.update("jax_num_cpu_devices", devices)
 

@@ -6,6 +6,7 @@ import dataclasses
 import functools
 import hashlib
 import os
+import typing
 from collections.abc import Callable, Mapping
 from dataclasses import dataclass
 from functools import partial
@@ -24,6 +25,7 @@ from options import FREE, Config, DatasetName, cell_file, parse_cell_options
 from jaxrnn import training
 from jaxrnn.training import data, tasks
 from jaxrnn.training.checkpoint import Checkpoints
+from jaxrnn.training.files import conforms
 from jaxrnn.training.run import Run, RunError, differences
 from jaxrnn.training.train import run_keys
 
@@ -74,6 +76,9 @@ def resolve(config: Config, dataset: Dataset) -> Experiment:
         OptionError: If the options do not go together or do not fit the data.
     """
     config.check()
+    examples = sum(len(split[0]) for split in (dataset.train, dataset.validation, dataset.test))
+    delay = max(config.delay, config.test_delay or 0)
+    check_memory(f"--delay {delay}", examples * delay * data.SIDE)
     steps = config.steps or (2_000 if dataset.name == "digits" else 20_000)
     config = dataclasses.replace(absolute(config), steps=steps)
     if config.task is None:
@@ -153,6 +158,15 @@ def as_sequences(dataset: Dataset, config: Config) -> tuple[Examples, Examples, 
     )
 
 
+def check_memory(option: str, needed: int) -> None:
+    """Raises OptionError if an option needs more bytes than there are: JAX may wait for ever."""
+    there = os.sysconf("SC_PAGE_SIZE") * os.sysconf("SC_PHYS_PAGES")
+    if needed > there:
+        raise OptionError(
+            f"{option} needs {needed / 2**30:,.0f} GiB of memory; there are {there / 2**30:,.0f}"
+        )
+
+
 def check_model(config: Config) -> nn.Module:
     """Builds the model and checks that it accepts the shape of the data.
 
@@ -161,13 +175,16 @@ def check_model(config: Config) -> nn.Module:
     """
     model = build_model(config)
     try:
-        jax.eval_shape(model.init, jax.random.key(0), blank_example(config))
+        shapes = jax.eval_shape(model.init, jax.random.key(0), blank_example(config))
     except Exception as error:
         if cell_file(config.cell) is not None:
             raise failure(config.cell, parse_cell_options(config.cell_options), error) from error
         if isinstance(error, ValueError):
             raise OptionError(str(error)) from None
         raise
+    # Parameters, gradients and the two moments of Adam, in float32.
+    count = training.count_parameters(shapes)
+    check_memory(f"--hidden-size {config.hidden_size}: training {count:,} parameters", 16 * count)
     return model
 
 
@@ -294,14 +311,7 @@ def load_run(
             f"{directory} holds no run; train one with experiments/mnist.py, "
             "or name its folder with --run"
         )
-    stored = run.read("config.json")["config"]
-    stored.pop("data_sha256", None)
-    trained_cell = stored.pop("cell_sha256", None)
-    try:
-        stored["cell_options"] = tuple(stored.get("cell_options", ()))
-        config = Config(**stored, out=directory)
-    except TypeError as error:
-        raise RunError(f"{directory / 'config.json'} is not of this version: {error}") from None
+    config, trained_cell = stored_config(run)
     if config.task is not None and of_images:
         raise RunError(f"{directory} holds a run of the task {config.task}, not of images")
     cell = {"cell": config.cell, "cell_sha256": cell_sha256(config.cell)}
@@ -317,6 +327,36 @@ def load_run(
         raise RunError(f"{directory} holds no good checkpoint yet")
     step, state = restored
     return Trained(config, model, state.params, step)
+
+
+def stored_config(run: Run) -> tuple[Config, Any]:
+    """Returns the options of a run, and the hash of the file of the user's own cell.
+
+    Raises:
+        RunError: If config.json does not hold options of this version that go together.
+    """
+    stored = run.configuration()["config"]
+    stored.pop("data_sha256", None)
+    trained_cell = stored.pop("cell_sha256", None)
+    if isinstance(stored.get("cell_options"), list):
+        stored["cell_options"] = tuple(stored["cell_options"])
+    hints = typing.get_type_hints(Config)
+    problems = [f"there is no option {name}" for name in stored if name not in hints]
+    problems += [
+        f"{name}: {problem}"
+        for name, value in stored.items()
+        if name in hints and (problem := conforms(value, hints[name]))
+    ]
+    try:
+        if problems:
+            raise OptionError(problems[0])
+        config = Config(**stored, out=run.directory)
+        config.check()
+        check_memory("--delay", config.delay * data.SIDE)
+    except OptionError as error:
+        path = run.directory / "config.json"
+        raise RunError(f"{path} does not hold options of this version: {error}") from None
+    return config, trained_cell
 
 
 def initial_state(

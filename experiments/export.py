@@ -16,8 +16,8 @@ float32 [N, C] of sequences uint8 [N, T, I] for any N:
 html is a page for any browser, on which one draws a digit and sees how the network reads it. It is
 one file, which loads nothing else.
 
-A process that does not import jaxrnn reads the file, and its probabilities are compared with those
-of the run.
+Before the file is written, a process that does not import jaxrnn reads it, and its probabilities
+are compared with those of the run.
 """
 
 from __future__ import annotations

@@ -20,6 +20,7 @@ import jax.numpy as jnp
 import numpy as np
 from errors import OptionError
 from experiment import Trained, load_dataset, load_run
+from models import not_a_classifier
 
 from jaxrnn import training
 from jaxrnn.convert.common import arrays_of, kind_and_options
@@ -58,9 +59,7 @@ def classifier_of(trained: Trained) -> Classifier:
     """
     config, model, _, _ = trained
     if not isinstance(model, Classifier):
-        refused = {"--patch": config.patch, "--blocks": config.blocks}
-        named = next((flag for flag in refused if refused[flag]), f"--cell {config.cell}")
-        raise OptionError(f"--format html takes rnn, lstm and gru, not {named}")
+        raise OptionError(f"--format html takes rnn, lstm and gru, not {not_a_classifier(config)}")
     if config.dataset not in DATASETS:
         raise OptionError(f"--format html takes digits, not --dataset {config.dataset}")
     if config.order != "rows" or config.delay:

@@ -91,6 +91,12 @@ def _outputs(config: Config) -> dict[str, Any]:
     return {"num_classes": task.num_outputs, "every_step": task.every_step}
 
 
+def not_a_classifier(config: Config) -> str:
+    """Returns the option for which `build_model` returns another module than a `Classifier`."""
+    refused = {"--patch": config.patch, "--blocks": config.blocks}
+    return next((flag for flag in refused if refused[flag]), f"--cell {config.cell}")
+
+
 def build_cell(config: Config) -> jaxrnn.Cell:
     """Returns the cell.
 

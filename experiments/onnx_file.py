@@ -13,9 +13,11 @@ from typing import Any
 import numpy as np
 from errors import OptionError
 from experiment import as_sequences, load_dataset, load_run
+from models import not_a_classifier
 
 from jaxrnn import training
 from jaxrnn.convert import to_onnx
+from jaxrnn.linen import Classifier
 from jaxrnn.training.run import RunError
 
 TOLERANCE = 1e-5
@@ -45,6 +47,8 @@ def export(run: Path) -> Any:
         OptionError: If ONNX cannot express the classifier.
     """
     config, module, params, _ = load_run(run)
+    if not isinstance(module, Classifier):
+        raise OptionError(f"--format onnx takes recurrent layers, not {not_a_classifier(config)}")
     try:
         model = to_onnx(module, params)
     except ImportError as error:
@@ -70,12 +74,12 @@ def export(run: Path) -> Any:
     return model
 
 
-def check(run: Path, model: Path, data_dir: Path | None = None) -> str:
+def check(run: Path, model: bytes, data_dir: Path | None = None) -> str:
     """Compares the model, run by ONNX Runtime in another process, with the run on its test set.
 
     Args:
         run: The folder of the run.
-        model: The ONNX file.
+        model: The content of the ONNX file.
         data_dir: The folder with the data set, as in `load_dataset`.
 
     Returns:
@@ -94,14 +98,15 @@ def check(run: Path, model: Path, data_dir: Path | None = None) -> str:
     with tempfile.TemporaryDirectory() as name:
         folder = Path(name)
         np.save(folder / "sequences.npy", sequences)
-        command = [sys.executable, "-c", CHECK, model.resolve(), "sequences.npy", "found.npz"]
+        (folder / "model.onnx").write_bytes(model)
+        command = [sys.executable, "-c", CHECK, "model.onnx", "sequences.npy", "found.npz"]
         process = subprocess.run(command, cwd=folder, capture_output=True, text=True)
         if process.returncode:
-            raise RunError(f"ONNX Runtime cannot run {model}:\n{process.stderr}")
+            raise RunError(f"ONNX Runtime cannot run the model:\n{process.stderr}")
         found = np.load(folder / "found.npz")
         difference = np.abs(found["probabilities"] - expected).max()
     if not difference <= TOLERANCE:
-        raise RunError(f"{model} does not compute what the run does: they differ by {difference}")
+        raise RunError(f"the model does not compute what the run does: they differ by {difference}")
     return (
         f"the probabilities of {len(sequences):,} test images differ by at most {difference:.1e} "
         f"({found['seconds']:.2f} s, with jaxrnn {seconds:.2f} s)"
@@ -109,9 +114,11 @@ def check(run: Path, model: Path, data_dir: Path | None = None) -> str:
 
 
 def write(run: Path, out: Path, data_dir: Path | None = None) -> int:
-    """Writes the model and checks it; returns the exit code."""
+    """Checks and writes the model; returns the exit code."""
     if importlib.util.find_spec("onnxruntime") is None:
         raise RunError("--format onnx needs the package onnxruntime: pip install 'jaxrnn[onnx]'")
-    out.write_bytes(export(run).SerializeToString())
-    print(f"{out}: {out.stat().st_size:,} bytes; {check(run, out, data_dir)}")
+    model = export(run).SerializeToString()
+    checked = check(run, model, data_dir)
+    out.write_bytes(model)
+    print(f"{out}: {len(model):,} bytes; {checked}")
     return 0

@@ -8,6 +8,7 @@ from __future__ import annotations
 
 import ast
 import importlib.util
+import os
 from collections.abc import Sequence
 from dataclasses import dataclass, fields
 from pathlib import Path
@@ -46,6 +47,12 @@ CELLS = (
     "lru",
     "lru-long",
     "s5",
+    "s6",
+    "rg-lru",
+    "slstm",
+    "lem",
+    "cornn",
+    "unicornn",
 )
 BASELINES = ("mlp", "cnn")
 CellName = Literal[(*CELLS, *BASELINES)]
@@ -297,6 +304,8 @@ class Config:
         for name in ("hidden_size", "num_layers", "batch_size", "eval_every", "checkpoint_every"):
             if getattr(self, name) < 1:
                 raise OptionError(f"{flag(name)} must be at least 1")
+        if self.num_layers > 1000:
+            raise OptionError("--num-layers must be at most 1000")
         for name in ("length", "test_length", "steps", "devices", "truncate", "patch"):
             if getattr(self, name) is not None and getattr(self, name) < 1:
                 raise OptionError(f"{flag(name)} must be at least 1")
@@ -378,10 +387,14 @@ def check_tensorboard(wanted: bool) -> None:
 
 
 def check_folder(path: Path) -> None:
-    """Raises OptionError if the folder of --out cannot be created because of a file."""
-    for each in (path, *path.parents):
-        if each.is_file():
-            raise OptionError(f"--out {path}: {each} is a file, not a folder")
+    """Raises OptionError if the folder of --out cannot be created or written."""
+    for each in (path, *path.absolute().parents):
+        if each.exists():
+            if not each.is_dir():
+                raise OptionError(f"--out {path}: {each} is a file, not a folder")
+            if not os.access(each, os.W_OK | os.X_OK):
+                raise OptionError(f"--out {path}: {each} cannot be written")
+            return
 
 
 def check_cell(option: str, name: str) -> None:

@@ -8,17 +8,17 @@ from __future__ import annotations
 
 import contextlib
 import fcntl
-import json
+import functools
 import re
-from collections.abc import Collection, Iterator, Mapping
+from collections.abc import Callable, Collection, Iterator, Mapping
 from pathlib import Path
 from typing import Any, NamedTuple
 
 from errors import OptionError
 from options import Config
+from schemas import Record, Study
 
-from jaxrnn.training import report
-from jaxrnn.training.files import append_record, read_records, write_json
+from jaxrnn.training import files, report
 from jaxrnn.training.run import environment
 
 # The options of a length along which settings are compared.
@@ -44,10 +44,13 @@ class Records:
     Args:
         folder: The folder, which the first write creates.
         host: The index of this process. Host 1 writes to results-1.jsonl, and so on.
+        warn: A function that is called once with a line for each file with damaged records, which
+            are left out.
     """
 
-    def __init__(self, folder: Path, host: int = 0):
+    def __init__(self, folder: Path, host: int = 0, warn: Callable[[str], None] = print):
         self.folder = folder
+        self._warn = functools.cache(warn)
         self.path = folder / (f"results-{host}.jsonl" if host else "results.jsonl")
         self.config_path = folder / "config.json"
 
@@ -56,7 +59,7 @@ class Records:
         return {
             record["identity"]: record
             for path in sorted(self.folder.glob("results*.jsonl"))
-            for record in read_records(path)
+            for record in files.read_records(path, Record, self._warn)
         }
 
     def of_settings(self) -> list[dict[str, Any]]:
@@ -70,15 +73,25 @@ class Records:
         ]
 
     def config(self) -> dict[str, Any]:
-        """Returns the contents of config.json."""
-        return json.loads(self.config_path.read_text())
+        """Returns the contents of config.json.
+
+        Raises:
+            OptionError: If they are damaged.
+        """
+        try:
+            return files.read_json(self.config_path, Study)
+        except files.FileError as error:
+            raise OptionError(
+                f"{self.config_path} is damaged: {error}; delete it, and the same command writes "
+                "it again from the records"
+            ) from None
 
     def of_other_studies(self) -> dict[str, dict[str, Any]]:
         """Returns the records of the studies in the same parent folder, by identity."""
         found: dict[str, dict[str, Any]] = {}
         for path in sorted(self.folder.parent.glob("*/results.jsonl")):
             if path.parent != self.folder:
-                found |= Records(path.parent).read()
+                found |= Records(path.parent, warn=self._warn).read()
         return found
 
     def along(self) -> Along | None:
@@ -135,10 +148,31 @@ class Records:
             fcntl.flock(file, fcntl.LOCK_EX)
             yield
 
+    @contextlib.contextmanager
+    def claims(self) -> Iterator[Callable[[str], bool]]:
+        """Yields a function that claims a run for this process, and returns whether it could.
+
+        Other processes cannot claim the run until the context is left or this process ends.
+        """
+        self.folder.mkdir(parents=True, exist_ok=True)
+        with (self.folder / ".claims").open("a") as file:
+
+            def claim(identity: str) -> bool:
+                # A lock on one byte of the file, which the system releases if the process is
+                # killed.
+                try:
+                    fcntl.lockf(file, fcntl.LOCK_EX | fcntl.LOCK_NB, 1, int(identity[:15], 16))
+                except BlockingIOError:
+                    return False
+                return True
+
+            yield claim
+
     def append(self, record: Mapping[str, Any]) -> None:
-        """Adds the record of a run."""
+        """Adds the record of a run, unless it is there already."""
         with self.locked():
-            append_record(self.path, record)
+            if record["identity"] not in self.read():
+                files.append_record(self.path, record)
 
     def keep_settings(
         self, about: Mapping[str, Any], study: Mapping[str, dict[str, Any]], asked: Collection[str]
@@ -178,14 +212,13 @@ class Records:
                 runs = runs + (old["runs"] if old is not None and stays else [])
                 if runs:
                     settings[name] = setting | {"runs": list(dict.fromkeys(runs))}
-            write_json(
-                self.config_path,
+            self._write_config(
                 {
                     **about,
                     "commands": before["commands"] if kept else [],
                     "settings": settings,
                     "environment": environment(),
-                },
+                }
             )
 
     def keep_command(self, command: str) -> None:
@@ -193,4 +226,7 @@ class Records:
         with self.locked():
             config = self.config()
             config["commands"] = list(dict.fromkeys([*config["commands"], command]))
-            write_json(self.config_path, config)
+            self._write_config(config)
+
+    def _write_config(self, config: Mapping[str, Any]) -> None:
+        files.write_json(self.config_path, files.sealed(config))

@@ -40,4 +40,6 @@ def main(folder: Path = FOLDER, path: Path = PAGE) -> int:
 
 if __name__ == "__main__":
     parse(Config, __doc__)
-    sys.exit(main())
+    from terminal import run_script
+
+    sys.exit(run_script(main))

@@ -28,6 +28,7 @@ from study_options import Config, pairs, setting_value, shared_options
 from terminal import announce, console, sizes
 
 from jaxrnn.training import compare, data, report
+from jaxrnn.training.files import write_text
 from jaxrnn.training.run import cores, differences
 
 # Seconds over which the progress bar averages the speed to estimate the remaining time.
@@ -190,9 +191,10 @@ def conclude(config: Config, resolved: Resolved, dataset: Dataset, kept: Records
         *map(compare.verdict, compared),
     ]
     text = "\n\n".join(filter(None, notes))
-    table.write_text("\n".join([*map(compare.markdown, compared), f"{text}\n"]))
-    tex.write_text(
-        "\n".join(compare.latex(each, text if each is compared[0] else "") for each in compared)
+    write_text(table, "\n".join([*map(compare.markdown, compared), f"{text}\n"]))
+    write_text(
+        tex,
+        "\n".join(compare.latex(each, text if each is compared[0] else "") for each in compared),
     )
     report.learning_bands(runs, curves, config.study)
     figures = [curves]
@@ -264,7 +266,7 @@ def main(config: Config) -> int:
     images = load_dataset(config.dataset, config.data_dir) if first.task is None else None
     dataset = dataset_of(first, images)
     announce(dataset)
-    kept = Records(config.out / config.study, config.host)
+    kept = Records(config.out / config.study, config.host, console.print)
     data_sha256 = digests(settings, dataset)
     seeds = range(config.first_seed, config.first_seed + config.seeds)
     every, done, others = plan(settings, seeds, data_sha256), kept.read(), kept.of_other_studies()
@@ -302,8 +304,12 @@ def main(config: Config) -> int:
             if job.identity in others:
                 kept.append(others[job.identity] | {"setting": job.setting})
     train(jobs[config.host :: config.hosts], kept, images, config.evaluations)
-    while not {job.identity for job in asked} <= kept.read().keys():
-        time.sleep(POLL_SECONDS)  # the other hosts; a barrier would time out after half an hour
+    waiting = False
+    while missing := {job.identity for job in asked} - kept.read().keys():
+        if not waiting:
+            console.print(f"waiting for {len(missing)} runs of other hosts")
+        waiting = True
+        time.sleep(POLL_SECONDS)  # a barrier would time out after half an hour
     if config.host == 0:
         named = config
         if images is not None:
@@ -356,7 +362,11 @@ def estimate(jobs: list[Job], paces: Mapping[str, list[float]], hosts: int) -> s
 
 
 def train(jobs: list[Job], kept: Records, images: data.Dataset | None, evaluations: int) -> None:
-    """Trains the jobs, and keeps the record of each run as soon as it is finished."""
+    """Trains the jobs, and keeps the record of each run as soon as it is finished.
+
+    Another process that runs the same study trains other jobs meanwhile. This waits for them, and
+    trains those that the other leaves when it ends.
+    """
     columns = (
         TextColumn("{task.description}"),
         BarColumn(),
@@ -370,21 +380,43 @@ def train(jobs: list[Job], kept: Records, images: data.Dataset | None, evaluatio
         speed_estimate_period=SPEED_SECONDS,
     ) as progress:
         task = progress.add_task("", total=sum(job.steps for job in jobs))
-        for shared, batch in batches(jobs, lanes()):
-            settings = dict.fromkeys(job.setting for job in batch)
-            progress.update(task, description=", ".join(settings))
-            for found in run_batch(shared, batch, images, evaluations):
-                if isinstance(found, int):
-                    progress.advance(task, found)
-                    continue
-                for record in found:
-                    kept.append(record)
-                    console.print(
-                        f"{record['setting']}, seed {record['seed']}: "
-                        f"test {record['test_accuracy']:.4f}, "
-                        f"validation {record['validation_accuracy']:.4f}, {record['status']}, "
-                        f"{record['seconds']:.0f} s"
-                    )
+        left, waiting = jobs, False
+        while left:
+            trained = False
+            for shared, batch in batches(left, lanes()):
+                with kept.claims() as claim:
+                    batch = [job for job in batch if claim(job.identity)]
+                    # Another process may have released its claim because it is done.
+                    done = kept.read()
+                    batch = [job for job in batch if job.identity not in done]
+                    if not batch:
+                        continue
+                    trained = True
+                    settings = dict.fromkeys(job.setting for job in batch)
+                    progress.update(task, description=", ".join(settings))
+                    for found in run_batch(shared, batch, images, evaluations):
+                        if isinstance(found, int):
+                            progress.advance(task, found)
+                            continue
+                        for record in found:
+                            kept.append(record)
+                            show(record)
+            done = kept.read()
+            left = [job for job in left if job.identity not in done]
+            if left and not trained:
+                if not waiting:
+                    console.print(f"waiting for {len(left)} runs that another process trains")
+                waiting = True
+                time.sleep(POLL_SECONDS)
+
+
+def show(record: Mapping[str, Any]) -> None:
+    """Prints the outcome of a run."""
+    console.print(
+        f"{record['setting']}, seed {record['seed']}: test {record['test_accuracy']:.4f}, "
+        f"validation {record['validation_accuracy']:.4f}, {record['status']}, "
+        f"{record['seconds']:.0f} s"
+    )
 
 
 def command(config: Config) -> str:

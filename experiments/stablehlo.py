@@ -48,7 +48,7 @@ def export(run: Path) -> jax.export.Exported:
     return jax.export.export(classify, platforms=PLATFORMS)(jax.ShapeDtypeStruct(shape, jnp.uint8))
 
 
-def check(run: Path, program: Path) -> None:
+def check(run: Path, program: bytes) -> None:
     """Compares the probabilities of the program, run by another process, with those of the run.
 
     Raises:
@@ -62,20 +62,21 @@ def check(run: Path, program: Path) -> None:
         arrays[f"sequences_{batch}"] = sequences
         arrays[f"expected_{batch}"] = training.probabilities(model, params, sequences)
     with tempfile.TemporaryDirectory() as folder:
-        expected = Path(folder) / "expected.npz"
-        np.savez(expected, **arrays)
-        command = [sys.executable, "-c", CHECK, program.resolve(), expected]
+        np.savez(Path(folder) / "expected.npz", **arrays)
+        (Path(folder) / "program").write_bytes(program)
+        command = [sys.executable, "-c", CHECK, "program", "expected.npz"]
         found = subprocess.run(command, cwd=folder, capture_output=True, text=True)
     if found.returncode:
-        raise RunError(f"{program} does not compute what the run does:\n{found.stderr}")
+        raise RunError(f"the program does not compute what the run does:\n{found.stderr}")
 
 
-def write(run: Path, program: Path) -> int:
-    """Writes the program and checks it; returns the exit code."""
-    program.write_bytes(export(run).serialize())
+def write(run: Path, out: Path) -> int:
+    """Checks and writes the program; returns the exit code."""
+    program = bytes(export(run).serialize())
     check(run, program)
+    out.write_bytes(program)
     print(
-        f"{program}: {program.stat().st_size:,} bytes for {', '.join(PLATFORMS)}; a process "
+        f"{out}: {len(program):,} bytes for {', '.join(PLATFORMS)}; a process "
         f"without jaxrnn computes the same probabilities for batches of {BATCHES}"
     )
     return 0

@@ -104,6 +104,8 @@ class Config:
             raise OptionError("--first-seed must not be negative")
         if not 0 <= self.host < self.hosts:
             raise OptionError(f"--host must be at least 0 and less than --hosts, got {self.host}")
+        if self.hosts > 1 and not self.coordinator:
+            raise OptionError("--hosts needs --coordinator HOST:PORT, the address of --host 0")
         if self.coordinator:
             options.check_address(self.coordinator)
         if not self.vary and self.study not in STUDIES:
@@ -111,6 +113,8 @@ class Config:
             raise unknown(problem, self.study, STUDIES)
         if self.vary and self.study in STUDIES:
             raise OptionError(f"{self.study} is a study of its own: give a grid another name")
+        if self.study in ("", ".", "..") or Path(self.study).name != self.study:
+            raise OptionError(f"a study is the name of a folder of --out, got {self.study!r}")
         for name, values in pairs(self.vary):
             each = values.split(",")
             if len(set(each)) < len(each):

@@ -4,7 +4,9 @@ from __future__ import annotations
 
 import contextlib
 import logging
+import sys
 from collections.abc import Callable, Iterator
+from typing import Any
 
 from errors import OptionError, fail
 from rich.console import Console
@@ -14,6 +16,7 @@ from rich.progress import BarColumn, Progress, TextColumn, TimeRemainingColumn
 from jaxrnn.training import data, tasks
 from jaxrnn.training.checkpoint import CheckpointError
 from jaxrnn.training.data.tfds import Unavailable
+from jaxrnn.training.files import FileError
 from jaxrnn.training.run import OtherConfiguration, RunError
 
 console = Console(highlight=False, soft_wrap=True, markup=False)
@@ -21,7 +24,9 @@ console = Console(highlight=False, soft_wrap=True, markup=False)
 
 def run_script(main: Callable[[], int]) -> int:
     """Calls the main function of a script; expected errors become one line and an exit code."""
-    logging.getLogger("absl").setLevel(logging.ERROR)  # orbax logs every step
+    logging.getLogger("absl").setLevel(logging.CRITICAL)  # orbax logs steps, and errors twice
+    if sys.unraisablehook is sys.__unraisablehook__:
+        sys.unraisablehook = show_unraisable
     try:
         return main()
     except Unavailable as error:
@@ -31,12 +36,18 @@ def run_script(main: Callable[[], int]) -> int:
         )
     except OtherConfiguration as error:
         return fail(f"{error} with --out, or --no-resume deletes the run and starts over")
-    except (data.DataError, RunError, OptionError) as error:
+    except (data.DataError, RunError, OptionError, FileError) as error:
         return fail(error)
     except (CheckpointError, OSError) as error:
         return fail(error, 1)
     except KeyboardInterrupt:
         return 130
+
+
+def show_unraisable(found: Any) -> None:
+    """Prints an error in a callback, but for those after a save that failed, which is reported."""
+    if str(found.exc_value) != "Event loop is closed":
+        sys.__unraisablehook__(found)
 
 
 def sizes(dataset: data.Dataset | tasks.Splits) -> str:

@@ -26,26 +26,27 @@ from experiment import (
 from jax.sharding import Mesh
 from models import NUM_CLASSES
 from options import Config
+from schemas import Evaluation, Result
 from terminal import announce, console, progress_bar
 
 from jaxrnn import training
 from jaxrnn.training import data, report
 from jaxrnn.training.checkpoint import Checkpoints
-from jaxrnn.training.run import Run, Stop, peak_memory
+from jaxrnn.training.run import Run, RunError, Stop, peak_memory
 from jaxrnn.training.train import run_keys
 
 
 def main(config: Config) -> int:
     """Trains, or resumes training; returns the exit code."""
     config.check()
-    with hosts.join(config) as processes:
-        return train_and_report(config, processes)
+    # The run is locked until its figures are drawn.
+    with hosts.join(config) as processes, Run(config.out) as run:
+        return train_and_report(config, processes, run)
 
 
-def train_and_report(config: Config, processes: int) -> int:
+def train_and_report(config: Config, processes: int, run: Run) -> int:
     """Trains, or resumes training, together with the other processes; returns the exit code."""
     mesh = share_batch(config.batch_size, config.devices, processes)
-    run = Run(config.out)
     hosts.decide(lambda: run.check(known_identity(config) if config.resume else {}))
     images = None
     if config.task is None:
@@ -56,8 +57,9 @@ def train_and_report(config: Config, processes: int) -> int:
     console.print(f"device: {mesh.size} × {mesh.devices.flat[0].device_kind}")
     identified = identity(experiment.config, digest(dataset))
     hosts.check_same(experiment.config, identified)
-    changes = hosts.decide(lambda: run.open(identified, start_over=not config.resume))
-    if result := hosts.decide(lambda: run.read("result.json") if run.finished else None):
+    hosts.decide(lambda: run.check(identified if config.resume else {}))
+    warn = console.print
+    if result := hosts.decide(lambda: run.result(Result, warn) if config.resume else None):
         console.print(f"{config.out} is finished:")
         if hosts.first():
             with event_file(config, run) as events:
@@ -66,13 +68,14 @@ def train_and_report(config: Config, processes: int) -> int:
             conclude(result, run)
         console.print("To start over: --no-resume. To keep it: another folder with --out.")
         return 0
-    for change in changes:
+    hosts.decide(run.lock)
+    for change in hosts.decide(lambda: run.open(identified, start_over=not config.resume)):
         console.print(f"note: since this run began, {change}")
-    with Checkpoints(run.checkpoints, warn=console.print) as checkpoints:
+    with Checkpoints(run.checkpoints, locked=True, warn=warn) as checkpoints:
         seconds, code = train(experiment, mesh, run, checkpoints)
     if code or not hosts.first():
         return code
-    trained = load_run(config.out, warn=console.print, of_images=images is not None)
+    trained = load_run(config.out, warn=warn, of_images=images is not None)
     if images is None:
         report.curves(run.metrics(), run.directory / "curves.png")
     else:
@@ -102,7 +105,7 @@ def train(
     if (restored := checkpoints.restore(start)) is not None:
         step, start = restored
         console.print(f"resuming from step {step} of {config.out}")
-    best, seconds_before = hosts.decide(lambda: rewind(run, step))
+    best, seconds_before = hosts.decide(lambda: rewind(run, step, experiment))
     evaluations = {"test": experiment.test}
     if len(experiment.validation[0]):
         evaluations["validation"] = experiment.validation
@@ -152,7 +155,8 @@ def train(
                 checkpoints.save(step, state, score)
             best = max(best, score or 0)
             advance(len(losses))
-            if signal is not None and step < experiment.steps:
+            if signal is not None:
+                checkpoints.wait()
                 console.print(
                     f"interrupted at step {step}, which is saved; the same command resumes there"
                 )
@@ -170,9 +174,26 @@ def event_file(config: Config, run: Run) -> Iterator[EventFile | None]:
         yield events
 
 
-def rewind(run: Run, step: int) -> tuple[float, float]:
-    """Drops later records than a step; returns the best validation accuracy and the seconds."""
-    records = run.rewind_metrics(step)
+def rewind(run: Run, step: int, experiment: Experiment) -> tuple[float, float]:
+    """Drops later records than a step; returns the best validation accuracy and the seconds.
+
+    Raises:
+        RunError: If the evaluation of the last step is lost, which the result contains.
+    """
+    records = run.rewind_metrics(step, Evaluation, console.print)
+    evaluated = {*range(0, step + 1, experiment.config.eval_every), experiment.steps}
+    known = {record["step"] for record in records}
+    if lost := sorted(each for each in evaluated - known if 0 < each <= step):
+        path = run.directory / "metrics.jsonl"
+        if experiment.steps in lost:
+            raise RunError(
+                f"{path} has lost the evaluation of step {experiment.steps}, the last one; "
+                "--no-resume deletes the run and starts over"
+            )
+        console.print(
+            f"{path} has lost {len(lost)} evaluations, of steps {lost[0]} to {lost[-1]}; "
+            "the result and the figures are without them"
+        )
     best = max((record["validation_accuracy"] or 0 for record in records), default=0)
     return best, records[-1]["seconds"] if records else 0.0
 

@@ -176,5 +176,7 @@ def tutorial(measurements: Measurements, small: bool) -> None:
 def pixels(measurements: Measurements, small: bool) -> None:
     """Trains several seeds that read one pixel a time step, in both orders."""
     seeds = 2 if small else PIXELS_SEEDS
-    runs = {order: (config("state-space", small, order=order), seeds) for order in ORDERS}
+    runs: dict[str, Any] = {
+        order: (config("state-space", small, order=order), seeds) for order in ORDERS
+    }
     train_recipes(measurements, small, runs)

@@ -9,7 +9,7 @@
 
 from jaxrnn.cell import Cell, Recurrence, gated, linear, product
 from jaxrnn.cells.gru import GRUParams, GRUState, gru, mgu
-from jaxrnn.cells.linear import min_gru, min_lstm
+from jaxrnn.cells.linear import RGLRUParams, min_gru, min_lstm, rg_lru
 from jaxrnn.cells.lstm import (
     FullGateState,
     LayerNormLSTMParams,
@@ -20,8 +20,28 @@ from jaxrnn.cells.lstm import (
     lstm,
     odyssey,
 )
+from jaxrnn.cells.ode import (
+    CoRNNParams,
+    LEMParams,
+    LEMState,
+    OscillatorState,
+    UnICORNNParams,
+    cornn,
+    lem,
+    unicornn,
+)
 from jaxrnn.cells.rnn import IndRNNParams, RNNParams, RNNState, indrnn, rnn
-from jaxrnn.cells.state_space import LRUParams, LRUState, S5Params, lru, s5
+from jaxrnn.cells.slstm import SLSTMParams, SLSTMState, slstm
+from jaxrnn.cells.state_space import (
+    LRUParams,
+    LRUState,
+    S5Params,
+    S6Params,
+    S6State,
+    lru,
+    s5,
+    s6,
+)
 from jaxrnn.initializers import identity, scaled
 from jaxrnn.regularize import Regularizer
 from jaxrnn.unroll import unroll
@@ -30,26 +50,38 @@ __version__ = "0.2.0"
 
 __all__ = [
     "Cell",
+    "CoRNNParams",
     "FullGateState",
     "GRUParams",
     "GRUState",
     "IndRNNParams",
+    "LEMParams",
+    "LEMState",
     "LRUParams",
     "LRUState",
     "LSTMParams",
     "LSTMState",
     "LayerNormLSTMParams",
+    "OscillatorState",
+    "RGLRUParams",
     "RNNParams",
     "RNNState",
     "Recurrence",
     "Regularizer",
     "S5Params",
+    "S6Params",
+    "S6State",
+    "SLSTMParams",
+    "SLSTMState",
+    "UnICORNNParams",
+    "cornn",
     "gated",
     "gru",
     "identity",
     "indrnn",
     "janet",
     "layer_norm_lstm",
+    "lem",
     "linear",
     "lru",
     "lstm",
@@ -58,8 +90,12 @@ __all__ = [
     "min_lstm",
     "odyssey",
     "product",
+    "rg_lru",
     "rnn",
     "s5",
+    "s6",
     "scaled",
+    "slstm",
+    "unicornn",
     "unroll",
 ]

@@ -59,6 +59,14 @@ def size(name: str, value: Any) -> int:
     return number
 
 
+def blocks(hidden_size: Any, heads: Any) -> tuple[int, int]:
+    """Checks that the units can be divided into heads, and returns both numbers as ints."""
+    hidden_size, heads = size("hidden_size", hidden_size), size("heads", heads)
+    if hidden_size % heads:
+        raise ValueError(f"heads must divide hidden_size, got {heads} and {hidden_size}")
+    return hidden_size, heads
+
+
 def flag(name: str, value: Any) -> bool:
     """Converts a boolean, possibly of NumPy, to a bool."""
     if not isinstance(value, (bool, np.bool_)):

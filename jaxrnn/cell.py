@@ -367,6 +367,19 @@ def with_kernels_in(dtype: Any, params: Params) -> Params:
     return jax.tree_util.tree_map_with_path(cast, params)
 
 
+def block_product(
+    x: Inexact[Array, "*batch I"], kernel: Inexact[Array, "heads K N"]
+) -> Inexact[Array, "*batch heads N"]:
+    """Computes the product of x with a block-diagonal kernel.
+
+    The features of x are those of the blocks side by side, I = heads·K. The operands are rounded to
+    the dtype of the kernel and multiplied in the dtype of `x`, because on a CPU XLA has no batched
+    product of bfloat16 numbers with a float32 result.
+    """
+    blocks = x.reshape(*x.shape[:-1], *kernel.shape[:2]).astype(kernel.dtype)
+    return jnp.einsum("...hk,hkn->...hn", blocks.astype(x.dtype), kernel.astype(x.dtype))
+
+
 def along(
     vector: Inexact[Array, "... N"], like: Inexact[Array, "*batch N"]
 ) -> Inexact[Array, "*batch N"]:
@@ -380,6 +393,27 @@ def along(
 def broadcast(state: State, batch_shape: tuple) -> State:
     """Repeats the state of one example for every example of a batch."""
     return jax.tree.map(lambda leaf: jnp.broadcast_to(leaf, (*batch_shape, *leaf.shape)), state)
+
+
+def with_precise_rates(params: P, dtype: Any) -> P:
+    """Casts kernels to `dtype` and all other parameters to at least float32.
+
+    The parameters that determine how fast a linear recurrence forgets would lose too much in
+    bfloat16: eigenvalues near 1 are rounded to the same number, and the error of a phase grows with
+    every step.
+    """
+    given: Any = params
+    return given._replace(
+        **{
+            name: leaf.astype(dtype if name.endswith("kernel") else precise(dtype))
+            for name, leaf in given._asdict().items()
+        }
+    )
+
+
+def precise(dtype: Any) -> Any:
+    """Returns float64 for float64, otherwise float32."""
+    return jnp.float64 if dtype == jnp.float64 else jnp.float32
 
 
 def zeros(params: Params, batch_shape: tuple, size: int) -> Float[Array, "*batch size"]:

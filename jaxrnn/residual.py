@@ -67,7 +67,7 @@ class ResidualBlock(nn.Module):
                 `dropout` is not in [0, 1).
         """
         check_rate("dropout", self.dropout)
-        layer: Any = RNN(
+        layer = RNN(
             self.cell,
             time_major=True,
             implementation=self.implementation,
@@ -76,7 +76,7 @@ class ResidualBlock(nn.Module):
             name="layer",
         )
         norm = nn.LayerNorm(param_dtype=self.param_dtype, name="norm")
-        hidden = layer(norm(inputs), seq_lengths=seq_lengths)
+        hidden: Any = layer(norm(inputs), seq_lengths=seq_lengths)
         if hidden.shape != inputs.shape:
             raise ValueError(
                 f"cell must have {inputs.shape[-1]} output features like the inputs, "

@@ -28,7 +28,7 @@ NATIVE = {
 # The others; those of the LRU are complex.
 SCANNED = [
     *("indrnn", "lstm-projection", "lstm-clip", "lstm-everything", "lstm-layer-norm", "janet"),
-    *("mgu", "min-gru", "min-lstm"),
+    *("mgu", "min-gru", "min-lstm", "s6", "slstm-heads"),
     *(f"odyssey-{name}" for name in ("NIG", "NFG", "NOG", "NIAF", "NOAF", "CIFG", "FGR")),
 ]
 

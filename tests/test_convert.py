@@ -680,6 +680,13 @@ OTHERS = {
     "lru-pairs": "{} has no lru",
     "s5": "{} has no s5",
     "s5-square": "{} has no s5",
+    "s6": "{} has no s6",
+    "rg-lru": "{} has no rg_lru",
+    "slstm": "{} has no slstm",
+    "slstm-heads": "{} has no slstm",
+    "lem": "{} has no lem",
+    "cornn": "{} has no cornn",
+    "unicornn": "{} has no unicornn",
 }
 REFUSED = {
     "tf1": OTHERS | {"gru": "{}'s GRU has no reset_after=True"},

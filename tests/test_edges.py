@@ -24,6 +24,7 @@ B, T = 2, 8
 OF_EVERY_KIND = ["rnn", "lstm-projection", "gru", "mgu", "lru"]
 # Those that compute products of their own too; of the others only the elementwise gate is.
 OF_EVERY_CODE = [*OF_EVERY_KIND, "lstm-layer-norm", "gru-before", "odyssey-FGR", "min-lstm"]
+OF_EVERY_CODE += ["s5", "s6", "rg-lru", "slstm-heads"]
 
 
 def make(name, *shape, seed=0):

@@ -160,7 +160,7 @@ def model_of(nodes, arrays=ARRAYS):
         nodes,
         "graph",
         [inputs],
-        [helper.make_empty_tensor_value_info(nodes[-1].output[0])],
+        [helper.make_empty_tensor_value_info(name) for each in nodes[-1:] for name in each.output],
         [onnx.numpy_helper.from_array(array, name) for name, array in arrays.items()],
     )
     return helper.make_model(graph, opset_imports=[helper.make_opsetid("", 17)], ir_version=8)
@@ -337,6 +337,60 @@ REFUSED = {
         *two([node("Tanh", "y", "x")], rnn("x V S", "Z")),
         "X of RNN Z is not the outputs of RNN Y as they are",
     ),
+    **{
+        op_type: (
+            *two([node(op_type, inputs, "x", **attributes)], rnn("x V S", "Z"), ten=np.float32(10)),
+            "X of RNN Z is not the outputs of RNN Y as they are",
+        )
+        for op_type, inputs, attributes in (
+            ("Relu", "y", {}),
+            ("Abs", "y", {}),
+            ("Ceil", "y", {}),
+            ("LeakyRelu", "y", {}),
+            ("Min", "y ten", {}),
+        )
+    },
+    "random weights": (
+        [node("RandomNormal", "", "W", shape=[1, H, I]), rnn("X W R B", "Y")],
+        {"R": ONE["R"], "B": ONE["B"]},
+        "W of RNN Y is not a constant: it depends on W",
+    ),
+    "a missing input": ([rnn("X - R B", "Y")], ONE, "RNN Y has no input W"),
+    "a direction": (
+        [rnn("X W R B", "Y", direction="up")],
+        ONE,
+        "direction of RNN Y must be one of b'forward', b'reverse', b'bidirectional', got b'up'",
+    ),
+    "a layout": ([rnn("X W R B", "Y", layout=2)], ONE, "layout of RNN Y must be one of 0, 1"),
+    "a type": (
+        [rnn("X W R B", "Y", activations=[1, 2])],
+        ONE,
+        "activations of RNN Y must be of the type strings",
+    ),
+    "clip of 0": (*lstm(clip=0.0), r"LSTM Y has clip=0\.0, which jaxrnn has not"),
+    "no examples": (
+        [rnn("X W R B - start", "Y")],
+        {**ONE, "start": np.ones((1, 0, H), np.float32)},
+        r"initial_h of RNN Y must have shape \[1, B, 4\], got \[1, 0, 4\]",
+    ),
+    "constant lengths": (
+        [rnn("X W R B lengths", "Y")],
+        {**ONE, "lengths": np.array([4, 3], np.int32)},
+        r"sequence_lens of RNN Y must be an input .*, got \[4, 3\] for T = 2",
+    ),
+    "lengths of one layer": (
+        *two(
+            [node("ReduceMax", "X", "x", axes=[0, 2], keepdims=0), node("Cast", "x", "n", to=6)],
+            rnn("y V S - n", "Z"),
+        ),
+        "RNN Z must have the sequence_lens of RNN Y",
+    ),
+    "a cycle": (
+        [node("Identity", "b", "W"), node("Identity", "W", "b"), rnn("X W R B", "Y")],
+        {"R": ONE["R"], "B": ONE["B"]},
+        "W of RNN Y: W cannot be computed",
+    ),
+    "no nodes": ([], {}, "a node RNN, LSTM or GRU, got no nodes"),
     "two networks": (
         [rnn("X W R B", "Y"), rnn("X W R B", "Z")],
         ONE,
@@ -362,3 +416,52 @@ def test_a_residual_stack_of_ours_is_refused():
 def test_arguments_of_other_types_are_named():
     with pytest.raises(ValueError, match="model must be a path, bytes or a ModelProto, got int"):
         convert.from_onnx(7)
+    model = model_of([rnn("X W R B", "Y")], ONE)
+    with pytest.raises(ValueError, match="inputs has w, which the model does not read"):
+        convert.from_onnx(model, {"w": ONE["W"]})
+
+
+def test_a_broken_file_is_refused_in_one_line(tmp_path):
+    file = tmp_path / "model.onnx"
+    whole = model_of([rnn("X W R B", "Y")], ONE).SerializeToString()
+    for content in (whole[:-1], b"no model"):
+        file.write_bytes(content)
+        for model in (file, content):
+            with pytest.raises(ValueError, match=r"^the ONNX model cannot be read: .*$"):
+                convert.from_onnx(model)
+
+
+def test_a_shape_too_large_to_stand_in_is_refused():
+    model = model_of(*two([], rnn("y V S", "Z")))
+    for dim in model.graph.input[0].type.tensor_type.shape.dim[:2]:
+        dim.dim_value = 10**6
+    with pytest.raises(ValueError, match=r"^X of RNN Y: X has the shape .*, which is too large$"):
+        convert.from_onnx(model)
+    unused = helper.make_tensor_value_info("unused", onnx.TensorProto.FLOAT, [10**6, 10**6])
+    model = model_of([rnn("X W R B", "Y")], ONE)
+    model.graph.input.append(unused)
+    assert convert.from_onnx(model)[0] == Stack(NATIVE["rnn"])
+
+
+def test_weights_in_other_files_are_those_beside_the_model(tmp_path, monkeypatch):
+    model = model_of([rnn("X W R B", "Y")], ONE)
+    weights = next(each for each in model.graph.initializer if each.name == "W")
+    folder = tmp_path / "folder"
+    folder.mkdir()
+    for place in (folder, tmp_path):
+        (place / "weights").write_bytes(weights.raw_data)
+    weights.ClearField("raw_data")
+    weights.data_location = onnx.TensorProto.EXTERNAL
+    location = weights.external_data.add(key="location", value="weights")
+    file = folder / "model.onnx"
+    file.write_bytes(model.SerializeToString())
+    assert_same(convert.from_onnx(file)[1]["layer_0"]["cell"]["kernel"], ONE["W"][0].T)
+    monkeypatch.chdir(folder)
+    for given in (model, model.SerializeToString()):
+        with pytest.raises(ValueError, match="W are in another file, which is read only of a"):
+            convert.from_onnx(given)
+    for outside in ("../weights", str(tmp_path / "weights")):
+        location.value = outside
+        file.write_bytes(model.SerializeToString())
+        with pytest.raises(ValueError, match=r"^the ONNX model cannot be read: .*weights"):
+            convert.from_onnx(file)

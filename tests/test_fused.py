@@ -72,7 +72,7 @@ OF_A_KIND = ("lstm-peephole", "mgu", "lru")
 # Those whose gradient differs from another's in nothing but the gate's formula, of which autodiff
 # makes the gate's part; and those with a step, which have nothing but "scan".
 ALIKE = ["rnn-relu", "rnn-sigmoid", "lstm", "lstm-projection", "lstm-clip", "lstm-softsign"]
-ALIKE += ["lstm-layer-norm", "gru-before", "min-gru"]
+ALIKE += ["lstm-layer-norm", "gru-before", "min-gru", "lru-pairs", "s5-square"]
 ALIKE += [f"odyssey-{name}" for name in ("V", "NIG", "NOG", "NIAF", "NOAF", "CIFG", "NP", "FGR")]
 
 
@@ -195,7 +195,7 @@ def test_every_gradient_is_that_of_the_scan(name, input_size):
         (name, batch, *masks)
         for masks, name, batch in zip(
             itertools.product([False, True], repeat=3),
-            itertools.cycle(["lstm-peephole", "gru", "rnn", "lru", "indrnn"]),
+            ["lstm-peephole", "slstm", "rnn", "lru", "indrnn", "s5", "gru", "s6"],
             itertools.cycle([(2, 3), (), (5,), ()]),
             strict=False,
         )

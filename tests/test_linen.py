@@ -415,3 +415,60 @@ def test_an_error_has_the_layers_name_of_the_argument(layer, words, arguments):
     arguments = {"inputs": jnp.zeros((3, 5, 2))} | arguments
     with pytest.raises(ValueError, match=words):
         layer.init(KEY, **arguments)
+
+
+@pytest.mark.parametrize("name", ["lru", "gru"])
+def test_blocks_of_time_are_the_whole_sequence(name):
+    """With a first block of another size, lengths, resets, a learned start and residuals."""
+    time, block = 11, 4
+    cell = {"lru": jaxrnn.lru(3), "gru": jaxrnn.gru(3)}[name]
+    stack = Stack(cell, num_layers=2, residual=True, learn_initial_state=True)
+    rng = np.random.default_rng(0)
+    inputs = jnp.asarray(rng.normal(size=(2, 3, time, 3)), jnp.float32)
+    lengths = jnp.array([[time, 0, 5], [4, 9, 7]])
+    resets = jnp.asarray(rng.random((2, 3, time)) < 0.2)
+    variables = random_variables(stack, inputs)
+
+    def run(stack):
+        def loss(variables, inputs):
+            carry, outputs = stack.apply(
+                variables, inputs, lengths, resets=resets, return_carry=True
+            )
+            return sum(jnp.sin(leaf).sum() for leaf in jax.tree.leaves((carry, outputs))), outputs
+
+        return jit(jax.value_and_grad(loss, (0, 1), has_aux=True))(variables, inputs)
+
+    jax.tree.map(
+        partial(np.testing.assert_allclose, rtol=2e-4, atol=2e-5),
+        run(stack.clone(block=block)),
+        run(stack),
+    )
+
+
+def test_blocks_of_time_draw_new_masks_in_each_block():
+    stack = Stack(jaxrnn.rnn(8), num_layers=2, dropout=0.5, block=2)
+    inputs = jnp.ones((1, 6, 8))
+    variables = stack.init(KEY, inputs)
+    # The second layer adds up what the first lets through, as nothing else depends on time.
+    kernels = {"kernel": jnp.eye(8), "recurrent_kernel": jnp.zeros((8, 8)), "bias": jnp.zeros(8)}
+    variables = {"params": {layer: {"cell": kernels} for layer in variables["params"]}}
+    (outputs,) = stack.apply(variables, inputs, rngs={"dropout": KEY})
+    kept = {tuple(np.asarray(step) > 0) for step in outputs}
+    assert len(kept) == 6
+
+
+@pytest.mark.parametrize(
+    ("words", "options"),
+    [
+        ("block must be a positive integer", {"block": 0}),
+        ("block must be None with bidirectional", {"block": 2, "bidirectional": True}),
+        ("block must be None with bidirectional", {"block": 2, "truncate": 2}),
+        (
+            "block must be None with bidirectional",
+            {"block": 2, "regularizer": jaxrnn.Regularizer(zoneout=0.1)},
+        ),
+    ],
+)
+def test_blocks_of_time_are_refused(words, options):
+    with pytest.raises(ValueError, match=words):
+        Stack(LSTM, **options).init(KEY, jnp.ones((1, 4, 3)))

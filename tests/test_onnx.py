@@ -29,7 +29,7 @@ from onnx_models import (
 
 import jaxrnn
 from jaxrnn.convert import onnx as convert
-from jaxrnn.linen import RNN, Classifier
+from jaxrnn.linen import RNN, Classifier, Stack
 
 onnx = pytest.importorskip("onnx")
 onnxruntime = pytest.importorskip("onnxruntime")
@@ -187,6 +187,7 @@ FUNCTIONS = {
     "stack": lambda x: jnp.stack([x[:, 3], x[:, 0], x[:, 1], x[:, 2]], axis=-1),
     "unstack": lambda x: x * sum(jnp.arange(8.0).reshape(2, 4))[None],
     "sum": lambda x: (x[:, None] * jnp.arange(1.0, 3)[None, :, None]).sum(1),
+    "no axes": lambda x: x.sum(()) + jnp.where((x > 0).any(()), x.max(()), x.prod(())),
     "cumsum": lambda x: jnp.cumsum(x, axis=-1),
     "outer": lambda x: jnp.einsum("bi,bj->bij", x, x).sum(-1),
     "product": lambda x: jnp.einsum("bi,ji->bj", x, jnp.arange(16.0).reshape(4, 4)),
@@ -290,17 +291,53 @@ def test_weights_in_float16_are_rounded_and_computed_in_float32(name):
 
 
 def test_dtypes_are_computed_in_float32():
-    module = layer(CELLS["gru"], dtype=jnp.bfloat16, param_dtype=jnp.bfloat16)
+    module = Classifier(stack(CELLS["gru"], dtype=jnp.bfloat16, param_dtype=jnp.bfloat16), 5)
     params = jax.tree.map(lambda leaf: leaf.astype(jnp.bfloat16), variables(module))
     wide = jax.tree.map(lambda leaf: leaf.astype(np.float32), params)
     model = convert.to_onnx(module, params)
-    assert model == convert.to_onnx(layer(CELLS["gru"]), wide["params"])
+    assert model == convert.to_onnx(Classifier(stack(CELLS["gru"]), 5), wide["params"])
 
 
 def test_a_model_is_written_to_a_file(tmp_path):
     module = layer(CELLS["gru"])
     model = convert.to_onnx(module, variables(module), path=tmp_path / "model.onnx")
     assert onnx.load(tmp_path / "model.onnx") == model
+
+
+@pytest.mark.parametrize("names", ["xw", "sw", "yx"])
+def test_leaves_of_a_cell_have_any_name(names):
+    """Whatever their names, also if a parameter has that of a leaf of the state."""
+
+    def init(key, input_size, dtype=jnp.float32):
+        return dict(zip(names, (jnp.ones((input_size, H), dtype), jnp.ones(H, dtype)), strict=True))
+
+    def initial_state(params, batch_shape=()):
+        return {names[0]: jnp.zeros((*batch_shape, H))}
+
+    def step(params, state, x):
+        one, other = (params[name] for name in names)
+        hidden = jnp.tanh(x @ one + other[None] * state[names[0]])
+        return {names[0]: hidden}, hidden
+
+    module = layer(jaxrnn.Cell(init, initial_state, step), learn_initial_state=True)
+    params = {names[0]: normal(1, (I, H)), names[1]: normal(2, (H,))}
+    params = {"params": {"cell": params, "initial_state": {names[0]: normal(3, (H,))}}}
+    check(module, params=params, lengths=LENGTHS)
+    model = convert.to_onnx(module, params, carry=True)
+    assert [each.name for each in model.graph.input][1:] == [f"layer_0/forward/{names[0]}"]
+
+
+def test_two_leaves_of_one_name_are_refused():
+    def initial_state(params, batch_shape=()):
+        return {name: jnp.zeros((*batch_shape, H)) for name in ("a", "a_out")}
+
+    def init(key, input_size, dtype=jnp.float32):
+        return {"kernel": jnp.ones((input_size, H), dtype)}
+
+    cell = jaxrnn.Cell(init, initial_state, lambda params, state, x: (state, state["a"]))
+    words = "two values of the ONNX model would have the name layer_0/forward/a_out"
+    with pytest.raises(ValueError, match=words):
+        convert.to_onnx(layer(cell), {"cell": {"kernel": normal(1, (I, H))}}, carry=True)
 
 
 def own_gate(params, z, state):
@@ -311,6 +348,7 @@ def test_what_onnx_cannot_express_is_refused():
     own = jaxrnn.gated(own_gate, "h", CELLS["rnn"].init, CELLS["rnn"].initial_state)
     for cell, words in {
         CELLS["lru"]: "ONNX cannot express lru, whose step has the primitive complex of complex64",
+        CELLS["s5"]: "ONNX cannot express s5, whose step has the primitive complex of complex64",
         own: "ONNX cannot express own_gate, whose step has the primitive erf_inv",
     }.items():
         with pytest.raises(ValueError, match=f"^{words}$"):
@@ -346,6 +384,19 @@ def test_parameters_of_another_module_are_refused(change, words):
     change(params)
     with pytest.raises(ValueError, match=words):
         convert.to_onnx(module, params)
+
+
+class Doubled(Stack):
+    """Computes something else than a `Stack`."""
+
+    def __call__(self, inputs, *args, **options):
+        return super().__call__(2 * inputs, *args, **options)
+
+
+@pytest.mark.parametrize("module", [Doubled(CELLS["rnn"]), Classifier(Doubled(CELLS["rnn"]), 5)])
+def test_a_subclass_is_refused(module):
+    with pytest.raises(ValueError, match=r"module must be an RNN, Stack or .*, got Doubled"):
+        convert.to_onnx(module, {})
 
 
 @pytest.mark.parametrize(

@@ -34,7 +34,7 @@ def test_a_block_is_its_equations():
 
 
 def test_each_example_is_classified_as_if_alone():
-    """Also one without steps. What follows the end changes neither logits nor gradients."""
+    """So is one without steps. A NaN in the padding changes neither logits nor gradient."""
 
     @jit
     def run(variables, inputs, lengths):

@@ -190,7 +190,11 @@ function mnistStyle(ink) {
   const largest = Math.max(...small.flat());
   const full = percentile(small.flat().filter((value) => value > largest / 2), 0.9);
   const bright = small.map((row) => row.map((value) => clamp(value / full, 0, 1)));
-  const place = (rows, size) => clamp(roundToEven(SIDE / 2 - centerOf(rows)), 0, SIDE - size);
+  // The center of symmetric ink lies between two pixels, where the last bits must not decide.
+  const place = (rows, size) => {
+    const start = roundToEven(1000 * (SIDE / 2 - centerOf(rows))) / 1000;
+    return clamp(roundToEven(start), 0, SIDE - size);
+  };
   const top = place(bright, height);
   const left = place(transposed(bright), width);
   const image = blankImage();

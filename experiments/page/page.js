@@ -213,6 +213,7 @@ examples.forEach((example, number) => {
   paint(picture, (y, x) => [example[y][x], example[y][x], example[y][x], 255]);
   button.append(picture);
   button.addEventListener("click", () => {
+    if (drawing !== null) return;
     strokes = [];
     drawStrokes();
     read(example);

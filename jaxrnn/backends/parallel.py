@@ -60,7 +60,7 @@ def run(
     if steps.mask is not None:
         a = select(steps.mask, a, jnp.ones_like(a))
         b = zeros_where(~steps.mask, b)
-    first = jnp.broadcast_to(a[0], packed_start.shape) * packed_start
+    first = a[0] * packed_start
     if steps.resets is not None:  # a reset must also remove a NaN, but 0 · NaN is NaN
         first = zeros_where(steps.resets[0], first)
     packed = states_of(a, b.at[0].add(first), steps.resets)
@@ -114,8 +114,8 @@ def _solve(a, b, resets):
     return lax.platform_dependent(a, b, resets, cpu=_in_turn, default=_at_once)
 
 
-# A program contains this function up to eight times: forward and reversed in time, with and without
-# recomputation. Under jit it is traced once.
+# A program has these two functions several times, forward and reversed in time. Under jit they are
+# traced and lowered once for each shape.
 @jax.jit
 def _at_once(a, b, resets):
     """Computes all states in log₂ T rounds."""

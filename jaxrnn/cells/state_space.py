@@ -3,28 +3,39 @@
     s_t = a_t∘s_{t-1} + b_t
     y_t = readout(s_t, x_t)
 
-The coefficients a and b do not depend on the state, so all steps can be computed in parallel. The
-parameters that determine a stay in float32 if the other parameters are in bfloat16, in which
-eigenvalues near 1 would be rounded to the same number, and the error of a phase grows with every
-step.
+The coefficients a and b do not depend on the state, so all steps can be computed in parallel. All
+parameters but the kernels, and the state, stay in float32 if the kernels are in bfloat16.
 
-Shapes: B batch (any number of axes), I input features, H output features, N states.
+Shapes: B batch (any number of axes), I input features, H output features, N states, R rank.
 """
 
 from __future__ import annotations
 
 import math
 from collections.abc import Callable
-from typing import NamedTuple
+from typing import Any, NamedTuple
 
 import jax
 import jax.numpy as jnp
 import numpy as np
 from jax import lax
+from jax.nn.initializers import glorot_uniform
 from jaxtyping import Array, Float
 
 from jaxrnn.arguments import size
-from jaxrnn.cell import Cell, Recurrence, along, cached, linear, product, zeros
+from jaxrnn.cell import (
+    Cell,
+    Recurrence,
+    affine,
+    along,
+    cached,
+    linear,
+    precise,
+    product,
+    with_precise_rates,
+    zeros,
+)
+from jaxrnn.initializers import Initializer, kernels
 
 
 class LRUParams(NamedTuple):
@@ -111,12 +122,7 @@ def lru(
             output_kernel=normal(keys[3], (2, states, hidden_size)) / states**0.5,
             skip_kernel=normal(keys[4], (input_size, hidden_size)) / input_size**0.5,
         )
-        return LRUParams(
-            **{
-                name: leaf.astype(dtype if name.endswith("kernel") else _precise(dtype))
-                for name, leaf in params._asdict().items()
-            }
-        )
+        return with_precise_rates(params, dtype)
 
     def initial_state(params, batch_shape=()):
         # Two arrays, because the leaves of a state may be donated.
@@ -188,9 +194,7 @@ def s5(
     """
     hidden_size = size("hidden_size", hidden_size)
     states = size("state_size", -(-hidden_size // 2) if state_size is None else state_size)
-    low, high = step_range
-    if not 0 < low < high:
-        raise ValueError(f"step_range must be (low, high) with 0 < low < high, got {step_range}")
+    low, high = _check_step_range(step_range)
 
     def init(key, input_size, dtype=jnp.float32):
         keys = jax.random.split(key, 4)
@@ -202,19 +206,16 @@ def s5(
         taken = normal(keys[1], (2 * states, hidden_size)) / (2 * states) ** 0.5
         square = input_size == hidden_size
         skip = normal(keys[2], (hidden_size,) if square else (input_size, hidden_size))
-        log_step = jax.random.uniform(
-            keys[3], (states,), jnp.float32, math.log(low), math.log(high)
-        )
-        precise = _precise(dtype)
         # In the basis of the eigenvectors V, B becomes B·V̄ and C becomes Vᵀ·C.
         conjugate = vectors * jnp.array([1, -1], vectors.dtype)[:, None, None]
-        return S5Params(
-            eigenvalues=eigenvalues.astype(precise),
-            log_step=log_step.astype(precise),
-            input_kernel=jnp.einsum("im,pmn->pin", given, conjugate).astype(dtype),
-            output_kernel=jnp.einsum("pmn,mh->pnh", vectors, taken).astype(dtype),
-            skip_kernel=(skip if square else skip / input_size**0.5).astype(dtype),
+        params = S5Params(
+            eigenvalues=eigenvalues,
+            log_step=_log_uniform(keys[3], states, low, high),
+            input_kernel=jnp.einsum("im,pmn->pin", given, conjugate),
+            output_kernel=jnp.einsum("pmn,mh->pnh", vectors, taken),
+            skip_kernel=skip if square else skip / input_size**0.5,
         )
+        return with_precise_rates(params, dtype)
 
     def initial_state(params, batch_shape=()):
         return LRUState(zeros(params, batch_shape, states), zeros(params, batch_shape, states))
@@ -236,6 +237,144 @@ def s5(
     return linear(Recurrence(coefficients, _unpack, _pack, readout), init, initial_state)
 
 
+class S6Params(NamedTuple):
+    """Parameters of `s6`.
+
+    Attributes:
+        log_decay: log(-A).
+        skip: D.
+        step_bias: v, the bias of Δ.
+        kernel: U, the input kernel.
+        bias: b, its bias.
+        selection_kernel: W, which computes δ, B and C, side by side.
+        step_kernel: V, from δ to Δ.
+    """
+
+    log_decay: Float[Array, "H N"]
+    skip: Float[Array, " H"]
+    step_bias: Float[Array, " H"]
+    kernel: Float[Array, "I H"]
+    bias: Float[Array, " H"]
+    selection_kernel: Float[Array, "H R+2*N"]
+    step_kernel: Float[Array, "R H"]
+
+
+class S6State(NamedTuple):
+    """State of `s6`.
+
+    Attributes:
+        states: s, N states for each of the H features.
+    """
+
+    states: Float[Array, "*B H N"]
+
+
+@cached
+def s6(
+    hidden_size: int,
+    *,
+    state_size: int = 16,
+    rank: int | None = None,
+    step_range: tuple[float, float] = (1e-3, 1e-1),
+    kernel_init: Initializer | None = None,
+) -> Cell[S6Params, S6State]:
+    """Selective state space model, S6 (Gu & Dao, 2023).
+
+        u = x·U + b
+        δ, B, C = u·W           Δ = softplus(δ·V + v)
+        s' = exp(Δ∘A)∘s + (Δ∘u)⊗B            N states for each of H features
+        y = s'·C + D∘u
+
+    Gu & Dao, "Mamba: Linear-time sequence modeling with selective state spaces". The step Δ, the
+    input vector B and the output vector C depend on the input. A is discretized by zero-order hold
+    and B by the Euler method, as in the authors' code. Mamba's block adds a convolution and a gate
+    around this layer. The bias b is the one of that convolution, in ±0.5 at initialization. Without
+    it, the output at a zero input would be zero. A is initialized to -1, …, -N for every feature, D
+    to one, and Δ log-uniformly in `step_range`.
+
+    Args:
+        hidden_size: H, the number of features.
+        state_size: N, the number of states of each feature.
+        rank: R, the number of features of δ. Defaults to H / 16, rounded up.
+        step_range: `(low, high)`, the range of Δ at initialization.
+        kernel_init: Initializer of U; see `jaxrnn.initializers.kernels`. Defaults to
+            glorot-uniform.
+
+    Returns:
+        A cell with `S6Params` and `S6State`.
+
+    Raises:
+        ValueError: If `hidden_size`, `state_size` or `rank` is not a positive integer, or
+            `step_range` does not satisfy 0 < low < high.
+    """
+    hidden_size, states = size("hidden_size", hidden_size), size("state_size", state_size)
+    rank = size("rank", -(-hidden_size // 16) if rank is None else rank)
+    low, high = _check_step_range(step_range)
+
+    def init(key, input_size, dtype=jnp.float32):
+        keys = jax.random.split(key, 5)
+        kernel, _ = kernels(keys[0], input_size, 1, hidden_size, 1, dtype, kernel_init)
+        step = jnp.exp(_log_uniform(keys[1], hidden_size, low, high))
+        wide = rank + 2 * states
+        params = S6Params(
+            log_decay=jnp.tile(jnp.log(jnp.arange(1.0, states + 1)), (hidden_size, 1)),
+            skip=jnp.ones(hidden_size),
+            step_bias=step + jnp.log(-jnp.expm1(-step)),  # the inverse of softplus
+            kernel=kernel,
+            bias=jax.random.uniform(keys[4], (hidden_size,), jnp.float32, -0.5, 0.5),
+            selection_kernel=glorot_uniform()(keys[2], (hidden_size, wide)),
+            step_kernel=jax.random.uniform(keys[3], (rank, hidden_size), float, -1, 1) / rank**0.5,
+        )
+        return with_precise_rates(params, dtype)
+
+    def initial_state(params, batch_shape=()):
+        return S6State(zeros(params, (*batch_shape, hidden_size), states))
+
+    def selection(params, x):
+        u = affine(x, params.kernel, params.bias)
+        return u, jnp.split(product(u, params.selection_kernel), (rank, rank + states), axis=-1)
+
+    def coefficients(params, x):
+        u, (low_rank, given, _) = selection(params, x)
+        step = product(low_rank, params.step_kernel)
+        step = jax.nn.softplus(step + along(params.step_bias, step))[..., None]
+        decay = -jnp.exp(params.log_decay)
+        shape = (*u.shape, states)
+        a = jnp.exp(step * jnp.broadcast_to(decay, shape))
+        b = step * u[..., None] * given[..., None, :]
+        return flat(a), flat(b)
+
+    def flat(array):
+        # One axis, as N alone would fill only a part of the lanes of an accelerator.
+        return array.reshape(*array.shape[:-2], hidden_size * states)
+
+    def pack(state):
+        return flat(state.states)
+
+    def unpack(packed, dtype):
+        return S6State(packed.reshape(*packed.shape[:-1], hidden_size, states).astype(dtype))
+
+    def readout(params, packed, x):
+        u, (_, _, taken) = selection(params, x)
+        y = (unpack(packed, x.dtype).states * taken[..., None, :]).sum(-1)
+        return y + along(params.skip, u) * u
+
+    return linear(Recurrence(coefficients, unpack, pack, readout), init, initial_state)
+
+
+def _check_step_range(step_range):
+    """Returns the bounds of the steps at initialization, or raises ValueError."""
+    low, high = step_range
+    if not 0 < low < high:
+        raise ValueError(f"step_range must be (low, high) with 0 < low < high, got {step_range}")
+    return low, high
+
+
+def _log_uniform(key, count, low, high):
+    """Draws logarithms of numbers that are log-uniform between two bounds."""
+    return jax.random.uniform(key, (count,), jnp.float32, math.log(low), math.log(high))
+
+
 def _hippo(order: int) -> tuple[np.ndarray, np.ndarray]:
     """Returns eigenvalues and eigenvectors of the normal part of the HiPPO-LegS matrix.
 
@@ -253,7 +392,7 @@ def _hippo(order: int) -> tuple[np.ndarray, np.ndarray]:
     return np.mean(np.diag(normal)) + 1j * imaginary[order_of], vectors[:, order_of]
 
 
-def _parts(values: np.ndarray) -> Array:
+def _parts(values: Any) -> Array:
     """Stacks the real and the imaginary part, in JAX's default float dtype."""
     return jnp.asarray(np.stack([values.real, values.imag]), float)
 
@@ -281,10 +420,5 @@ def _unpack(packed, dtype):
 def _complex(real, imaginary):
     """Combines real and imaginary parts to complex64, or complex128 for float64."""
     # The smallest complex dtype is complex64, which consists of two float32 numbers.
-    dtype = _precise(real.dtype)
+    dtype = precise(real.dtype)
     return lax.complex(real.astype(dtype), imaginary.astype(dtype))
-
-
-def _precise(dtype):
-    """Returns float64 for float64, otherwise float32."""
-    return jnp.float64 if dtype == jnp.float64 else jnp.float32

@@ -38,6 +38,8 @@ __all__ = ["CheckpointError", "Checkpoints"]
 
 # The subdirectory of damaged checkpoints. Orbax ignores it, because its name is not a number.
 DAMAGED = "damaged"
+# The file that a writer locks.
+LOCK = "lock"
 # Errors that mean that a part of a checkpoint is missing. Other OSErrors are raised as they are.
 MISSING = (FileNotFoundError, NotADirectoryError, IsADirectoryError)
 
@@ -66,6 +68,7 @@ class Checkpoints:
         directory: Path,
         *,
         read_only: bool = False,
+        locked: bool = False,
         warn: Callable[[str], None] = lambda line: None,
     ):
         """Opens a directory of checkpoints. For writing, it is created if necessary, and locked.
@@ -76,6 +79,7 @@ class Checkpoints:
             directory: The directory.
             read_only: Whether the checkpoints are only restored. The directory is then not locked,
                 and nothing in it changes.
+            locked: Whether the caller holds the lock of the directory.
             warn: A function that is called with one line for every damaged checkpoint. If
                 `read_only` is false, the checkpoint is moved to the subdirectory `damaged`, so that
                 its step can be saved again.
@@ -101,7 +105,7 @@ class Checkpoints:
             enable_async_checkpointing=not read_only,
         )
         with contextlib.ExitStack() as stack:
-            if not read_only and self._first:
+            if not (read_only or locked) and self._first:
                 stack.enter_context(lock(self.directory))
             self._manager = ocp.CheckpointManager(self.directory, options=options)
             stack.callback(self._manager.close)
@@ -117,7 +121,7 @@ class Checkpoints:
 
     def __exit__(self, *_: object) -> None:
         with self._stack:
-            self._wait()
+            self.wait()
 
     def save(self, step: int, state: Any, score: float | None = None) -> None:
         """Starts an asynchronous save. The state may be donated as soon as this returns.
@@ -138,7 +142,7 @@ class Checkpoints:
         leaves = {name: np.asarray(leaf) for name, leaf in leaves.items()}
         if not all(np.isfinite(leaf).all() for leaf in leaves.values()):
             raise CheckpointError(f"step {step}: the state is not finite, so it is not saved")
-        self._wait()
+        self.wait()
         latest = self._manager.latest_step()
         if latest is not None and step <= latest:
             raise CheckpointError(f"{self.directory}: step {step} not saved: not above {latest}")
@@ -158,6 +162,16 @@ class Checkpoints:
         with self._saving():
             if not self._manager.save(step, args=contents):
                 raise RuntimeError("the folder is open for reading only")
+
+    def wait(self) -> None:
+        """Waits until the last save is on disk.
+
+        Raises:
+            CheckpointError: If it failed.
+            OSError: If the system did not allow writing it.
+        """
+        with self._saving():
+            self._manager.wait_until_finished()
 
     def restore(self, like: Any, *, best: bool = False) -> tuple[int, Any] | None:
         """Restores the latest or the best checkpoint that is not damaged.
@@ -180,7 +194,7 @@ class Checkpoints:
                 progress failed.
             OSError: If the system does not allow reading it.
         """
-        self._wait()
+        self.wait()
         wanted = _named(like)
         types = {name: _type(leaf) for name, leaf in wanted.items()}
         for step in self._candidates(best):
@@ -262,18 +276,16 @@ class Checkpoints:
         self._manager.reload()
         self._warn(f"{folder} is damaged and moved to {target}: {damage}")
 
-    def _wait(self) -> None:
-        """Waits for the save in progress."""
-        with self._saving():
-            self._manager.wait_until_finished()
-
     @contextlib.contextmanager
     def _saving(self) -> Iterator[None]:
         """Raises a `CheckpointError` that names the step for every error but an OSError."""
         try:
             yield
         except Exception as error:
-            _raise_os_error(error)
+            if system := _os_error(error):
+                reason = os.strerror(system.errno) if system.errno else _line(system)
+                text = f"step {self._step} not saved: {reason}"
+                raise OSError(system.errno, text, str(self.directory)) from error
             raise CheckpointError(
                 f"{self.directory}: step {self._step} not saved: {_line(error)}"
             ) from error
@@ -367,13 +379,19 @@ def _line(error: Exception) -> str:
 
 
 def _raise_os_error(error: Exception) -> None:
-    """Raises an OSError of the system, even if tensorstore has wrapped it in a ValueError."""
-    if isinstance(error, MemoryError | OSError) and not isinstance(error, MISSING):
+    """Raises an error of the system, even if tensorstore has wrapped it in a ValueError."""
+    if isinstance(error, MemoryError):
         raise error
-    found = re.search(r"os_error_code='(\d+)'", str(error))
-    system = found and OSError(int(found[1]), f"{os.strerror(int(found[1]))}: {_line(error)}")
-    if system and not isinstance(system, MISSING):
-        raise system from error
+    if system := _os_error(error):
+        raise system from (None if system is error else error)
+
+
+def _os_error(error: Exception) -> OSError | None:
+    """Returns an OSError of the system, also one that tensorstore has wrapped, or None."""
+    system = error if isinstance(error, OSError) else None
+    if found := re.search(r"os_error_code='(\d+)'", str(error)):
+        system = OSError(int(found[1]), f"{os.strerror(int(found[1]))}: {_line(error)}")
+    return None if isinstance(system, MISSING) else system
 
 
 def _open_all(folder: Path) -> None:
@@ -410,7 +428,7 @@ def lock(directory: Path) -> IO[str]:
         CheckpointError: If another process holds the lock.
     """
     directory.mkdir(parents=True, exist_ok=True)
-    file = (directory / "lock").open("w")
+    file = (directory / LOCK).open("w")
     try:
         fcntl.flock(file, fcntl.LOCK_EX | fcntl.LOCK_NB)
     except OSError as error:

@@ -9,9 +9,12 @@ from __future__ import annotations
 
 from collections.abc import Mapping, Sequence
 from os import PathLike
+from pathlib import Path
 from typing import TYPE_CHECKING
 
 import numpy as np
+
+from jaxrnn.training.files import replacing
 
 __all__ = [
     "accuracies",
@@ -45,7 +48,10 @@ def _figure(width: int | float, height: int | float, title: str = "") -> Figure:
 
 
 def _save(figure: Figure, path: str | PathLike) -> None:
-    figure.savefig(path, bbox_inches="tight", pad_inches=0.15)
+    path = Path(path)
+    path = path if path.suffix else path.with_suffix(".png")
+    with replacing(path) as temporary:
+        figure.savefig(temporary, format=path.suffix[1:], bbox_inches="tight", pad_inches=0.15)
 
 
 def _check(name: str, array, *shape: int | None) -> np.ndarray:

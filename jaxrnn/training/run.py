@@ -18,14 +18,14 @@ import shutil
 import signal
 import subprocess
 import sys
-from collections.abc import Mapping
+from collections.abc import Callable, Mapping
 from pathlib import Path
-from typing import Any
+from typing import IO, Any, TypedDict
 
 import jax
 
-from jaxrnn.training.checkpoint import lock
-from jaxrnn.training.files import append_record, read_records, write_json, write_records
+from jaxrnn.training import files
+from jaxrnn.training.checkpoint import LOCK, lock
 
 __all__ = ["OtherConfiguration", "Run", "RunError", "Stop"]
 
@@ -40,8 +40,19 @@ class OtherConfiguration(RunError):
     """The directory holds a run with another configuration."""
 
 
+class DamagedConfiguration(OtherConfiguration):
+    """The directory holds a run whose configuration cannot be read."""
+
+
+class _Stored(TypedDict):
+    """The contents of config.json."""
+
+    config: dict[str, Any]
+    environment: dict[str, Any]
+
+
 class Run:
-    """The directory of one run.
+    """The directory of one run, as a context manager that releases its lock.
 
     Attributes:
         directory: The directory.
@@ -52,6 +63,30 @@ class Run:
         self.directory = directory
         self.checkpoints = directory / "checkpoints"
         self._metrics = directory / "metrics.jsonl"
+        self._lock: IO[str] | None = None
+
+    def __enter__(self) -> Run:
+        return self
+
+    def __exit__(self, *_: object) -> None:
+        if self._lock is not None:
+            self._lock.close()
+            self._lock = None
+
+    def lock(self) -> None:
+        """Creates the directory, and locks it against other writers until the context is left.
+
+        It is the lock of the checkpoints, which are then opened with `locked=True`.
+
+        Raises:
+            CheckpointError: If another process holds the lock.
+            RunError: If the directory holds other files, or cannot be written.
+        """
+        try:
+            self._holds_run()
+            self._lock = lock(self.checkpoints)
+        except OSError as error:
+            raise RunError(f"{self.directory} cannot be used: {error}") from None
 
     def open(self, config: Mapping[str, Any], *, start_over: bool = False) -> list[str]:
         """Creates the directory, or opens it if it holds a run with the same configuration.
@@ -74,14 +109,15 @@ class Run:
         try:
             if not self._holds_run():
                 self.directory.mkdir(parents=True, exist_ok=True)
-                write_json(self.directory / "config.json", now)
+                files.write_json(self.directory / "config.json", files.sealed(now))
                 return []
             if start_over:
-                with lock(self.checkpoints):  # not while another process writes there
+                # Not while another process writes there.
+                with contextlib.nullcontext() if self._lock else lock(self.checkpoints):
                     self._clear()
-                write_json(self.directory / "config.json", now)
+                    files.write_json(self.directory / "config.json", files.sealed(now))
                 return []
-            before = self.read("config.json")
+            before = self.configuration()
             _check_same(self.directory, before["config"], now["config"])
         except OSError as error:
             raise RunError(f"{self.directory} cannot be used: {error}") from None
@@ -95,8 +131,8 @@ class Run:
             RunError: If the directory holds other files, or cannot be read.
         """
         try:
-            if self._holds_run():
-                before = self.read("config.json")["config"]
+            if self._holds_run() and known:
+                before = self.configuration()["config"]
                 _check_same(self.directory, before, before | json.loads(json.dumps(known)))
         except OSError as error:
             raise RunError(f"{self.directory} cannot be used: {error}") from None
@@ -106,7 +142,11 @@ class Run:
         if (self.directory / "config.json").exists():
             return True
         left = set(os.listdir(self.directory)) if self.directory.exists() else set()
-        if left - {"config.json.tmp"}:  # left by a crash while the run was created
+        # A crash while the run was created leaves a temporary file and the lock.
+        left -= {"config.json.tmp"}
+        if left == {"checkpoints"} and self.checkpoints.is_dir():
+            left = set(os.listdir(self.checkpoints)) - {LOCK}
+        if left:
             raise RunError(f"{self.directory} is not empty and holds no run")
         return False
 
@@ -116,24 +156,39 @@ class Run:
         The result is removed first, and the metrics after the checkpoints that refer to them.
         """
         (self.directory / "result.json").unlink(missing_ok=True)
-        shutil.rmtree(self.checkpoints)
-        for path in self.directory.iterdir():
-            if path.is_dir():
+        # The lock stays, since another process could not see that a removed one is held.
+        for path in [*self.checkpoints.iterdir(), *self.directory.iterdir()]:
+            if path.is_dir() and path != self.checkpoints:
                 shutil.rmtree(path)
-            elif path.name != "config.json":
+            elif path.is_file() and path.name not in ("config.json", LOCK):
                 path.unlink()
 
-    def read(self, name: str) -> dict[str, Any]:
-        """Reads one of the run's JSON files.
+    def configuration(self) -> dict[str, Any]:
+        """Reads config.json: the entries `config` and `environment`.
 
         Raises:
-            RunError: If the file is missing or damaged.
+            DamagedConfiguration: If the file is damaged.
+            RunError: If the file is missing, or cannot be read.
         """
         try:
-            return json.loads((self.directory / name).read_text())
+            return self.read("config.json", _Stored)
+        except files.FileError as error:
+            raise DamagedConfiguration(
+                f"{self.directory / 'config.json'} is damaged: {error}; choose another folder"
+            ) from None
+
+    def read(self, name: str, schema: Any = dict[str, Any]) -> dict[str, Any]:
+        """Reads one of the run's JSON files, and compares it with a schema.
+
+        Raises:
+            FileError: If the file is damaged.
+            RunError: If the file is missing, or cannot be read.
+        """
+        try:
+            return files.read_json(self.directory / name, schema)
         except FileNotFoundError:
             raise RunError(f"{self.directory} holds no run: {name} is missing") from None
-        except (OSError, ValueError) as error:
+        except OSError as error:
             raise RunError(f"{self.directory / name} cannot be read: {error}") from None
 
     @property
@@ -141,33 +196,74 @@ class Run:
         """Whether the run is finished."""
         return (self.directory / "result.json").exists()
 
+    def result(
+        self, schema: Any = dict[str, Any], warn: Callable[[str], None] = lambda line: None
+    ) -> dict[str, Any] | None:
+        """Returns the result, or None if the run is not finished, or the result is damaged.
+
+        Args:
+            schema: The type of the result.
+            warn: A function that is called with one line if the result is damaged.
+        """
+        if not self.finished:
+            return None
+        try:
+            return self.read("result.json", schema)
+        except files.FileError as error:
+            path = self.directory / "result.json"
+            warn(f"{path} is damaged and written again from the checkpoints: {error}")
+            return None
+
     def finish(self, result: Mapping[str, Any]) -> None:
         """Writes the result, which marks the run as finished."""
-        write_json(self.directory / "result.json", result)
+        files.write_json(self.directory / "result.json", files.sealed(result))
 
-    def metrics(self) -> list[dict[str, Any]]:
-        """Reads the records of the evaluations so far, without a line that a crash cut off."""
-        return read_records(self._metrics)
+    def metrics(
+        self, schema: Any = dict[str, Any], warn: Callable[[str], None] | None = None
+    ) -> list[dict[str, Any]]:
+        """Reads the records of the evaluations so far, without a line that a crash cut off.
+
+        Args:
+            schema: The type of a record.
+            warn: A function that is called with one line if other lines are damaged, which are then
+                omitted.
+
+        Raises:
+            RunError: If a line is damaged and `warn` is None, or the file cannot be read.
+        """
+        try:
+            return files.read_records(self._metrics, schema, warn)
+        except files.FileError as error:
+            raise RunError(str(error)) from None
 
     def append_metrics(self, record: Mapping[str, Any]) -> None:
         """Appends the record of an evaluation, and returns when it is on disk.
 
         A checkpoint that is saved afterwards may therefore refer to it.
         """
-        append_record(self._metrics, record)
+        files.append_record(self._metrics, record)
 
-    def rewind_metrics(self, step: int) -> list[dict[str, Any]]:
-        """Removes the records of evaluations after `step`, and returns the others."""
-        records = [record for record in self.metrics() if record["step"] <= step]
-        write_records(self._metrics, records)
+    def rewind_metrics(
+        self,
+        step: int,
+        schema: Any = dict[str, Any],
+        warn: Callable[[str], None] | None = None,
+    ) -> list[dict[str, Any]]:
+        """Removes the records of evaluations after `step`, and returns the others.
+
+        Of several records of a step, the last one remains. The arguments are those of `metrics`.
+        """
+        found = {record["step"]: record for record in self.metrics(schema, warn)}
+        records = [found[each] for each in sorted(found) if each <= step]
+        files.write_records(self._metrics, records)
         return records
 
 
 class Stop:
     """A context manager that catches the first SIGINT or SIGTERM.
 
-    The training loop can then finish its chunk and save a checkpoint. A second signal raises
-    KeyboardInterrupt.
+    The training loop can then finish its chunk and save a checkpoint. A second signal is handled as
+    it was before, or raises KeyboardInterrupt if it would have ended the process.
 
     Attributes:
         signal: The number of the signal that was caught, or None.
@@ -176,15 +272,18 @@ class Stop:
     signal: int | None = None
 
     def __enter__(self) -> Stop:
-        self._before = {
+        self._before: dict[int, Any] = {
             number: signal.signal(number, self._catch) for number in (signal.SIGINT, signal.SIGTERM)
         }
         return self
 
-    def _catch(self, number: int, _: Any) -> None:
-        if self.signal is not None:
-            raise KeyboardInterrupt
-        self.signal = number
+    def _catch(self, number: int, frame: Any) -> None:
+        if self.signal is None:
+            self.signal = number
+            return
+        if callable(before := self._before[number]):
+            before(number, frame)
+        raise KeyboardInterrupt
 
     def __exit__(self, *_: object) -> None:
         for number, handler in self._before.items():

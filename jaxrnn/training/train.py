@@ -102,8 +102,11 @@ def optimizer(
             kernels nor biases, such as the eigenvalues of `jaxrnn.lru`.
 
     Raises:
-        ValueError: If `schedule` is unknown, or is not "constant" and `steps` is None.
+        ValueError: If `schedule` is unknown, or is not "constant" and `steps` is None, or if
+            `clip_norm` is not positive.
     """
+    if clip_norm is not None and not clip_norm > 0:
+        raise ValueError(f"clip_norm must be positive or None, got {clip_norm}")
     if schedule not in SCHEDULES:
         raise ValueError(f"schedule must be one of {', '.join(SCHEDULES)}, got {schedule!r}")
     rate: Any = learning_rate

@@ -308,13 +308,96 @@ def test_runs_on_other_data_do_not_replace_those_that_are_kept(tmp_path, monkeyp
 
 def test_two_processes_do_not_write_to_a_study_at_once(tmp_path):
     kept = Records(tmp_path / "mine")
-    other = threading.Thread(target=kept.append, args=({"identity": "a"},))
+    other = threading.Thread(target=kept.append, args=(RECORD,))
     with kept.locked():
         other.start()
         other.join(0.2)
         assert other.is_alive()
     other.join()
-    assert lines(tmp_path, "mine") == ['{"identity": "a"}']
+    assert kept.read() == {RECORD["identity"]: RECORD}
+    kept.append(RECORD)
+    assert len(lines(tmp_path, "mine")) == 1
+
+
+RECORD = {
+    "setting": "lstm",
+    "seed": 0,
+    "identity": "0123456789abcdef",
+    "parameters": 5,
+    "seconds": 1.0,
+    "ms_per_step": 1.0,
+    "machine": "2 × cpu",
+    "together": 2,
+    "dataset": "digits",
+    "status": "ok",
+    "test_accuracy": 0.5,
+    "validation_accuracy": 0.5,
+    "curve": [{"step": 1, "loss": None, "validation_accuracy": 0.5, "test_accuracy": 0.5}],
+}
+
+
+def test_damaged_records_are_left_out_with_one_line(tmp_path):
+    kept = Records(tmp_path, warn=(warnings := []).append)
+    kept.append(RECORD)
+    with kept.path.open("ab") as file:
+        file.write(b"[]\n\n\xff\nnull\n" + json.dumps(RECORD | {"curve": [3]}).encode() + b"\n")
+    for _ in range(2):
+        assert kept.read() == {RECORD["identity"]: RECORD}
+    (warning,) = warnings
+    assert (
+        "results.jsonl is read without damaged lines: 5, first line 2: list is not a dict"
+        in warning
+    )
+    for text in ("", "[]", "{}", "[" * 100_000):
+        kept.config_path.write_text(text)
+        with pytest.raises(OptionError, match=r"config\.json is damaged: .*; delete it") as error:
+            kept.config()
+        assert "\n" not in str(error.value)
+
+
+CLAIM = """
+import sys
+from pathlib import Path
+sys.path[:0] = sys.argv[1:3]
+from records import Records
+with Records(Path(sys.argv[3])).claims() as claim:
+    print(*map(claim, sys.argv[4:]), flush=True)
+    sys.stdin.read()
+"""
+
+
+@pytest.mark.usefixtures("untrained")
+def test_two_commands_at_once_share_the_runs(tmp_path, monkeypatch, capsys):
+    config = ablation(tmp_path, study="odyssey", settings=("nfg", "nog"))
+    resolved = run_study.resolve(config).settings
+    planned = jobs.plan(resolved, range(2), experiment.digest(experiment.load_dataset("digits")))
+    taken = [job.identity for job in planned if job.setting == "nfg"]
+    folders = [str(Path(ablate.__file__).parent), str(Path(ablate.__file__).parents[1])]
+    other = subprocess.Popen(
+        [sys.executable, "-c", CLAIM, *folders, str(tmp_path / "odyssey"), *taken],
+        stdin=subprocess.PIPE,
+        stdout=subprocess.PIPE,
+        text=True,
+    )
+    with other:
+        assert other.stdout.readline() == "True True\n"
+        with Records(tmp_path / "odyssey").claims() as claim:
+            assert [claim(job.identity) for job in planned] == [
+                job.identity not in taken for job in planned
+            ]
+
+        def sleep(seconds):  # until the other process is killed
+            assert [r["setting"] for r in Records(tmp_path / "odyssey").read().values()] == [
+                "nog",
+                "nog",
+            ]
+            other.kill()
+            other.wait()
+
+        monkeypatch.setattr(run_study, "time", SimpleNamespace(sleep=sleep))
+        assert ablate.main(config) == 0
+    assert "waiting for 2 runs that another process trains" in capsys.readouterr().out
+    assert len(lines(tmp_path, "odyssey")) == 4
 
 
 def test_settings_that_differ_in_hyperparameters_share_a_program(tmp_path):
@@ -336,8 +419,8 @@ def test_what_another_study_has_run_is_taken_from_there(tmp_path, capsys):
     shown = capsys.readouterr().out
     assert "1 runs are done, 1 to do" in shown
     assert re.search(r"about \d+ minutes if the others take as long as lstm-peephole", shown)
-    (there,) = map(json.loads, lines(tmp_path, "odyssey"))
-    here = [json.loads(line) for line in lines(tmp_path, "cells")]
+    (there,) = Records(tmp_path / "odyssey").read().values()
+    here = list(Records(tmp_path / "cells").read().values())
     assert here[0] == there | {"setting": "lstm-peephole"}
     assert [record["setting"] for record in here] == ["lstm-peephole", "janet"]
 
@@ -537,6 +620,11 @@ def test_equal_cells_are_as_large_as_units_in_fours_allow():
         ({"vary": ("cell=gru",), "set": ("steps",)}, "--set must be option=value, got 'steps'"),
         ({"study": "sise"}, r"there is no study 'sise', .*; did you mean size\? Choose from "),
         ({"vary": ("cell=gru",), "coordinator": "here"}, "--coordinator must be HOST:PORT, got he"),
+        ({"vary": ("cell=gru",), "hosts": 2}, "--hosts needs --coordinator HOST:PORT"),
+        ({"vary": ("cell=gru",), "study": "../esc"}, "name of a folder of --out, got '../esc'"),
+        ({"vary": ("cell=gru",), "study": ".."}, r"name of a folder of --out, got '\.\.'"),
+        ({"vary": ("cell=gru",), "study": "/tmp/esc"}, "name of a folder of --out, got '/tmp/esc'"),
+        ({"vary": ("cell=gru",), "study": ""}, "name of a folder of --out, got ''"),
         ({"vary": ("cell=gru",), "host": 2}, "--host must be at least 0 and less than --hosts"),
         ({"study": "odyssey", "settings": ("nfq",)}, r"no setting 'nfq'; did you mean nfg"),
         ({"study": "odyssey", "baseline": "nfq"}, r"no setting 'nfq'; did you mean nfg"),

@@ -1,10 +1,12 @@
 """Every script parses its options before JAX is imported, and names what is wrong with them."""
 
 import dataclasses
+import signal
 import subprocess
 import sys
 import typing
 from dataclasses import KW_ONLY, dataclass
+from functools import partial
 from pathlib import Path
 from typing import Annotated, Literal
 
@@ -19,6 +21,7 @@ import draw
 import experiment
 import export
 import forms
+import interrupts
 import mnist
 import options
 import predict
@@ -274,3 +277,47 @@ def test_the_names_of_options_are_those_of_the_tables():
     assert tuple(studies.STUDIES) == study_options.STUDIES
     assert options.HEADINGS.keys() <= hints.keys()
     assert study_options.HEADINGS.keys() <= fields(ablate.Config)
+
+
+SIGNAL = """
+import os, signal, sys
+sys.path.insert(0, os.path.dirname(sys.argv[1]))
+number = int(sys.argv[2])
+sys.argv[0] = sys.argv[1]
+import interrupts
+class Swallows:
+    def __del__(self):  # where an exception would be lost
+        os.kill(os.getpid(), number)
+Swallows()
+print("went on")
+"""
+
+
+@pytest.mark.parametrize(
+    ("script", "advice"),
+    [
+        ("mnist", "; the same command resumes from the last checkpoint"),
+        ("ablate", "; the same command trains the runs that are missing"),
+        ("predict", ""),
+    ],
+)
+@pytest.mark.parametrize("number", [signal.SIGINT, signal.SIGTERM])
+def test_a_signal_ends_a_script_with_one_line(script, advice, number):
+    words = [sys.executable, "-S", "-c", SIGNAL, str(FOLDER / f"{script}.py"), str(int(number))]
+    # A shell starts its background processes without SIGINT, which they pass on.
+    heard = partial(signal.signal, number, signal.SIG_DFL)
+    done = subprocess.run(words, capture_output=True, text=True, preexec_fn=heard)
+    assert (done.returncode, done.stdout) == (128 + number, "")
+    assert done.stderr == f"interrupted{advice}\n"
+
+
+def test_the_signals_of_other_programs_stay_as_they_are():
+    assert signal.getsignal(signal.SIGINT) != interrupts.end
+    for name in SCRIPTS:
+        imports = [
+            line.split()[1]
+            for line in (FOLDER / f"{name}.py").read_text().splitlines()
+            if line.startswith(("import ", "from ")) and line.split()[1] != "__future__"
+        ]
+        own = [each for each in imports if each.partition(".")[0] not in sys.stdlib_module_names]
+        assert own[0] in ("interrupts", "command_line"), name  # which imports it first

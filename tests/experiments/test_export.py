@@ -16,6 +16,8 @@ import pytest
 import stablehlo
 import train
 from errors import OptionError
+from models import build_model
+from options import Config
 from test_mnist import SMALL
 
 from jaxrnn import training
@@ -44,13 +46,14 @@ def test_it_says_the_same_without_jaxrnn_for_any_batch(run, tmp_path, capsys):
     np.testing.assert_allclose(made, training.probabilities(model, params, images), atol=1e-5)
 
 
-def test_a_program_that_differs_is_found_out(run, tmp_path):
+def test_a_program_that_differs_is_found_out_and_not_written(run, tmp_path, monkeypatch):
     exported = jax.export.export(jax.jit(lambda x: jax.nn.softmax(x[:, 0, :10].astype(float))))
     shape = jax.ShapeDtypeStruct(jax.export.symbolic_shape("batch, 28, 28"), np.uint8)
-    program = tmp_path / "other.stablehlo"
-    program.write_bytes(exported(shape).serialize())
-    with pytest.raises(RunError, match="does not compute what the run does"):
-        stablehlo.check(run, program)
+    other = exported(shape)
+    monkeypatch.setattr(stablehlo, "export", lambda _: other)
+    with pytest.raises(RunError, match=r"^the program does not compute what the run does"):
+        stablehlo.write(run, tmp_path / "other.stablehlo")
+    assert not any(tmp_path.iterdir())
 
 
 def test_the_suffix_names_the_format():
@@ -76,15 +79,31 @@ def test_onnx_runtime_computes_the_same_on_the_test_set(run, tmp_path, capsys):
     np.testing.assert_allclose(found, training.probabilities(model, params, images), atol=1e-5)
 
 
-def test_an_onnx_model_that_differs_is_found_out(run, tmp_path):
+def test_an_onnx_model_that_differs_is_found_out_and_not_written(run, tmp_path, monkeypatch):
     pytest.importorskip("onnxruntime")
     model = onnx_file.export(run)
     [white] = [each for each in model.graph.initializer if each.name == "white"]
     white.float_data[:] = [250.0]
-    out = tmp_path / "other.onnx"
-    out.write_bytes(model.SerializeToString())
-    with pytest.raises(RunError, match="does not compute what the run does: they differ by 0"):
-        onnx_file.check(run, out)
+    monkeypatch.setattr(onnx_file, "export", lambda _: model)
+    with pytest.raises(RunError, match=r"^the model does not compute .* does: they differ by 0"):
+        onnx_file.write(run, tmp_path / "other.onnx")
+    assert not any(tmp_path.iterdir())
+
+
+@pytest.mark.parametrize(
+    ("options", "refused"),
+    [
+        ({"cell": "mlp"}, "takes recurrent layers, not --cell mlp"),
+        ({"cell": "gru", "patch": 14}, "takes recurrent layers, not --patch"),
+        ({"cell": "gru", "blocks": True}, "takes recurrent layers, not --blocks"),
+    ],
+)
+def test_what_is_no_stack_of_layers_is_refused(options, refused, monkeypatch):
+    config = Config(**options)
+    trained = experiment.Trained(config, build_model(config), {}, 0)
+    monkeypatch.setattr(onnx_file, "load_run", lambda _: trained)
+    with pytest.raises(OptionError, match=f"^--format onnx {refused}$"):
+        onnx_file.export(Path("run"))
 
 
 @pytest.mark.parametrize("package", ["onnx", "onnxruntime"])

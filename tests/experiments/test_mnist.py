@@ -28,8 +28,8 @@ from options import Config
 from terminal import run_script
 from test_event_file import scalars
 
-from jaxrnn.training.checkpoint import Checkpoints
-from jaxrnn.training.run import Run
+from jaxrnn.training.checkpoint import CheckpointError, Checkpoints
+from jaxrnn.training.run import OtherConfiguration, Run, RunError
 
 SCRIPT = Path(mnist.__file__)
 # The script without pictures; it sends itself a signal, or none if that is 0, after every record.
@@ -315,7 +315,7 @@ def test_a_loss_that_is_not_finite_stops_the_run(tmp_path, capsys):
         ({"dropout": 1.0}, r"--dropout must be in \[0, 1\)"),
         ({"recurrent_dropout": 0.1}, "needs --tied True or --tied False"),
         ({"tied": True}, "--tied needs --recurrent-dropout"),
-        ({"dropout": 0.3}, "--dropout needs --num-layers of at least 2, or --patch: it drops"),
+        ({"dropout": 0.3}, "--dropout needs --num-layers of at least 2, --patch or --blocks: it"),
         ({"chrono": 28.0, "forget_bias": 1.0}, "--forget-bias does not go with --chrono"),
         ({"cell": "lstm-chrono", "forget_bias": 1.0}, "--forget-bias does not go with --chrono"),
         ({"data_dir": Path("d")}, "--data-dir does not go with --dataset digits"),
@@ -421,3 +421,149 @@ def test_real_mnist_is_learned(tmp_path):
     assert process.returncode == 0, errors
     result = json.loads((tmp_path / "run" / "result.json").read_text())
     assert result["final_test_accuracy"] > 0.95
+
+
+@pytest.mark.parametrize(
+    ("name", "value"),
+    [
+        ("XLA_FLAGS", "--xla_force_host_platform_device_count=8 --xla_cpu_multi_thread_eigen=true"),
+        ("JAX_NUM_CPU_DEVICES", "8"),
+    ],
+)
+def test_a_number_of_devices_that_the_user_has_set_is_kept(name, value, monkeypatch):
+    monkeypatch.setenv("XLA_FLAGS", "")
+    monkeypatch.setenv(name, value)
+    updated = []
+    monkeypatch.setattr(jax.config, "update", lambda *words: updated.append(words))
+    devices.divide_cpu(2)
+    assert updated == []
+    assert os.environ[name] == value
+    monkeypatch.setenv("XLA_FLAGS", "--xla_dump_to=/tmp")
+    monkeypatch.delenv("JAX_NUM_CPU_DEVICES", raising=False)
+    devices.divide_cpu(2)
+    assert updated == [("jax_num_cpu_devices", 2)]
+    assert os.environ["XLA_FLAGS"] == "--xla_dump_to=/tmp --xla_cpu_multi_thread_eigen=false"
+
+
+@pytest.fixture
+def again(whole, tmp_path, monkeypatch):
+    """A copy of the finished run, and a function that runs its command again without figures."""
+    monkeypatch.setattr(train, "draw", lambda *_: None)
+    out = Path(shutil.copytree(whole[0], tmp_path / "run"))
+    return out, lambda **options: run_script(
+        lambda: mnist.main(dataclasses.replace(SMALL, out=out, **options))
+    )
+
+
+@pytest.mark.parametrize("text", ["", "{}", "[]", "null", '{"steps": 120}', "[" * 100_000])
+def test_a_damaged_result_is_written_again(again, text, whole, capsys):
+    out, run = again
+    (out / "result.json").write_text(text)
+    assert run() == 0
+    shown = capsys.readouterr().out
+    assert shown.count("result.json is damaged and written again from the checkpoints: ") == 1
+    before, now = (Run(folder).read("result.json") for folder in (whole[0], out))
+    measured = ("seconds", "peak_memory_bytes")
+    assert all(now[name] == before[name] for name in before if name not in measured)
+
+
+def test_lost_evaluations_are_named_and_without_the_last_there_is_no_result(again, capsys):
+    out, run = again
+    (out / "result.json").unlink()
+    path = out / "metrics.jsonl"
+    lines = path.read_bytes().splitlines(keepends=True)
+    assert len(lines) == 6
+    path.write_bytes(lines[0] + b"null\n" + lines[2] + lines[2] + b"".join(lines[4:]))
+    assert run() == 0
+    shown = capsys.readouterr().out
+    assert f"{path} is read without damaged lines: 1, first line 2: None is not a dict\n" in shown
+    assert f"{path} has lost 2 evaluations, of steps 40 to 80; the result and the fig" in shown
+    assert Run(out).read("result.json")["evaluations"] == 4
+    (out / "result.json").unlink()
+    for text in (None, b"", b"[]\n3\n", b"".join(lines)[:-1], b"\xff\n\n"):
+        path.unlink(missing_ok=True)
+        if text is not None:
+            path.write_bytes(text)
+        assert run() == 2
+        error = capsys.readouterr().err
+        assert f"{path} has lost the evaluation of step 120, the last one; --no-resume" in error
+        assert error.count("\n") == 1
+
+
+STORED = {
+    "[]": "is damaged: list is not a dict",
+    "{}": "is damaged: dict is missing required key",
+    "null": "is damaged: None is not a dict",
+    "[" * 100_000: "is damaged: not JSON",
+}
+
+
+@pytest.mark.parametrize("text", STORED)
+def test_a_damaged_configuration_is_refused(again, text, capsys):
+    out, run = again
+    (out / "config.json").write_text(text)
+    assert run() == 2
+    error = capsys.readouterr().err
+    assert error.startswith(f"error: {out / 'config.json'} {STORED[text]}")
+    assert error.endswith(
+        "choose another folder with --out, or --no-resume deletes the run and starts over\n"
+    )
+    assert error.count("\n") == 1
+    assert run(resume=False, steps=1, eval_every=1) == 0
+    assert Run(out).configuration()["config"]["steps"] == 1
+
+
+@pytest.mark.parametrize(
+    ("changes", "words"),
+    [
+        ({"cell": "lsmt"}, "does not hold options of this version: --cell does not take 'lsmt'"),
+        ({"optimizer": "sgd"}, "does not hold options of this version: optimizer: "),
+        ({"hidden_size": "16"}, "does not hold options of this version: hidden_size: str is not"),
+        ({"delay": 10**12}, "does not hold options of this version: --delay needs "),
+        ({"num_layers": 10**9}, "does not hold options of this version: --num-layers must be at"),
+        ({"colour": "red"}, "does not hold options of this version: there is no option colour"),
+        ({"num_layers": 2}, "120 holds another state than the one to restore"),
+        ({"hidden_size": 64}, "120 holds another state than the one to restore"),
+        ({"hidden_size": 10**9}, "120 holds another state than the one to restore"),
+    ],
+)
+def test_a_configuration_that_is_not_that_of_the_checkpoints_is_refused(again, changes, words):
+    out, _ = again
+    stored = json.loads((out / "config.json").read_text())
+    stored["config"] |= changes
+    (out / "config.json").write_text(json.dumps(stored))
+    with pytest.raises(OtherConfiguration, match="differs from its checksum"):
+        experiment.load_run(out)
+    del stored["checksum"]
+    (out / "config.json").write_text(json.dumps(stored))
+    with pytest.raises((RunError, CheckpointError), match=words) as error:
+        experiment.load_run(out)
+    assert "\n" not in str(error.value)
+
+
+def test_a_run_is_locked_until_its_figures_are_drawn(again, monkeypatch, capsys):
+    out, run = again
+    codes = []
+
+    def draw(*_):
+        monkeypatch.setattr(train, "draw", lambda *_: None)
+        codes.append(run(resume=False))
+
+    monkeypatch.setattr(train, "draw", draw)
+    (out / "result.json").unlink()
+    assert run() == 0
+    assert codes == [1]
+    assert f"error: {out / 'checkpoints'} is in use by another process" in capsys.readouterr().err
+    assert Run(out).result()["steps"] == 120
+    monkeypatch.setattr(Run, "lock", lambda _: pytest.fail("a finished run is locked"))
+    assert run() == 0
+
+
+def test_what_does_not_fit_into_the_memory_is_an_error():
+    for options, words in (
+        ({"hidden_size": 10**6}, "--hidden-size 1000000: training 4,000,126,000,010 parameters"),
+        ({"hidden_size": 10**9}, "--hidden-size 1000000000: training 4,000,000,126,"),
+        ({"delay": 10**9}, "--delay 1000000000 needs 46,"),
+    ):
+        with pytest.raises(OptionError, match=f"{words}.* GiB of memory; there are "):
+            mnist.main(dataclasses.replace(SMALL, **options))

@@ -343,7 +343,6 @@ def test_a_run_is_opened_where_and_as_the_options_say(capture, tmp_path):
     capture("mnist", out=tmp_path / "a")
     assert (tmp_path / "a" / "config.json").exists()
     left = tmp_path / "a" / "curves.png"
-    (tmp_path / "a" / "checkpoints").mkdir()
     left.write_text("of the run before")
     capture("mnist", out=tmp_path / "a", resume=True)
     assert left.exists()

@@ -138,6 +138,25 @@ def test_strokes_of_the_mouse_are_read_row_by_row(show):
     assert page.get_by_role("button", name="Clear").is_disabled()
 
 
+def test_nothing_else_happens_during_a_stroke(show):
+    """As when a second finger presses a button."""
+    page = show(LSTM)
+    draw(page, STROKES[:1])
+    page.mouse.down()
+    page.evaluate(
+        """() => {
+            for (const button of document.querySelectorAll("#undo, #clear, #examples button"))
+                button.click();
+        }"""
+    )
+    page.mouse.move(200, 200, steps=3)
+    page.mouse.up()
+    assert page.evaluate("strokes.length") == 2
+    np.testing.assert_allclose(
+        seen(page).astype(int), predict.mnist_style(drawing(page)).astype(int), atol=1
+    )
+
+
 def test_everything_but_drawing_works_by_keyboard(show):
     page = show(LSTM)
     page.keyboard.press("Tab")  # over the disabled buttons to the first image
@@ -284,6 +303,9 @@ PICTURES = {
     "soft": picture((120, 120), [(30, 30), (90, 34), (50, 90)]).resize((97, 133)),
 }
 PICTURES["with dust"].putpixel((100, 110), 0)
+for size in (47, 48, 50):  # symmetric, so that the center lies between two pixels
+    PICTURES[f"a dot of {size}"] = Image.new("L", (120, 120), 255)
+    ImageDraw.Draw(PICTURES[f"a dot of {size}"]).ellipse((30, 40, 30 + size, 40 + size), fill=0)
 
 
 def test_images_are_scaled_and_centred_as_predict_does(show):

@@ -108,8 +108,12 @@ def test_a_study_along_a_length_compares_settings_of_equal_length(tmp_path, monk
 @pytest.mark.parametrize("name", [*options.TASKS, "noisy-rows"])
 def test_the_settings_of_a_study_are_lines_along_its_length(name, tmp_path):
     kept, study = records.Records(tmp_path), run_study.STUDIES[name]
-    settings = {each: {"options": study.base | own} for each, own in study.settings.items()}
-    kept.config_path.write_text(json.dumps({"settings": settings}))
+    settings = {
+        each: {"options": study.base | own, "data_sha256": "", "set": [], "runs": []}
+        for each, own in study.settings.items()
+    }
+    about = {"study": name, "about": "", "commands": [], "environment": {}}
+    kept.config_path.write_text(json.dumps(about | {"settings": settings}))
     assert list(map(len, kept.groups())) == [8, 8, 8]
 
 

@@ -1,5 +1,8 @@
 """IDX files: valid ones are read, others raise a DataError that names them."""
 
+import os
+import struct
+import tracemalloc
 from pathlib import Path
 
 import numpy as np
@@ -44,7 +47,7 @@ BROKEN = {
     "holds labels, expected an IDX file of images": (TRAIN_IMAGES, zipped(encoded(LABELS))),
     "holds images, expected an IDX file of labels": (TEST_LABELS, zipped(encoded(IMAGES))),
     "truncated, 31359 bytes": (TRAIN_IMAGES, zipped(encoded(IMAGES)[:-1])),
-    "too long, 31361 bytes": (TRAIN_IMAGES, zipped(encoded(IMAGES) + b"x")),
+    "too long, more than 31360 bytes": (TRAIN_IMAGES, zipped(encoded(IMAGES) + b"x")),
     "less than a header": (TRAIN_LABELS, zipped(b"\0\0\x08\x01\0")),
     "0 bytes are less": (TEST_IMAGES, b""),
     "39 labels for 40 images": (TRAIN_LABELS, zipped(encoded(LABELS[1:]))),
@@ -81,12 +84,49 @@ def test_an_unreadable_file_is_named(tmp_path, load, monkeypatch):
     folder = write(tmp_path / "d")
     (folder / f"{TEST_LABELS}.gz").rename(folder / "aside")
     (folder / f"{TEST_LABELS}.gz").mkdir()
-    with pytest.raises(idx.DataError, match=rf"{TEST_LABELS}.gz: cannot be read .*directory"):
+    with pytest.raises(
+        idx.DataError, match=rf"{TEST_LABELS}.gz: cannot be read .*not a regular file"
+    ):
         load("mnist", folder)
 
-    monkeypatch.setattr(Path, "read_bytes", forbidden)
+    monkeypatch.setattr(Path, "open", forbidden)
     with pytest.raises(idx.DataError, match=f"{TRAIN_IMAGES}.gz: cannot be read .*denied"):
         load("mnist", folder)
+
+
+def test_a_file_that_is_not_a_regular_one_is_not_opened(tmp_path, load):
+    folder = write(tmp_path / "d")
+    path = folder / f"{TRAIN_LABELS}.gz"
+    path.unlink()
+    os.mkfifo(path)  # which waits for a writer
+    with pytest.raises(idx.DataError, match=rf"{path}: cannot be read \(not a regular file\)"):
+        load("mnist", folder)
+    path.unlink()
+    path.symlink_to("/dev/zero")  # which never ends
+    for read in (load, lambda *_: idx.read_split(folder / f"{TRAIN_IMAGES}.gz", path)):
+        with pytest.raises(idx.DataError, match=rf"{path}: cannot be read \(not a regular file\)"):
+            read("mnist", folder)
+
+
+def test_no_more_is_unpacked_than_the_header_announces(tmp_path):
+    path = tmp_path / "bomb.gz"
+    path.write_bytes(zipped(encoded(IMAGES[:2]) + bytes(1 << 26)))
+    tracemalloc.start()
+    with pytest.raises(idx.DataError, match="too long, more than 1568 bytes of data where its"):
+        idx.read_split(path, path)
+    most = tracemalloc.get_traced_memory()[1]
+    tracemalloc.stop()
+    assert most < 1 << 20
+    # A header of more than the file can hold does not allocate it.
+    path.write_bytes(zipped(struct.pack(">4I", 2051, 2**32 - 1, 28, 28) + bytes(1000)))
+    with pytest.raises(idx.DataError, match="truncated, 1000 bytes of data where its header says"):
+        idx.read_split(path, path)
+
+
+def test_a_path_with_nul_is_an_error_of_the_data(load):
+    with pytest.raises(idx.DataError, match=r"a\\0b: (cannot be read|no such folder)") as error:
+        load("mnist", "a\0b")
+    assert "\0" not in str(error.value)
 
 
 @pytest.mark.parametrize("packed", [True, False])

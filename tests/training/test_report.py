@@ -1,5 +1,6 @@
 """The contents of pictures, by their figures, and that matplotlib's state is unchanged."""
 
+import errno
 import sys
 import warnings
 
@@ -13,7 +14,7 @@ from jaxrnn.training import report
 
 IMAGES = np.random.default_rng(0).integers(0, 256, (30, 28, 28), dtype=np.uint8)
 LABELS = np.arange(30) % 10
-PATH = "never written.png"
+PATH = "picture.png"
 
 
 def probabilities(*shape):
@@ -31,11 +32,13 @@ def record(step, test=0.9, validation=0.9, loss=0.5):
 
 
 @pytest.fixture
-def figures(monkeypatch):
+def figures(monkeypatch, tmp_path):
     """The figures that are saved during the test, laid out but not written."""
+    monkeypatch.chdir(tmp_path)
     saved = []
 
-    def savefig(self, *_, **__):
+    def savefig(self, path, **__):
+        path.touch()
         with warnings.catch_warnings():
             warnings.simplefilter("error")
             self.draw_without_rendering()
@@ -289,3 +292,18 @@ def test_beliefs_rejects_other_shapes():
         report.beliefs(IMAGES, probabilities(30), PATH)
     with pytest.raises(ValueError, match="at least one image"):
         report.beliefs(IMAGES[:0], probabilities(0, 28), PATH)
+
+
+def test_a_picture_that_cannot_be_written_leaves_the_one_before(tmp_path, monkeypatch):
+    path = tmp_path / "curves.png"
+    path.write_bytes(b"the one before")
+
+    def savefig(_, path, **__):
+        path.write_bytes(b"half")
+        raise OSError(errno.ENOSPC, "No space left on device")
+
+    monkeypatch.setattr(Figure, "savefig", savefig)
+    with pytest.raises(OSError, match=r"No space left on device: .*curves\.png"):
+        report.curves([record(100)], path)
+    assert path.read_bytes() == b"the one before"
+    assert list(tmp_path.iterdir()) == [path]

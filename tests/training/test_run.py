@@ -1,15 +1,28 @@
 """The directory of a run: configurations are never mixed, files are complete or absent."""
 
+import errno
 import json
+import os
+import random
+import re
 import shutil
+import signal
 import subprocess
+from pathlib import Path
 
 import pytest
 
 from jaxrnn.training import run as run_module
 from jaxrnn.training.checkpoint import CheckpointError, lock
-from jaxrnn.training.files import append_record, read_records
-from jaxrnn.training.run import OtherConfiguration, Run, RunError, differences, git_revision
+from jaxrnn.training.files import FileError, append_record, read_records
+from jaxrnn.training.run import (
+    OtherConfiguration,
+    Run,
+    RunError,
+    Stop,
+    differences,
+    git_revision,
+)
 
 
 def test_a_new_folder_records_configuration_and_environment(tmp_path):
@@ -93,7 +106,11 @@ def test_starting_over_removes_what_was_there(tmp_path):
     run.open({"seed": 1}, start_over=True)
     assert not run.finished
     assert run.metrics() == []
-    assert [path.name for path in run.directory.iterdir()] == ["config.json"]
+    assert {path.name for path in run.directory.rglob("*")} == {
+        "config.json",
+        "checkpoints",
+        "lock",
+    }
     assert run.read("config.json")["config"] == {"seed": 1}
 
 
@@ -103,6 +120,7 @@ def test_killed_while_it_starts_or_starts_over_it_can_be_started_again(tmp_path,
     assert run.open({"seed": 0}) == []
     run.append_metrics({"step": 100})
     run.finish({"accuracy": 1.0})
+    (run.checkpoints / "100").mkdir(parents=True)
 
     def killed(path):
         raise KeyboardInterrupt
@@ -117,9 +135,30 @@ def test_killed_while_it_starts_or_starts_over_it_can_be_started_again(tmp_path,
 def test_a_run_in_progress_is_not_started_over(tmp_path):
     run = Run(tmp_path / "run")
     run.open({"seed": 0})
-    with lock(run.checkpoints), pytest.raises(CheckpointError, match="in use"):
-        run.open({"seed": 0}, start_over=True)
+    with lock(run.checkpoints):
+        for start in (run.lock, lambda: run.open({"seed": 0}, start_over=True)):
+            with pytest.raises(CheckpointError, match="in use"):
+                start()
     assert run.read("config.json")
+    with run:
+        run.lock()
+        with pytest.raises(CheckpointError, match="in use"):
+            Run(run.directory).open({"seed": 0}, start_over=True)
+        run.open({"seed": 1}, start_over=True)  # and stays locked
+        with pytest.raises(CheckpointError, match="in use"):
+            Run(run.directory).lock()
+    Run(run.directory).open({"seed": 0}, start_over=True)
+
+
+def test_killed_after_the_lock_is_created_it_can_be_started_again(tmp_path):
+    with Run(tmp_path) as run:
+        run.lock()
+    assert Run(tmp_path).open({"seed": 0}) == []
+    # But a run whose configuration is lost is not taken for a new one.
+    (tmp_path / "config.json").unlink()
+    (tmp_path / "checkpoints" / "100").mkdir()
+    with pytest.raises(RunError, match="is not empty and holds no run"):
+        Run(tmp_path).open({"seed": 0})
 
 
 def test_another_environment_is_reported(tmp_path):
@@ -164,8 +203,131 @@ def test_an_unusable_folder_is_reported_in_one_line(tmp_path):
     with pytest.raises(RunError, match=r"config\.json is missing"):
         Run(tmp_path).read("config.json")
     (tmp_path / "config.json").write_text("{")
-    with pytest.raises(RunError, match="cannot be read"):
+    with pytest.raises(OtherConfiguration, match=r"config\.json is damaged: not JSON"):
         Run(tmp_path).open({})
+    Run(tmp_path).check({})
+
+
+FOREIGN = {
+    "not JSON: ": [b"", b"{", b"[" * 100_000, b"\xff"],
+    "is not a dict": [b"[]", b"null", b"3"],
+    'missing required key(s): "config"': [b'{"environment": {}}'],
+    "value of key 'config' of dict is not a dict": [b'{"config": [], "environment": {}}'],
+}
+
+
+@pytest.mark.parametrize("problem", FOREIGN)
+def test_json_that_is_not_ours_is_refused(problem, tmp_path):
+    run = Run(tmp_path)
+    for text in FOREIGN[problem]:
+        (tmp_path / "config.json").write_bytes(text)
+        with pytest.raises(OtherConfiguration) as error:
+            run.open({"seed": 0})
+        assert re.search(rf"config\.json is damaged: .*{re.escape(problem)}", str(error.value))
+        assert "\n" not in str(error.value)
+    assert run.open({"seed": 0}, start_over=True) == []
+
+
+def test_a_flipped_bit_is_found(tmp_path):
+    run = Run(tmp_path)
+    run.open({"seed": 0, "rate": 0.1})
+    run.finish({"accuracy": 0.25})
+    run.append_metrics({"step": 1, "loss": 0.5})
+    warnings = []
+    for name, read in (
+        ("config.json", run.configuration),
+        ("result.json", lambda: run.result(dict[str, float], warnings.append)),
+        ("metrics.jsonl", lambda: run.metrics(dict[str, float], warnings.append)),
+    ):
+        path, before = tmp_path / name, read()
+        written = path.read_bytes()
+        for bit in random.Random(0).sample(range(8 * len(written)), 40):
+            flipped = bytearray(written)
+            flipped[bit // 8] ^= 1 << bit % 8
+            path.write_bytes(flipped)
+            warnings.clear()
+            try:
+                found = read()
+            except OtherConfiguration:
+                continue
+            assert found == before or warnings or not flipped.endswith(b"\n")
+        path.write_bytes(written)
+        assert read() == before
+
+
+def test_of_the_metrics_what_is_damaged_is_left_out_with_a_line(tmp_path):
+    run, path, warnings = Run(tmp_path), tmp_path / "metrics.jsonl", []
+    for step in (100, 200, 300):
+        run.append_metrics({"step": step})
+    one, two, three = path.read_bytes().splitlines(keepends=True)
+    for bad in (b"[]\n", b"3\n", b"null\n", b"\n", b"\xff\n"):
+        path.write_bytes(one + bad + bad + three + two + three)
+        with pytest.raises(RunError, match=r"metrics\.jsonl has damaged lines: 2, first line 2: "):
+            run.metrics()
+        assert [each["step"] for each in run.rewind_metrics(300, warn=warnings.append)] == [
+            100,
+            200,
+            300,
+        ]
+        assert path.read_bytes() == one + two + three
+    assert len(warnings) == 5
+    assert all("\n" not in line for line in warnings)
+
+
+@pytest.mark.parametrize("kind", [Path.mkdir, os.mkfifo])
+def test_what_is_not_a_file_is_not_read(kind, tmp_path):
+    kind(tmp_path / "result.json")
+    assert Run(tmp_path).result(warn=(warnings := []).append) is None
+    assert "not a regular file" in warnings[0]
+
+
+class _FullDisk:
+    """A file that takes ten bytes."""
+
+    def __init__(self, file):
+        self._file = file
+
+    def __getattr__(self, name):
+        return getattr(self._file, name)
+
+    def __enter__(self):
+        return self
+
+    def __exit__(self, *_):
+        self._file.close()
+
+    def write(self, text):
+        self._file.write(text[:10])
+        raise OSError(errno.ENOSPC, "No space left on device")
+
+
+def test_on_a_full_disk_files_stay_as_they_are_and_are_named(tmp_path, monkeypatch):
+    run = Run(tmp_path)
+    run.append_metrics({"step": 100})
+    run.finish({"accuracy": 0.5})
+    before = {path: path.read_bytes() for path in tmp_path.iterdir()}
+    opened = Path.open
+    monkeypatch.setattr(Path, "open", lambda *words, **named: _FullDisk(opened(*words, **named)))
+    with pytest.raises(OSError, match=r"No space left on device: .*metrics\.jsonl"):
+        run.append_metrics({"step": 200})
+    with pytest.raises(OSError, match=r"No space left on device: .*result\.json"):
+        run.finish({"accuracy": 0.7})
+    monkeypatch.undo()
+    assert [record["step"] for record in run.metrics()] == [100]
+    run.append_metrics({"step": 200})
+    assert [record["step"] for record in run.metrics()] == [100, 200]
+    assert {path: path.read_bytes() for path in tmp_path.iterdir()}.keys() == before.keys()
+    assert run.result() == {"accuracy": 0.5}
+
+
+def test_a_record_is_read_with_and_without_a_checksum(tmp_path):
+    path = tmp_path / "records.jsonl"
+    append_record(path, {"a": (1, 0.1), "b": {"2": None}})
+    path.write_text(path.read_text() + '{"a": 1}\n')
+    assert read_records(path) == [{"a": [1, 0.1], "b": {"2": None}}, {"a": 1}]
+    path.write_text(path.read_text().replace("0.1", "0.2"))
+    with pytest.raises(FileError, match="differs from its checksum"):
+        read_records(path)
 
 
 def test_differences():
@@ -173,3 +335,19 @@ def test_differences():
         "b: 2, now 3",
         "c: None, now 4",
     ]
+
+
+def test_a_second_signal_is_handled_as_before():
+    handled = []
+    before = signal.signal(signal.SIGTERM, lambda number, _: handled.append(number))
+    try:
+        with Stop() as stop:
+            os.kill(os.getpid(), signal.SIGTERM)
+            assert (stop.signal, handled) == (signal.SIGTERM, [])
+            with pytest.raises(KeyboardInterrupt):
+                os.kill(os.getpid(), signal.SIGTERM)
+            assert handled == [signal.SIGTERM]
+            with pytest.raises(KeyboardInterrupt):
+                os.kill(os.getpid(), signal.SIGINT)
+    finally:
+        signal.signal(signal.SIGTERM, before)

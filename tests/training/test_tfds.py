@@ -24,6 +24,7 @@ from idx_files import (
 
 from jaxrnn.training import data
 from jaxrnn.training.data import tfds
+from jaxrnn.training.files import swept
 
 pytestmark = pytest.mark.usefixtures("home")
 _, LABELS, _, FEW_LABELS = originals()
@@ -156,6 +157,19 @@ def test_download_prepares_through_tfds_once(tmp_path, load, server):
     assert_original(load("mnist"))
     assert len(server.asked) == 8
     assert "tensorflow" not in sys.modules
+
+
+def test_what_killed_processes_left_is_removed(tmp_path, load, server):
+    cache = tmp_path / "cache"
+    left = [cache / "prepare-abc" / "files", cache / "mnist-abc.tmp"]
+    left[0].mkdir(parents=True)
+    left[1].touch()
+    with swept(cache, "nothing"):  # another process may still be writing
+        load("mnist")
+        assert all(path.exists() for path in left)
+    (cache / "mnist.npz").unlink()
+    load("mnist")
+    assert [path.name for path in cache.iterdir()] == ["mnist.npz"]
 
 
 def test_download_without_a_cache_folder(tmp_path, load, server):

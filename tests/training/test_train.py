@@ -243,3 +243,9 @@ def test_schedules():
     # Up, then down; and a gradient clipped to the size of Adam's epsilon moves less than its rate.
     assert 0 < int(np.argmax(sizes)) < 9
     assert max(sizes) < 0.2
+
+
+@pytest.mark.parametrize("norm", [0.0, -1.0, float("nan")])
+def test_gradients_are_not_clipped_to_nothing(norm):
+    with pytest.raises(ValueError, match="clip_norm must be positive or None, got"):
+        training.optimizer(1e-3, clip_norm=norm)

@@ -109,8 +109,11 @@ def from_onnx(model: Any, inputs: Mapping[str, Any] | None = None) -> tuple[Any,
 
     Raises:
         ImportError: If the package onnx is not installed.
-        ValueError: If there is no such node, its weights are not constants, or jaxrnn cannot
-            compute it. The message names the node and what is wrong.
+        OSError: If the file cannot be opened.
+        ValueError: If the model cannot be read, there is no such node, its weights are not
+            constants, or jaxrnn cannot compute it. The message names the node and what is wrong.
+            Weights in other files are read only of a model given by its path, and only from the
+            folder of that file.
 
     Examples:
         >>> from jaxrnn.convert import from_onnx
@@ -120,13 +123,21 @@ def from_onnx(model: Any, inputs: Mapping[str, Any] | None = None) -> tuple[Any,
     read = _import("read")
     import onnx
 
-    if isinstance(model, bytes):
-        model = onnx.load_model_from_string(model)
-    elif isinstance(model, str | os.PathLike):
-        model = onnx.load(os.fspath(model))
+    inputs = {} if inputs is None else inputs
+    if not isinstance(inputs, Mapping):
+        raise ValueError(f"inputs must be arrays by their names, got {describe(inputs)}")
+    try:
+        if isinstance(model, bytes):
+            model = onnx.load_model_from_string(model)
+        elif isinstance(model, str | os.PathLike):
+            model = onnx.load(os.fspath(model))
+    except OSError:
+        raise
+    except Exception as error:  # of protobuf, of onnx and of the numbers in the file
+        raise ValueError(f"the ONNX model cannot be read: {read.line_of(error)}") from error
     if not isinstance(model, onnx.ModelProto):
         raise ValueError(f"model must be a path, bytes or a ModelProto, got {describe(model)}")
-    return read.module_of(model, {} if inputs is None else inputs)
+    return read.module_of(model, inputs)
 
 
 def _import(name: str) -> Any:

@@ -30,6 +30,7 @@ class Graph:
         self._nodes: list[Any] = []
         self._initializers: list[Any] = []
         self._constants: dict[Any, str] = {}
+        self._named: set[str] = set()
         self._numbers = itertools.count()
 
     def op(self, op_type: str, *inputs: str, **attributes: Any) -> str:
@@ -60,6 +61,7 @@ class Graph:
 
     def weight(self, name: str, value: Any) -> str:
         """The name of a parameter; one in float32 is stored in the dtype of the weights."""
+        self._claim(name)
         array = np.array(value, order="C")
         if array.dtype != np.float32 or self._weights == "float32":
             self.root._initializers.append(numpy_helper.from_array(array, name))
@@ -75,13 +77,21 @@ class Graph:
 
     def input(self, name: str, dtype: Any, shape: Sequence[int | str]) -> str:
         """Adds an input and returns its name."""
+        self._claim(name)
         self.inputs.append(_info(name, dtype, shape))
         return name
 
     def output(self, name: str, value: str, dtype: Any, shape: Sequence[int | str]) -> None:
         """Adds an output under a name of its own."""
+        self._claim(name)
         self._nodes.append(helper.make_node("Identity", [value], [name], f"{name}_identity"))
         self.outputs.append(_info(name, dtype, shape))
+
+    def _claim(self, name: str) -> None:
+        """Raises ValueError if another value has the name."""
+        if name in self.root._named:
+            raise ValueError(f"two values of the ONNX model would have the name {name}")
+        self.root._named.add(name)
 
     def proto(self, name: str) -> Any:
         """The graph as `onnx.GraphProto`."""

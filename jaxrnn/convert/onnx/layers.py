@@ -98,7 +98,7 @@ def direction(
     Raises:
         ValueError: If they do not fit the cell.
     """
-    cell, found = module.cell, _in_float32(params["cell"])
+    cell, found = module.cell, in_float32(params["cell"])
     if input_size is None:
         input_size = _input_size(cell, found)
     named = check_params(cell.init, found, input_size)
@@ -107,7 +107,7 @@ def direction(
     if not jax.tree.all(jax.tree.map(lambda both, one: np.all(both == one), pair, start)):
         raise ValueError(f"the initial state of {name_of(cell)} differs between examples")
     if "initial_state" in params:
-        learned = as_named(start, _in_float32(params["initial_state"]))
+        learned = as_named(start, in_float32(params["initial_state"]))
         start = check_state(f"the initial_state of {place}", learned, start)
     batch = broadcast(start, (1,))
     x = jax.ShapeDtypeStruct((1, input_size), jnp.float32)
@@ -115,7 +115,7 @@ def direction(
     return Direction(place, named, start, backward, input_size, output.shape[-1])
 
 
-def _in_float32(tree: Any) -> Any:
+def in_float32(tree: Any) -> Any:
     """The tree with its floating-point leaves in float32."""
 
     def cast(leaf):

@@ -356,13 +356,16 @@ def _dot_general(write, equation, x, y):
 
 
 def _reduce_sum(write, equation, x):
-    return write("ReduceSum", x, write.integers(*equation.params["axes"]), keepdims=0)
+    axes = equation.params["axes"]  # none are all of them in ONNX
+    return write("ReduceSum", x, write.integers(*axes), keepdims=0) if axes else x
 
 
 def _reduce(op_type: str) -> Callable[..., str]:
-    return lambda write, equation, x: write(
-        op_type, x, axes=list(equation.params["axes"]), keepdims=0
-    )
+    def entry(write, equation, x):
+        axes = list(equation.params["axes"])
+        return write(op_type, x, axes=axes, keepdims=0) if axes else x
+
+    return entry
 
 
 def _reduce_boolean(op_type: str) -> Callable[..., str]:

@@ -5,13 +5,13 @@ Shapes: B batch, T time, I input features, H hidden units, G gates, D directions
 
 from __future__ import annotations
 
-from collections.abc import Mapping, Sequence
+from collections.abc import Collection, Mapping, Sequence
 from typing import Any, NamedTuple
 
 import jax
 import jax.numpy as jnp
 import numpy as np
-from onnx import helper, inliner
+from onnx import defs, helper, inliner
 
 from jaxrnn.arguments import as_dict
 from jaxrnn.cells.gru import gru
@@ -19,12 +19,13 @@ from jaxrnn.cells.lstm import lstm
 from jaxrnn.cells.rnn import rnn
 from jaxrnn.convert.common import WIDTHS, WeightReader, join_gru_bias, make_params, reorder
 from jaxrnn.convert.onnx.native import ACTIVATIONS, GATES, OPERATORS
-from jaxrnn.convert.onnx.parts import Parts
+from jaxrnn.convert.onnx.parts import Parts, line_of
 from jaxrnn.linen import RNN, Stack
 
 KINDS = {operator: kind for kind, operator in OPERATORS.items()}
 CONSTRUCTORS: dict[str, Any] = {"rnn": rnn, "lstm": lstm, "gru": gru}
 INPUTS = ("X", "W", "R", "B", "sequence_lens", "initial_h", "initial_c", "P")
+BACKWARD = {b"forward": [False], b"reverse": [True], b"bidirectional": [False, True]}
 # The activations that take alpha and beta, and their defaults.
 ALPHA = {
     **{"Elu": 1.0, "LeakyRelu": 0.01, "HardSigmoid": 0.2, "ThresholdedRelu": 1.0},
@@ -67,24 +68,53 @@ class Operator:
     """
 
     def __init__(self, node: Any):
-        self.label = f"{node.op_type} {node.name or next(filter(None, node.output), '')}".strip()
+        name = node.name or next(filter(None, node.output), "")
+        self.label = " ".join((node.op_type, *name.split()))
         self.kind = KINDS[node.op_type]
         self.inputs = {
             name: value for name, value in zip(INPUTS, node.input, strict=False) if value
         }
         self.outputs = list(node.output)
+        if missing := [name for name in INPUTS[:3] if name not in self.inputs]:
+            raise ValueError(f"{self.label} has no input {missing[0]}")
+        types: Any = defs.get_schema(node.op_type).attributes
+        for each in node.attribute:
+            if each.name in types and each.type != types[each.name].type.value:
+                expected = types[each.name].type.name.lower()
+                raise ValueError(f"{each.name} of {self.label} must be of the type {expected}")
         self.attributes = {each.name: helper.get_attribute_value(each) for each in node.attribute}
-        self.layout = self.attributes.get("layout", 0)
-        direction = self.attributes.get("direction", b"forward").decode()
-        self.backward = {"forward": [False], "reverse": [True], "bidirectional": [False, True]}[
-            direction
-        ]
+        self.layout = self._one_of("layout", 0, (0, 1))
+        self.backward = BACKWARD[self._one_of("direction", b"forward", BACKWARD)]
+
+    def _one_of(self, name: str, default: Any, values: Collection[Any]) -> Any:
+        """An attribute, if it is one of these values."""
+        found = self.attributes.get(name, default)
+        if found not in values:
+            raise ValueError(
+                f"{name} of {self.label} must be one of {', '.join(map(repr, values))}, "
+                f"got {found!r}"
+            )
+        return found
+
+    def value(self, parts: Parts, name: str) -> np.ndarray:
+        """An input by ONNX's name for it."""
+        try:
+            return parts.value(self.inputs[name])
+        except ValueError as error:
+            raise ValueError(f"{name} of {self.label}: {error}") from error
+
+    def steps(self, parts: Parts) -> tuple[int, int]:
+        """T and B of the inputs X."""
+        shape = self.value(parts, "X").shape
+        if len(shape) != 3:
+            raise ValueError(f"X of {self.label} must have three axes, got {list(shape)}")
+        return shape[self.layout], shape[1 - self.layout]
 
     def directions(self, parts: Parts) -> list[Direction]:
         """The parameters and options of each direction."""
         for name in ("clip", "input_forget"):
-            if self.attributes.get(name):
-                value = self.attributes[name]
+            value = self.attributes.get(name)
+            if value or (name == "clip" and value is not None):
                 raise ValueError(f"{self.label} has {name}={value}, which jaxrnn has not")
         width, count = WIDTHS[self.kind], len(self.backward)
         shapes = {"W": f"D {width} I", "R": f"D {width} H"}
@@ -111,7 +141,7 @@ class Operator:
                 f"{name} of {self.label} is not a constant: it depends on {', '.join(found)}, "
                 "whose values the argument inputs can give"
             )
-        return parts.value(self.inputs[name])
+        return self.value(parts, name)
 
     def _params(self, arrays: dict[str, np.ndarray], number: int, options: Any) -> Any:
         """The parameters of one direction."""
@@ -174,9 +204,9 @@ class Operator:
             value = self.inputs.get(name)
             if value is None or parts.sources(value):  # it is the call's initial_carry
                 continue
-            state = parts.value(value)
+            state = self.value(parts, name)
             state = np.swapaxes(state, 0, 1) if self.layout else state
-            if state.ndim != 3 or state.shape[::2] != (len(starts), hidden):
+            if state.ndim != 3 or state.shape[::2] != (len(starts), hidden) or not state.size:
                 raise ValueError(
                     f"{name} of {self.label} must have shape [{len(starts)}, B, {hidden}], "
                     f"got {list(state.shape)}"
@@ -197,12 +227,20 @@ def _same(one: Sequence[Any], other: Sequence[Any]) -> bool:
 
 def module_of(model: Any, inputs: Mapping[str, Any]) -> tuple[Stack | RNN, dict[str, Any]]:
     """The module and its parameters; see `from_onnx`."""
-    model = inliner.inline_local_functions(model)
+    try:
+        model = inliner.inline_local_functions(model)
+    except Exception as error:
+        raise ValueError(f"the ONNX model cannot be read: {line_of(error)}") from error
+    names = {each.name for each in model.graph.input}
+    names |= {name for node in model.graph.node for name in node.input}
+    if unknown := [str(name) for name in inputs if name not in names]:
+        raise ValueError(f"inputs has {', '.join(unknown)}, which the model does not read")
     parts = Parts(model, inputs, set(KINDS))
     operators = [Operator(node) for node in parts.stops]
     if not operators:
         types = sorted({node.op_type for node in model.graph.node})
-        raise ValueError(f"the model must have a node RNN, LSTM or GRU, got {', '.join(types)}")
+        found = ", ".join(types) or "no nodes"
+        raise ValueError(f"the model must have a node RNN, LSTM or GRU, got {found}")
     layers = _layers(parts, operators)
     every = [each for layer in layers for each in layer]
     cell = _cell({operator.kind for operator in operators}, every)
@@ -261,13 +299,9 @@ def _layers(parts: Parts, operators: Sequence[Operator]) -> list[list[Direction]
     """The directions of each layer, whose inputs are the outputs of the layer before."""
     first, layers, groups = operators[0], [], []
     time, batch = 3, 2
-    if len(operators) > 1:
-        shape = parts.value(first.inputs["X"]).shape
-        time, batch = shape[1::-1] if first.layout else shape[:2]
-    for operator in operators:
-        for name in parts.sources(operator.inputs.get("sequence_lens", "")):
-            if name in parts.dummies:  # every example is as long as the inputs
-                parts.dummies[name] = np.full_like(parts.dummies[name], time)
+    if len(operators) > 1 or "sequence_lens" in first.inputs:
+        time, batch = first.steps(parts)
+    _check_lengths(parts, operators, time)
     for number, operator in enumerate(operators):
         directions = operator.directions(parts)
         if groups and _is_other_direction(parts, groups[-1], operator):
@@ -299,15 +333,18 @@ def _is_other_direction(parts: Parts, group: Sequence[Operator], operator: Opera
 def _set_outputs(
     parts: Parts, operator: Operator, number: int, sizes: tuple[int, int, int]
 ) -> None:
-    """Puts numbers, each of them another, in the place of an operator's outputs."""
+    """Puts random numbers in the place of an operator's outputs."""
     time, batch, hidden = sizes
     count = len(operator.backward)
     shapes = [(time, count, batch, hidden), *[(count, batch, hidden)] * 2]
     if operator.layout:
         shapes = [(batch, time, count, hidden), *[(batch, count, hidden)] * 2]
     for name, shape in zip(operator.outputs, shapes, strict=False):
-        numbers = np.arange(np.prod(shape), dtype=np.float32).reshape(shape)
-        parts.dummies[name] = numbers + np.float32(number * numbers.size)
+        # Of both signs and of all magnitudes, so that no other function keeps them all, and exact
+        # in float16, through which they may go.
+        random = np.random.default_rng((number, len(shape)))
+        numbers = random.choice((-1, 1), shape) * 2 ** random.uniform(-8, 15, shape)
+        parts.dummies[name] = numbers.astype(np.float16).astype(np.float32)
 
 
 def _check_follows(parts: Parts, group: Sequence[Operator], operator: Operator) -> None:
@@ -326,9 +363,33 @@ def _check_follows(parts: Parts, group: Sequence[Operator], operator: Operator) 
         y = parts.value(each.outputs[0])  # [T, D, B, H], or [B, T, D, H]
         outputs.append(y.transpose((1, 0, 2, 3) if each.layout else (0, 2, 1, 3)))
     expected = np.concatenate([y.reshape(*y.shape[:2], -1) for y in outputs], axis=-1)
-    x = parts.value(name)
+    x = operator.value(parts, "X")
     if not np.array_equal(np.swapaxes(x, 0, 1) if operator.layout else x, expected):
         raise ValueError(f"X of {operator.label} is not the outputs of {before} as they are")
+
+
+def _check_lengths(parts: Parts, operators: Sequence[Operator], time: int) -> None:
+    """Raises ValueError unless all layers have the lengths of the call, or all have T steps.
+
+    Every example is then as long as the inputs.
+    """
+    sources = [_lengths(parts, operator) for operator in operators]
+    for operator, found in zip(operators, sources, strict=True):
+        if found != sources[0]:
+            raise ValueError(
+                f"{operator.label} must have the sequence_lens of {operators[0].label}"
+            )
+        for name in found:
+            parts.fill(name, time)
+        if "sequence_lens" not in operator.inputs:
+            continue
+        lengths = operator.value(parts, "sequence_lens")
+        if np.any(lengths != time):
+            got = "a function of one" if found else f"{lengths.tolist()} for T = {time}"
+            raise ValueError(
+                f"sequence_lens of {operator.label} must be an input of the model, or T for every "
+                f"example, got {got}"
+            )
 
 
 def _lengths(parts: Parts, operator: Operator) -> set[str]:

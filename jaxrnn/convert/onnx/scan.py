@@ -47,17 +47,18 @@ def write_scan(
     """
     leaves, place = direction.leaves(), direction.place
     body = Graph(parent=graph)
+    # Names that start otherwise than those of the states, whose leaves may have any name.
     before = [
-        body.input(f"{name}_before", leaf.dtype, ["batch", *leaf.shape])
+        body.input(f"before/{name}", leaf.dtype, ["batch", *leaf.shape])
         for name, leaf in leaves.items()
     ]
-    scanned = [body.input(f"{place}/x", np.float32, ["batch", direction.input_size])]
+    scanned = [body.input(f"x/{place}", np.float32, ["batch", direction.input_size])]
     given = [reversed_each(graph, inputs, sequence) if direction.backward else inputs]
     if sequence.lengths is not None:
-        scanned.append(body.input(f"{place}/mask", bool, ["batch"]))
+        scanned.append(body.input(f"mask/{place}", bool, ["batch"]))
         given.append(sequence.lengths.mask)
     named, _ = jax.tree_util.tree_flatten_with_path(direction.params)
-    parameters = [graph.weight(f"{place}/{path_of(path)}", leaf) for path, leaf in named]
+    parameters = [graph.weight(f"params/{place}/{path_of(path)}", leaf) for path, leaf in named]
     jaxpr = _step(cell, regularizer, direction, len(scanned) > 1)
     constants = [graph.constant(np.asarray(each)) for each in jaxpr.consts]
     values = [Value(each, True) for each in (*constants, *parameters)]
@@ -69,8 +70,8 @@ def write_scan(
             f"ONNX cannot express {name_of(cell)}, whose step has the primitive {error}"
         ) from error
     for (name, leaf), value in zip(leaves.items(), after, strict=True):
-        body.output(f"{name}_after", value.name, leaf.dtype, ["batch", *leaf.shape])
-    body.output(f"{place}/y", output.name, np.float32, ["batch", direction.output_size])
+        body.output(f"after/{name}", value.name, leaf.dtype, ["batch", *leaf.shape])
+    body.output(f"y/{place}", output.name, np.float32, ["batch", direction.output_size])
     *states, outputs = graph.ops(
         "Scan",
         [*vectors(graph, sequence, direction, start), *given],

@@ -23,6 +23,7 @@ from jaxrnn.convert.onnx.layers import (
     Steps,
     direction,
     expanded,
+    in_float32,
     masked,
     reversed_each,
 )
@@ -33,9 +34,10 @@ from jaxrnn.linen import RNN, Classifier, Stack
 
 def model_of(module: Any, params: Any, *, lengths: bool, carry: bool, weights: str) -> Any:
     """The model; see `to_onnx`. The parameters are those alone."""
-    if not isinstance(module, RNN | Stack | Classifier):
-        kind = type(module).__name__
-        raise ValueError(f"module must be an RNN, Stack or Classifier of jaxrnn, got {kind}")
+    for each in (module, *([module.stack] if isinstance(module, Classifier) else [])):
+        if type(each) not in (RNN, Stack, Classifier):  # a subclass may compute something else
+            kind = type(each).__name__
+            raise ValueError(f"module must be an RNN, Stack or Classifier of jaxrnn, got {kind}")
     graph = Graph(weights)
     if isinstance(module, Classifier):
         params = _children(params, {"stack", "readout"}, "params")
@@ -217,7 +219,7 @@ def _write_logits(
         outputs = graph.op("Transpose", outputs, perm=[1, 0, 2])
     else:
         outputs = _last(graph, outputs, steps, module.stack.bidirectional)
-    kernel, bias = (graph.weight(f"readout/{name}", params[name]) for name in names)
+    kernel, bias = (graph.weight(f"readout/{name}", in_float32(params[name])) for name in names)
     logits = graph.op("Add", graph.op("MatMul", outputs, kernel), bias)
     axes = ["batch", "time"] if module.every_step else ["batch"]
     graph.output("logits", logits, np.float32, [*axes, module.num_classes])

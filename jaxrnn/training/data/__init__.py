@@ -15,6 +15,7 @@ import functools
 import hashlib
 import operator
 import os
+import stat
 import tempfile
 from collections.abc import Sequence
 from pathlib import Path
@@ -24,6 +25,7 @@ import numpy as np
 
 from jaxrnn.training.data import folders, idx, tfds
 from jaxrnn.training.data.idx import SIDE, DataError, Pair, Split
+from jaxrnn.training.files import swept
 
 __all__ = [
     "NAMES",
@@ -261,12 +263,18 @@ def _from_folder(name: str, folder: Path, cache: Path | None) -> tuple[Pair, str
     try:
         folder = folder.expanduser().resolve()
         source = folders.locate(name, folder)
-        stats = [(s.st_size, s.st_mtime_ns, s.st_ctime_ns) for s in map(os.stat, source.files)]
-    except (OSError, RuntimeError) as error:
-        raise DataError(f"{folder}: cannot be read ({idx.one_line(error)})") from error
+        stats = list(map(os.stat, source.files))
+    except DataError:
+        raise
+    except (OSError, RuntimeError, ValueError) as error:  # ValueError if the path has a NUL
+        shown = str(folder).replace("\0", "\\0")
+        raise DataError(f"{shown}: cannot be read ({idx.one_line(error)})") from error
+    for path, each in zip(source.files, stats, strict=True):
+        if not (stat.S_ISREG(each.st_mode) or stat.S_ISDIR(each.st_mode)):
+            raise DataError(f"{path}: cannot be read (not a regular file)")
     key = hashlib.sha256(b"\0".join(map(os.fsencode, source.files))).hexdigest()
     path = cache and cache / f"{name}-{key[:16]}.npz"
-    stamp = np.array(stats, np.int64)
+    stamp = np.array([(s.st_size, s.st_mtime_ns, s.st_ctime_ns) for s in stats], np.int64)
     pair = _read_cache(path, stamp)
     if pair is None:
         pair = source.read()
@@ -318,17 +326,20 @@ def _write_cache(path: Path | None, source: np.ndarray, pair: Pair) -> None:
         return
     temporary = None
     try:
-        handle, temporary = tempfile.mkstemp(dir=path.parent, prefix=f"{path.stem}-", suffix=".tmp")
-        with os.fdopen(handle, "wb") as file:
-            arrays = {
-                f"{name}_{field}": array
-                for name, split in pair._asdict().items()
-                for field, array in split._asdict().items()
-            }
-            np.savez(file, source=source, **arrays)
-            file.flush()
-            os.fsync(file.fileno())
-        os.replace(temporary, path)
+        with swept(path.parent, "*.tmp"):
+            handle, temporary = tempfile.mkstemp(
+                dir=path.parent, prefix=f"{path.stem}-", suffix=".tmp"
+            )
+            with os.fdopen(handle, "wb") as file:
+                arrays = {
+                    f"{name}_{field}": array
+                    for name, split in pair._asdict().items()
+                    for field, array in split._asdict().items()
+                }
+                np.savez(file, source=source, **arrays)
+                file.flush()
+                os.fsync(file.fileno())
+            os.replace(temporary, path)
     except OSError:
         # The data is already in memory. Without a cache only the next start takes longer.
         if temporary is not None:

@@ -189,6 +189,8 @@ def _split(path: Path, images: np.ndarray, labels: np.ndarray) -> Split:
 @contextlib.contextmanager
 def _named(path: Path) -> Iterator[None]:
     """Converts every error of a reader (zipfile, NumPy, Arrow) to a `DataError` with the file."""
+    if path.exists() and not path.is_file():
+        raise DataError(f"{path}: cannot be read (not a regular file)")
     try:
         yield
     except DataError:

@@ -6,11 +6,14 @@ with a file raises a `DataError` that names the file.
 Shapes: N examples.
 """
 
+import contextlib
 import gzip
 import hashlib
 import math
 import struct
 import zlib
+from collections.abc import Iterator
+from io import BufferedIOBase
 from pathlib import Path
 from typing import NamedTuple
 
@@ -25,6 +28,7 @@ FILES = (
     "t10k-images-idx3-ubyte",
     "t10k-labels-idx1-ubyte",
 )
+_LARGEST_RATIO = 1032  # to which gzip can pack
 _MAGIC = {2051: "images", 2049: "labels"}
 # The SHA-256 of each unpacked file, in the order of `FILES`.
 PUBLISHED = {
@@ -101,32 +105,56 @@ def read_split(images_path: Path, labels_path: Path) -> Split:
 
 def _read_idx(path: Path, kind: str) -> np.ndarray:
     """Reads and validates an IDX file, plain or gzipped: uint8 `[N, 28, 28]` or `[N]`."""
-    try:
-        raw = path.read_bytes()
-        # The name is no help: some browsers unpack a .gz file and keep its name.
-        raw = gzip.decompress(raw) if raw.startswith(b"\x1f\x8b") else raw
-    except (OSError, EOFError, zlib.error, struct.error, MemoryError) as error:
-        raise DataError(f"{path}: cannot be read ({one_line(error)})") from error
     words = 4 if kind == "images" else 2
-    if len(raw) < 4 * words:
-        raise DataError(f"{path}: truncated, {len(raw)} bytes are less than a header")
-    magic, *shape = np.frombuffer(raw, ">u4", words).tolist()
-    if _MAGIC.get(magic) != kind:
-        what = f"holds {_MAGIC[magic]}, " if magic in _MAGIC else f"wrong magic number {magic}, "
-        raise DataError(f"{path}: {what}expected an IDX file of {kind}")
-    if kind == "images" and shape[1:] != [SIDE, SIDE]:
-        raise DataError(f"{path}: images of {shape[1]}×{shape[2]}, expected {SIDE}×{SIDE}")
-    size, expected = len(raw) - 4 * words, math.prod(shape)
-    if size != expected:
-        problem = "truncated" if size < expected else "too long"
-        raise DataError(f"{path}: {problem}, {size} bytes of data where its header says {expected}")
-    array = np.frombuffer(raw, np.uint8, offset=4 * words).reshape(shape)
-    if not size:
+    try:
+        with _unpacked(path) as file:
+            header = file.read(4 * words)
+            if len(header) < 4 * words:
+                raise DataError(f"{path}: truncated, {len(header)} bytes are less than a header")
+            shape = _shape(path, kind, header)
+            size, most = math.prod(shape), _LARGEST_RATIO * path.stat().st_size
+            # The header bounds what is read, since a few bytes can unpack to any number of them.
+            raw = file.read(min(size, most) + 1)
+    except (OSError, EOFError, zlib.error, struct.error, MemoryError, OverflowError) as error:
+        raise DataError(f"{path}: cannot be read ({one_line(error)})") from error
+    if len(raw) != size:
+        problem = f"truncated, {len(raw)}" if len(raw) < size else f"too long, more than {size}"
+        raise DataError(f"{path}: {problem} bytes of data where its header says {size}")
+    array = np.frombuffer(raw, np.uint8).reshape(shape)
+    if not array.size:
         raise DataError(f"{path}: holds no {kind}")
     if kind == "labels" and array.max() >= CLASSES:
         at = int(np.argmax(array >= CLASSES))
         raise DataError(f"{path}: label {array[at]} at position {at}, expected 0 to 9")
     return array
+
+
+@contextlib.contextmanager
+def _unpacked(path: Path) -> Iterator[BufferedIOBase]:
+    """Opens a regular file, and unpacks it if it is gzipped.
+
+    Whether it is gzipped does not follow from its name, because some browsers unpack a .gz file and
+    keep its name.
+    """
+    if not path.is_file():  # a pipe would wait for a writer, and a device may never end
+        raise OSError("not a regular file" if path.exists() else "no such file")
+    with path.open("rb") as file:
+        if file.peek(2).startswith(b"\x1f\x8b"):
+            with gzip.open(file) as unpacked:
+                yield unpacked
+        else:
+            yield file
+
+
+def _shape(path: Path, kind: str, header: bytes) -> list[int]:
+    """Returns the shape in the header of an IDX file."""
+    magic, *shape = np.frombuffer(header, ">u4").tolist()
+    if _MAGIC.get(magic) != kind:
+        what = f"holds {_MAGIC[magic]}, " if magic in _MAGIC else f"wrong magic number {magic}, "
+        raise DataError(f"{path}: {what}expected an IDX file of {kind}")
+    if kind == "images" and shape[1:] != [SIDE, SIDE]:
+        raise DataError(f"{path}: images of {shape[1]}×{shape[2]}, expected {SIDE}×{SIDE}")
+    return shape
 
 
 def valid(split: Split) -> bool:

@@ -4,6 +4,7 @@ TFDS has the URLs and the checksums of the files. Its readers, its image encoder
 import TensorFlow and are replaced here. Examples are in the order of the original files.
 """
 
+import contextlib
 import itertools
 import os
 import queue
@@ -29,8 +30,10 @@ from jaxrnn.training.data.idx import (
     read_split,
     valid,
 )
+from jaxrnn.training.files import swept
 
 _STALL_SECONDS = 5.0
+_PREPARE = "prepare-"  # the start of the names of temporary directories
 
 
 class Unavailable(DataError):
@@ -118,9 +121,12 @@ def download(name: str, cache: Path | None) -> Pair:
         import tensorflow_datasets as tfds
 
         builder_class = _builder_class(name)
-        with tempfile.TemporaryDirectory(
-            dir=cache, prefix="prepare-", ignore_cleanup_errors=True
-        ) as scratch:
+        with (
+            contextlib.nullcontext() if cache is None else swept(cache, f"{_PREPARE}*"),
+            tempfile.TemporaryDirectory(
+                dir=cache, prefix=_PREPARE, ignore_cleanup_errors=True
+            ) as scratch,
+        ):
             _fetch(builder_class.urls(), Path(scratch, "files"))
             builder = builder_class(data_dir=scratch, file_format="array_record")
             config = tfds.download.DownloadConfig(
