@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import dataclasses
+import functools
 import hashlib
 import os
 import typing
@@ -22,13 +23,15 @@ from models import build_model
 from options import FREE, Config, DatasetName, cell_file, parse_cell_options
 
 from jaxrnn import training
-from jaxrnn.training import data
+from jaxrnn.training import data, tasks
 from jaxrnn.training.checkpoint import Checkpoints
 from jaxrnn.training.files import conforms
 from jaxrnn.training.run import Run, RunError, differences
 from jaxrnn.training.train import run_keys
 
-Examples = tuple[np.ndarray, np.ndarray]
+# Sequences and labels, or sequences, lengths and targets.
+Examples = tuple[np.ndarray, np.ndarray] | tasks.Examples
+Dataset = data.Dataset | tasks.Splits
 
 OPTIMIZERS = {
     "adam": optax.adam,
@@ -48,7 +51,9 @@ class Experiment(NamedTuple):
         model: The classifier.
         optimizer: The optimizer.
         loss_fn: The loss function.
-        train: Training sequences uint8 `[N, T, I]` and labels uint8 `[N]`.
+        metric_fn: The metric.
+        train: Training sequences uint8 `[N, T, I]` and labels uint8 `[N]`, or the examples of a
+            task.
         validation: Validation sequences and labels, empty if none are held out.
         test: Test sequences and labels, with the blank time steps of --test-delay.
     """
@@ -58,32 +63,35 @@ class Experiment(NamedTuple):
     model: nn.Module
     optimizer: optax.GradientTransformation
     loss_fn: training.Loss
+    metric_fn: training.Metric
     train: Examples
     validation: Examples
     test: Examples
 
 
-def resolve(config: Config, dataset: data.Dataset) -> Experiment:
+def resolve(config: Config, dataset: Dataset) -> Experiment:
     """Creates data, model, optimizer and loss function.
 
     Raises:
         OptionError: If the options do not go together or do not fit the data.
     """
     config.check()
-    examples = sum(len(split.labels) for split in (dataset.train, dataset.validation, dataset.test))
+    examples = sum(len(split[0]) for split in (dataset.train, dataset.validation, dataset.test))
     delay = max(config.delay, config.test_delay or 0)
     check_memory(f"--delay {delay}", examples * delay * data.SIDE)
     steps = config.steps or (2_000 if dataset.name == "digits" else 20_000)
-    name = cast(DatasetName, dataset.name)
-    config = dataclasses.replace(absolute(config), dataset=name, steps=steps)
-    if config.batch_size > len(dataset.train.labels):
-        raise OptionError(f"--batch-size must be at most {len(dataset.train.labels)}")
+    config = dataclasses.replace(absolute(config), steps=steps)
+    if config.task is None:
+        config = dataclasses.replace(config, dataset=cast(DatasetName, dataset.name))
+    if config.batch_size > len(dataset.train[0]):
+        raise OptionError(f"--batch-size must be at most {len(dataset.train[0])}")
     return Experiment(
         config,
         steps,
         check_model(config),
         build_optimizer(config),
         build_loss(config),
+        build_metric(config),
         *as_sequences(dataset, config),
     )
 
@@ -109,20 +117,44 @@ def load_dataset(
         raise
 
 
-def as_sequences(dataset: data.Dataset, config: Config) -> tuple[Examples, Examples, Examples]:
-    """Returns sequences and labels for training, validation and test.
+@functools.lru_cache(maxsize=2)
+def make_task(name: str, length: int, test_length: int | None) -> tasks.Splits:
+    """Generates the examples of a task, which are the same for all seeds of the runs.
+
+    Raises:
+        OptionError: If the task does not have such a length.
+    """
+    try:
+        return tasks.make(name, length, test_length)
+    except ValueError as error:
+        raise OptionError(f"--task {name}: {error}") from None
+
+
+def dataset_of(config: Config, images: data.Dataset | None) -> Dataset:
+    """Returns the data of a setting: its task, or else the images."""
+    if config.task is not None:
+        return make_task(config.task, config.length, config.test_length)
+    assert images is not None  # they are loaded for every setting without a task
+    return images
+
+
+def as_sequences(dataset: Dataset, config: Config) -> tuple[Examples, Examples, Examples]:
+    """Returns sequences and labels for training, validation and test, or the examples of a task.
 
     The order of shuffled pixels is the same for all seeds, so that runs can be compared.
     """
+    if isinstance(dataset, tasks.Splits):
+        return dataset.train, dataset.validation, dataset.test
     test_delay = config.delay if config.test_delay is None else config.test_delay
 
-    def examples(split: data.Split, delay: int) -> Examples:
-        return data.sequences(split.images, config.order, delay=delay), split.labels
+    def examples(split: data.Split, delay: int, stream: int) -> Examples:
+        noise = stream if config.noise else None
+        return data.sequences(split.images, config.order, delay=delay, noise=noise), split.labels
 
     return (
-        examples(dataset.train, config.delay),
-        examples(dataset.validation, config.delay),
-        examples(dataset.test, test_delay),
+        examples(dataset.train, config.delay, 0),
+        examples(dataset.validation, config.delay, 1),
+        examples(dataset.test, test_delay, 2),
     )
 
 
@@ -158,6 +190,8 @@ def check_model(config: Config) -> nn.Module:
 
 def blank_example(config: Config) -> np.ndarray:
     """Returns zeros of the shape of a sequence, float32 `[1, T, I]`."""
+    if config.task is not None:
+        return np.zeros((1, config.length, tasks.TASKS[config.task].num_features), np.float32)
     blank = np.zeros((1, data.SIDE, data.SIDE), np.uint8)
     return data.sequences(blank, config.order, delay=config.delay).astype(np.float32)
 
@@ -177,10 +211,17 @@ def build_optimizer(config: Config) -> optax.GradientTransformation:
 
 def build_loss(config: Config) -> training.Loss:
     """Returns the loss function."""
+    if config.task is not None:
+        return tasks.TASKS[config.task].loss_fn
     if not config.augment and not config.label_smoothing:
         return training.cross_entropy
     distortion = training.Distortion() if config.augment else None
     return training.AugmentedCrossEntropy(distortion, config.label_smoothing)
+
+
+def build_metric(config: Config) -> training.Metric:
+    """Returns the metric, a value in [0, 1] for each example."""
+    return training.accuracy if config.task is None else tasks.TASKS[config.task].metric_fn
 
 
 @dataclass(frozen=True)
@@ -197,12 +238,12 @@ class Factory:
         return build_model(config), build_optimizer(config)
 
 
-def digest(dataset: data.Dataset) -> str:
-    """Returns a hash of all images and labels."""
+def digest(dataset: Dataset) -> str:
+    """Returns a hash of all images and labels, or of all examples of a task."""
     found = hashlib.sha256()
     for split in (dataset.train, dataset.validation, dataset.test):
-        found.update(split.images.data)
-        found.update(split.labels.data)
+        for array in split:
+            found.update(array.data)
     return found.hexdigest()
 
 
@@ -248,15 +289,19 @@ class Trained(NamedTuple):
     step: int
 
 
-def load_run(directory: Path, warn: Callable[[str], None] = print) -> Trained:
+def load_run(
+    directory: Path, warn: Callable[[str], None] = print, *, of_images: bool = True
+) -> Trained:
     """Loads a trained run.
 
     Args:
         directory: The folder of the run.
         warn: Called with one line for every damaged checkpoint.
+        of_images: Whether the run must be that of a classifier of images, not of a task.
 
     Raises:
-        RunError: If the folder holds no run, or no undamaged checkpoint yet.
+        RunError: If the folder holds no run, or no undamaged checkpoint yet, or if its run is that
+            of a task and `of_images` is true.
         OptionError: If the file of the user's own cell has changed since the run was trained.
         CheckpointError: If the checkpoints hold a train state of another structure.
     """
@@ -267,6 +312,8 @@ def load_run(directory: Path, warn: Callable[[str], None] = print) -> Trained:
             "or name its folder with --run"
         )
     config, trained_cell = stored_config(run)
+    if config.task is not None and of_images:
+        raise RunError(f"{directory} holds a run of the task {config.task}, not of images")
     cell = {"cell": config.cell, "cell_sha256": cell_sha256(config.cell)}
     if changed := differences(cell | {"cell_sha256": trained_cell}, cell):
         raise OptionError(f"{'; '.join(changed)} since {directory} was trained with it")

@@ -14,7 +14,7 @@ import numpy as np
 import options
 from cells import cell_sha256
 from devices import chunk_size, slices
-from experiment import Factory, as_sequences, build_loss
+from experiment import Factory, as_sequences, build_loss, build_metric, dataset_of
 from options import FIXED
 
 from jaxrnn import training
@@ -57,8 +57,10 @@ class Job(NamedTuple):
         return self.config.steps
 
 
-def plan(settings: Mapping[str, options.Config], seeds: range, data_sha256: str) -> list[Job]:
-    """Returns every run of a study, with a hash of its options, its seed and the data.
+def plan(
+    settings: Mapping[str, options.Config], seeds: range, data_sha256: Mapping[str, str]
+) -> list[Job]:
+    """Returns every run of a study, with a hash of its options, its seed and its setting's data.
 
     The hash leaves out the revision of the code, which the record of the run has.
     """
@@ -67,7 +69,8 @@ def plan(settings: Mapping[str, options.Config], seeds: range, data_sha256: str)
         # Without defaults, so that a new option does not change the hashes of old runs.
         parts = changes(config)
         for seed in seeds:
-            text = json.dumps(parts | {"seed": seed, "data_sha256": data_sha256}, sort_keys=True)
+            every = parts | {"seed": seed, "data_sha256": data_sha256[name]}
+            text = json.dumps(every, sort_keys=True)
             identity = hashlib.sha256(text.encode()).hexdigest()[:16]
             jobs.append(Job(name, config, seed, identity))
     return jobs
@@ -107,16 +110,17 @@ def hparam_names(config: options.Config) -> list[str]:
 
 
 def run_batch(
-    shared: options.Config, jobs: list[Job], dataset: data.Dataset, evaluations: int
+    shared: options.Config, jobs: list[Job], images: data.Dataset | None, evaluations: int
 ) -> Iterator[int | list[dict[str, Any]]]:
     """Trains jobs together; yields the steps made after each chunk, and at last the records."""
-    names = hparam_names(shared)
+    names, dataset = hparam_names(shared), dataset_of(shared, images)
     train, validation, test = as_sequences(dataset, shared)
     # Read before training, during which the files may change.
     origin = {"machine": machine(), "revision": git_revision(), "jax": jax.__version__}
     trainer = training.Trainer(
         Factory(shared),
         build_loss(shared),
+        build_metric(shared),
         mesh=training.make_mesh(min(len(jobs), jax.local_device_count()), 1),
         slices=slices(shared.batch_size, patched=shared.patch is not None),
     )

@@ -16,6 +16,7 @@ import jaxrnn
 from jaxrnn.linen import Classifier, Stack
 from jaxrnn.renet import ReNet
 from jaxrnn.residual import ResidualClassifier
+from jaxrnn.training.tasks import TASKS
 
 NUM_CLASSES = 10
 
@@ -46,14 +47,20 @@ def build_model(config: Config) -> nn.Module:
         return BASELINES[config.cell](NUM_CLASSES)
     cell = build_cell(config)
     if config.blocks:
+        outputs = _outputs(config)
+        if outputs["every_step"]:
+            raise OptionError(
+                f"--blocks classifies the mean over time, --task {config.task} every time step"
+            )
         if refused := _changed(config, sorted({*STACK, "patch"} - {"num_layers", "dropout"})):
             raise OptionError(f"--blocks does not go with {refused}")
         return ResidualClassifier(
-            cell, NUM_CLASSES, config.hidden_size, config.num_layers, config.dropout
+            cell, outputs["num_classes"], config.hidden_size, config.num_layers, config.dropout
         )
     if config.patch is None:
         return classifier(
             cell,
+            **_outputs(config),
             num_layers=config.num_layers,
             bidirectional=config.bidirectional,
             dropout=config.dropout,
@@ -69,9 +76,19 @@ def build_model(config: Config) -> nn.Module:
     return ReNet(cell, NUM_CLASSES, patches, config.dropout)
 
 
-def classifier(cell: jaxrnn.Cell, *, every_step: bool = False, **stack: Any) -> Classifier:
-    """Returns a classifier of digits, with keyword arguments of `jaxrnn.linen.Stack`."""
-    return Classifier(Stack(cell, **stack), NUM_CLASSES, every_step=every_step)
+def classifier(
+    cell: jaxrnn.Cell, *, num_classes: int = NUM_CLASSES, every_step: bool = False, **stack: Any
+) -> Classifier:
+    """Returns a classifier, by default of digits, with arguments of `jaxrnn.linen.Stack`."""
+    return Classifier(Stack(cell, **stack), num_classes, every_step=every_step)
+
+
+def _outputs(config: Config) -> dict[str, Any]:
+    """Returns the number of outputs, and whether there are outputs after every time step."""
+    if config.task is None:
+        return {"num_classes": NUM_CLASSES, "every_step": False}
+    task = TASKS[config.task]
+    return {"num_classes": task.num_outputs, "every_step": task.every_step}
 
 
 def not_a_classifier(config: Config) -> str:

@@ -90,7 +90,7 @@ def check(run: Path, model: bytes, data_dir: Path | None = None) -> str:
     """
     config, module, params, _ = load_run(run)
     dataset = load_dataset(config.dataset, data_dir, config.validation_size)
-    _, _, (sequences, _) = as_sequences(dataset, config)
+    _, _, (sequences, *_) = as_sequences(dataset, config)
     training.probabilities(module, params, sequences)  # compiles
     start = time.perf_counter()
     expected = training.probabilities(module, params, sequences)

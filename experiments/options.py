@@ -60,6 +60,8 @@ Initializer = Literal["glorot", "orthogonal", "identity"]
 Optimizer = Literal["adam", "adamw", "nadam", "rmsprop", "momentum"]
 # Those of `jaxrnn.training.data`, and "auto".
 DatasetName = Literal["auto", "mnist", "fashion_mnist", "kmnist", "digits"]
+# The keys of `jaxrnn.training.tasks.TASKS`.
+TASKS = ("adding", "copying", "reber", "parity", "dyck")
 Order = Literal["rows", "columns", "shuffled", "pixels", "permuted"]
 # Options that may differ when a run is resumed. No result depends on them, but for rounding, and
 # for noise, which each device draws for its own share of a batch.
@@ -79,6 +81,10 @@ FREE = (
 
 # Options that a study determines, or that have no effect on its settings.
 FIXED = (*FREE, "dataset", "validation_size", "seed", "eval_every")
+
+# Options that only images have.
+OF_IMAGES = ("dataset", "data_dir", "validation_size", "order", "delay", "test_delay", "noise")
+OF_IMAGES += ("augment", "patch", "label_smoothing")
 
 PIXELS = {
     "cell": "lru",
@@ -185,6 +191,17 @@ class Config:
     """Number of blank time steps after each image, before the classification."""
     test_delay: int | None = None
     """Number of blank time steps after each test image. Defaults to --delay."""
+    noise: bool = False
+    """Fill the time steps of --delay with uniform noise, which is drawn once for each image."""
+    task: Literal[TASKS] | None = None
+    """Learn a synthetic task, which is generated, in place of a data set: the adding problem,
+    copying memory, the embedded Reber grammar, parity or Dyck-1. See docs/guides/tasks.md."""
+    length: int = 100
+    """Length of the sequences of --task: the smallest of adding, the delay of copying, the largest
+    of the others."""
+    test_length: int | None = None
+    """Length of the test sequences of --task. Of reber, parity and dyck they are then all longer
+    than --length. Defaults to the lengths in training."""
     augment: bool = False
     """Distort the training images anew at every step (Simard et al., 2003)."""
     cell: CellName | str = "lstm"
@@ -289,7 +306,7 @@ class Config:
                 raise OptionError(f"{flag(name)} must be at least 1")
         if self.num_layers > 1000:
             raise OptionError("--num-layers must be at most 1000")
-        for name in ("steps", "devices", "truncate", "patch"):
+        for name in ("length", "test_length", "steps", "devices", "truncate", "patch"):
             if getattr(self, name) is not None and getattr(self, name) < 1:
                 raise OptionError(f"{flag(name)} must be at least 1")
         for name in ("validation_size", "seed", "delay", "test_delay"):
@@ -318,6 +335,16 @@ class Config:
             raise OptionError(
                 f"--cell {self.cell} has no memory to test with --delay, --test-delay"
             )
+        if self.noise and not (self.delay or self.test_delay):
+            raise OptionError("--noise needs --delay or --test-delay")
+        if self.task is None and (self.length != Config.length or self.test_length is not None):
+            raise OptionError("--length and --test-length need --task")
+        if self.task is not None:
+            changed = [name for name in OF_IMAGES if getattr(self, name) != getattr(Config, name)]
+            if given := [flag(name) for name in changed]:
+                raise OptionError(f"{' and '.join(given)}: for images, not for --task {self.task}")
+            if self.cell in BASELINES:
+                raise OptionError(f"--cell {self.cell} classifies images and has no --task")
         shares = ("dropout", "zoneout", "recurrent_dropout", "weight_dropout", "label_smoothing")
         for name in shares:
             if not 0 <= (getattr(self, name) or 0) < 1:

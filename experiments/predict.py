@@ -285,7 +285,8 @@ def main(arguments: Sequence[str] | None = None) -> int:
     probabilities = {}
     if images:
         stack = np.stack(list(images.values()))
-        sequences = data.sequences(stack, trained.order, delay=trained.delay)
+        noise = 3 if trained.noise else None  # a stream that no split has
+        sequences = data.sequences(stack, trained.order, delay=trained.delay, noise=noise)
         found = training.probabilities(model, params, sequences)
         probabilities = dict(zip(images, found, strict=True))
         if config.beliefs:

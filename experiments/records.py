@@ -9,15 +9,33 @@ from __future__ import annotations
 import contextlib
 import fcntl
 import functools
+import re
 from collections.abc import Callable, Collection, Iterator, Mapping
 from pathlib import Path
-from typing import Any
+from typing import Any, NamedTuple
 
 from errors import OptionError
+from options import Config
 from schemas import Record, Study
 
-from jaxrnn.training import files
+from jaxrnn.training import files, report
 from jaxrnn.training.run import environment
+
+# The options of a length along which settings are compared.
+LENGTHS = ("length", "test_length", "delay", "test_delay")
+
+
+class Along(NamedTuple):
+    """Settings along a length.
+
+    Attributes:
+        option: The name of the length.
+        lines: The settings by the value of the length, for each line, which is named like its
+            settings without the length.
+    """
+
+    option: str
+    lines: dict[str, dict[int, str]]
 
 
 class Records:
@@ -75,6 +93,52 @@ class Records:
             if path.parent != self.folder:
                 found |= Records(path.parent, warn=self._warn).read()
         return found
+
+    def along(self) -> Along | None:
+        """Returns the settings along the option of a length that they differ in.
+
+        Returns:
+            None if there is no such option whose value each setting names.
+        """
+        settings = self.config()["settings"]
+        for option in LENGTHS:
+            lines: dict[str, dict[int, str]] = {}
+            for name, setting in settings.items():
+                value = setting["options"].get(option, getattr(Config, option))
+                line = re.sub(rf",? ?\b{option}[ =]{value}\b,?", "", name).strip()
+                if line != name:
+                    lines.setdefault(line, {})[value] = name
+            named = sum(map(len, lines.values()))
+            if named == len(settings) and any(len(points) > 1 for points in lines.values()):
+                return Along(option, lines)
+        return None
+
+    def groups(self) -> list[list[str]]:
+        """Returns the settings that a table compares: those of equal length, or else all."""
+        along = self.along()
+        if along is None or len(along.lines) == 1:
+            return [list(self.config()["settings"])]
+        values = sorted({value for points in along.lines.values() for value in points})
+        return [
+            [points[value] for points in along.lines.values() if value in points]
+            for value in values
+        ]
+
+    def draw_lengths(self, path: Path) -> bool:
+        """Draws the accuracies along a length; returns False if the settings differ in none."""
+        along = self.along()
+        if along is None:
+            return False
+        accuracies: dict[str, list[float]] = {}
+        for run in self.of_settings():
+            if run["status"] == "ok":
+                accuracies.setdefault(run["setting"], []).append(run["test_accuracy"])
+        lines = {
+            line: {value: accuracies.get(name, []) for value, name in points.items()}
+            for line, points in along.lines.items()
+        }
+        report.lengths(lines, path, along.option, self.folder.name)
+        return True
 
     @contextlib.contextmanager
     def locked(self) -> Iterator[None]:

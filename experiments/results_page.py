@@ -21,7 +21,8 @@ code.
 
 Each study has a question and, where a paper asks it too, the paper's answer. The options that all
 settings of the study share are listed. Other options of `experiments/mnist.py` have their default
-values, unless the name of the setting says otherwise. The commands are those that ran the study.
+values, unless the name of the setting says otherwise. The commands are those that ran the study. A
+study along a length has a table for each length.
 
 ## How to read the tables
 
@@ -74,14 +75,20 @@ def section(folder: Path, name: str) -> str:
     about, claims = (study.about, study.claims) if study else (config["about"], ())
     settings = config["settings"]
     baseline = [config["baseline"]] if config.get("baseline") else []
-    summaries = compare.summarise(records, [*baseline, *settings])
+    compared = [
+        compare.summarise(records, [*(each for each in baseline if each in group), *group])
+        for group in kept.groups()
+    ]
     parts = [
         f"\n## {name}",
         about,
         describe(records, settings),
         "\n".join(f"    {command}" for command in config["commands"]),
-        compare.markdown(summaries).rstrip(),
-        compare.verdict(summaries),
+        *(
+            part
+            for group in compared
+            for part in (compare.markdown(group).rstrip(), compare.verdict(group))
+        ),
         "\n".join(filter(None, (compare.check_claim(records, claim) for claim in claims))),
         "\n".join(
             f"![{title} of {name}](results/{name}/{picture})"
@@ -111,7 +118,8 @@ def describe(records: list[dict[str, Any]], settings: dict[str, Any]) -> str:
 def pictures(study: Path) -> dict[str, str]:
     """Returns the pictures of a study, with their titles by file name."""
     grid = {"heat.png": "Test accuracies"} if (study / "heat.png").exists() else {}
-    return {"curves.png": "Learning curves"} | grid
+    along = {"lengths.png": "Accuracy by length"} if Records(study).along() else {}
+    return {"curves.png": "Learning curves"} | grid | along
 
 
 def draw(study: Path, target: Path) -> None:
@@ -120,6 +128,8 @@ def draw(study: Path, target: Path) -> None:
     for picture in pictures(study):
         if picture == "curves.png":
             report.learning_bands(Records(study).of_settings(), target / picture, study.name)
+        elif picture == "lengths.png":
+            Records(study).draw_lengths(target / picture)
         else:
             shutil.copyfile(study / picture, target / picture)
 

@@ -17,7 +17,7 @@ from cells import one_line
 from devices import divide_cpu
 from errors import OptionError, listed, unknown
 from event_file import write_study
-from experiment import check_model, digest, load_dataset
+from experiment import Dataset, check_model, dataset_of, digest, load_dataset
 from jax.experimental import multihost_utils
 from jobs import Job, batches, changes, lanes, plan, run_batch
 from options import RECIPES
@@ -26,7 +26,7 @@ from rich.panel import Panel
 from rich.progress import BarColumn, Progress, TextColumn, TimeElapsedColumn, TimeRemainingColumn
 from studies import STUDIES, Study
 from study_options import Config, pairs, setting_value, shared_options
-from terminal import announce, console
+from terminal import announce, console, sizes
 
 from jaxrnn.training import compare, data, report
 from jaxrnn.training.files import write_text
@@ -91,6 +91,8 @@ def resolve(config: Config) -> Resolved:
         found[name] = setting
     if not found:
         raise next(iter(left_out.values()))
+    if len({setting.task for setting in found.values()}) > 1:
+        raise OptionError("the settings of a study must have the same task")
     return Resolved(study, found, left_out)
 
 
@@ -155,24 +157,32 @@ def changed_cells(kept: Records, settings: Mapping[str, options.Config]) -> list
     return list(dict.fromkeys(lines))
 
 
-def described(jobs: list[Job], data_sha256: str, config: Config) -> dict[str, dict[str, Any]]:
+def described(
+    jobs: list[Job], data_sha256: Mapping[str, str], config: Config
+) -> dict[str, dict[str, Any]]:
     """Returns options and runs of each setting, for `Records.keep_settings`."""
     found: dict[str, dict[str, Any]] = {}
     shared = sorted(f"{name}={value}" for name, value in shared_options(config).items())
     for job in jobs:
-        setting = {"options": changes(job.config), "data_sha256": data_sha256, "set": shared}
+        sha256 = data_sha256[job.setting]
+        setting = {"options": changes(job.config), "data_sha256": sha256, "set": shared}
         found.setdefault(job.setting, setting | {"runs": []})["runs"].append(job.identity)
     return found
 
 
-def conclude(config: Config, resolved: Resolved, dataset: data.Dataset, kept: Records) -> None:
+def conclude(config: Config, resolved: Resolved, dataset: Dataset, kept: Records) -> None:
     """Prints and writes the table of all runs of the study, and draws its figures."""
     kept.keep_command(command(config))
     runs, folder, study = kept.of_settings(), kept.folder, resolved.study
     first = [config.baseline] if config.baseline is not None else []
-    summaries = compare.summarise(runs, [*first, *study.settings])
-    table, tex, curves, heat = (
-        folder / name for name in ("table.md", "table.tex", "curves.png", "heat.png")
+    groups = kept.groups()
+    compared = [
+        compare.summarise(runs, [*(name for name in first if name in group), *group])
+        for group in groups
+    ]
+    summaries = [summary for group in compared for summary in group]
+    table, tex, curves, heat, lengths = (
+        folder / name for name in ("table.md", "table.tex", "curves.png", "heat.png", "lengths.png")
     )
     shown = [resolved.settings[s.setting] for s in summaries]
     notes = [
@@ -181,17 +191,23 @@ def conclude(config: Config, resolved: Resolved, dataset: data.Dataset, kept: Re
         explain_left_out(resolved),
         other_baseline(config, resolved),
         "\n".join(f"    {each}" for each in kept.config()["commands"]),
-        compare.verdict(summaries),
+        *map(compare.verdict, compared),
     ]
     text = "\n\n".join(filter(None, notes))
-    write_text(table, f"{compare.markdown(summaries)}\n{text}\n")
-    write_text(tex, compare.latex(summaries, text))
+    write_text(table, "\n".join([*map(compare.markdown, compared), f"{text}\n"]))
+    write_text(
+        tex,
+        "\n".join(compare.latex(each, text if each is compared[0] else "") for each in compared),
+    )
     report.learning_bands(runs, curves, config.study)
     figures = [curves]
     heat.unlink(missing_ok=True)
     if len(config.vary) == 2:
         draw_heat_map(config, study, summaries, heat)
         figures.append(heat)
+    lengths.unlink(missing_ok=True)
+    if kept.draw_lengths(lengths):
+        figures.append(lengths)
     console.print(table.read_text())
     console.print(f"table:   {table}, {tex}")
     console.print(f"figures: {', '.join(map(str, figures))}")
@@ -208,12 +224,9 @@ SHOWN = ("cell", "hidden_size", "batch_size", "steps", "learning_rate", "optimiz
 SHOWN += ("clip_norm",)
 
 
-def in_common(study: Study, settings: Sequence[options.Config], dataset: data.Dataset) -> str:
+def in_common(study: Study, settings: Sequence[options.Config], dataset: Dataset) -> str:
     """Returns the data set, the recipe and the options that settings have in common."""
-    sizes = [len(split.labels) for split in (dataset.train, dataset.validation, dataset.test)]
-    words = [
-        "{} ({:,} training, {:,} validation and {:,} test images)".format(dataset.name, *sizes)
-    ]
+    words = [f"{dataset.name} ({sizes(dataset)})"]
     words += [f"the {name} recipe" for name, base in RECIPES.items() if base == study.base]
     every = [dataclasses.asdict(setting) for setting in settings]
     given = [changes(setting) for setting in settings]
@@ -260,10 +273,12 @@ def main(config: Config) -> int:
     for name, error in left_out.items():
         console.print(f"left out: {name}, since {error}")
     warn(other_baseline(config, resolved))
-    dataset = load_dataset(config.dataset, config.data_dir)
+    first = next(iter(settings.values()))
+    images = load_dataset(config.dataset, config.data_dir) if first.task is None else None
+    dataset = dataset_of(first, images)
     announce(dataset)
     kept = Records(config.out / config.study, config.host, console.print)
-    data_sha256 = digest(dataset)
+    data_sha256 = digests(settings, dataset)
     seeds = range(config.first_seed, config.first_seed + config.seeds)
     every, done, others = plan(settings, seeds, data_sha256), kept.read(), kept.of_other_studies()
     asked = [job for job in every if is_asked(job.setting, config)]
@@ -275,7 +290,7 @@ def main(config: Config) -> int:
     paces = measured_paces(asked, done | others)
     if jobs and config.dry_run and not paces:
         console.print(f"timing {jobs[0].setting} …")
-        paces[jobs[0].setting] = [measure_pace(jobs, dataset)]
+        paces[jobs[0].setting] = [measure_pace(jobs, images)]
     console.print(
         f"{len(asked) // config.seeds} settings × {config.seeds} seeds: "
         f"{len(asked) - len(jobs)} runs are done, {len(jobs)} to do"
@@ -300,7 +315,7 @@ def main(config: Config) -> int:
         for job in missing:
             if job.identity in others:
                 kept.append(others[job.identity] | {"setting": job.setting})
-    train(jobs[config.host :: config.hosts], kept, dataset, config.evaluations)
+    train(jobs[config.host :: config.hosts], kept, images, config.evaluations)
     waiting = False
     while missing := {job.identity for job in asked} - kept.read().keys():
         if not waiting:
@@ -311,7 +326,9 @@ def main(config: Config) -> int:
         waiting = True
         time.sleep(POLL_SECONDS)  # a barrier would time out after half an hour
     if config.host == 0:
-        named = dataclasses.replace(config, dataset=cast(options.DatasetName, dataset.name))
+        named = config
+        if images is not None:
+            named = dataclasses.replace(config, dataset=cast(options.DatasetName, images.name))
         with kept.claims() as claim:
             while not claim(CONCLUSION):
                 time.sleep(POLL_SECONDS)
@@ -331,11 +348,22 @@ def measured_paces(jobs: list[Job], done: Mapping[str, dict[str, Any]]) -> dict[
     return paces
 
 
-def measure_pace(jobs: list[Job], dataset: data.Dataset) -> float:
+def digests(settings: Mapping[str, options.Config], dataset: Dataset) -> dict[str, str]:
+    """Returns a hash of the data of each setting: of `dataset`, or of its task at its lengths."""
+    if isinstance(dataset, data.Dataset):
+        return dict.fromkeys(settings, digest(dataset))
+    known: dict[Any, str] = {}
+    for setting in settings.values():
+        if (lengths := (setting.length, setting.test_length)) not in known:
+            known[lengths] = digest(dataset_of(setting, None))
+    return {name: known[each.length, each.test_length] for name, each in settings.items()}
+
+
+def measure_pace(jobs: list[Job], images: data.Dataset | None) -> float:
     """Returns the seconds per train step of one run, from a few steps of the first jobs."""
     shared, batch = next(batches(jobs, lanes()))
     brief = dataclasses.replace(shared, steps=60)
-    *_, records = run_batch(brief, batch, dataset, evaluations=3)
+    *_, records = run_batch(brief, batch, images, evaluations=3)
     assert isinstance(records, list)
     return records[0]["ms_per_step"] / 1e3 / len(batch)
 
@@ -351,7 +379,7 @@ def estimate(jobs: list[Job], paces: Mapping[str, list[float]], hosts: int) -> s
     return f", about {seconds / 60 / hosts:.0f} minutes{guess}"
 
 
-def train(jobs: list[Job], kept: Records, dataset: data.Dataset, evaluations: int) -> None:
+def train(jobs: list[Job], kept: Records, images: data.Dataset | None, evaluations: int) -> None:
     """Trains the jobs, and keeps the record of each run as soon as it is finished.
 
     Another process that runs the same study trains other jobs meanwhile. This waits for them, and
@@ -384,7 +412,7 @@ def train(jobs: list[Job], kept: Records, dataset: data.Dataset, evaluations: in
                     trained = True
                     settings = dict.fromkeys(job.setting for job in batch)
                     progress.update(task, description=", ".join(settings))
-                    for found in run_batch(shared, batch, dataset, evaluations):
+                    for found in run_batch(shared, batch, images, evaluations):
                         if isinstance(found, int):
                             progress.advance(task, found)
                             continue

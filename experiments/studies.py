@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections.abc import Sequence
 from typing import Any, NamedTuple
 
 from baselines import BASELINES
@@ -79,6 +80,43 @@ BY_PIXEL = {
     **{name: {"cell": name} for name in ("lru", "lru-long", "min-gru")},
 }
 JANET_BY_PIXEL = Claim("van der Westhuizen & Lasenby", "janet", "better", "lstm")
+
+# Long enough for an LSTM to learn the shorter tasks.
+TASK = LONG | {"hidden_size": 64, "batch_size": 50, "learning_rate": 4e-3}
+# The cells of the tasks. Those of `SHALLOW`, and the LRU, which is linear in its inputs, need a
+# second layer.
+TASK_CELLS = {
+    **{name: {"cell": name} for name in ("lstm", "gru", "janet", "rnn", "irnn")},
+    **{
+        f"{name}, 2 layers": {"cell": name, "num_layers": 2}
+        for name in ("indrnn", "min-gru", "lru")
+    },
+}
+
+
+def _along(
+    option: str, values: Sequence[int], chrono: int | None = None, test: bool = False
+) -> dict[str, dict[str, Any]]:
+    """Returns the settings of every cell of the tasks at every value of a length.
+
+    Args:
+        option: The name of the length.
+        values: Its values.
+        chrono: The number of other time steps that the gates have to remember. If None, the gates
+            start without chrono initialization.
+        test: Whether the test sequences are longer than those in training, up to twice as long.
+    """
+    settings = {}
+    for value in values:
+        for name, cell in TASK_CELLS.items():
+            setting = {**cell, option: value}
+            if chrono is not None and cell["cell"] in ("lstm", "gru", "janet"):
+                setting["chrono"] = float(value + chrono)
+            if test:
+                setting["test_length"] = 2 * value
+            settings[f"{name}, {option} {value}"] = setting
+    return settings
+
 
 STUDIES = {
     "cells": Study(
@@ -276,5 +314,52 @@ STUDIES = {
         BY_PIXEL,
         LONG | {"order": "permuted"},
         claims=(JANET_BY_PIXEL,),
+    ),
+    "adding": Study(
+        "Which cells solve the adding problem, and up to which length? The accuracy is the share "
+        "of test sequences whose absolute error is below 0.04; 0.5 as a constant answer has "
+        "about 15 %. Hochreiter & Schmidhuber (1997) trained an LSTM on 74,000 sequences of 100 to "
+        "110 time steps until the last 2,000 were correct; then 1 of 2,560 test sequences was "
+        "wrong. A run here reads 150,000 sequences, of 50,000 different ones.",
+        _along("length", (30, 60, 120), chrono=0),
+        TASK | {"task": "adding"},
+    ),
+    "copying": Study(
+        "Which cells repeat ten symbols, and after which delay? The accuracy is the share of the "
+        "ten symbols that are repeated correctly; symbols at random have 12.5 %. Arjovsky et al. "
+        "(2016) show the loss during training as curves, for delays of 100 to 500, and no numbers.",
+        _along("length", (10, 30, 60), chrono=20),
+        TASK | {"task": "copying"},
+    ),
+    "reber": Study(
+        "Which cells learn the embedded Reber grammar, and up to which length? A string counts as "
+        "correct if the set of symbols that may follow is predicted at every time step. "
+        "Hochreiter & Schmidhuber (1997) count the strings until a network has learnt the "
+        "grammar, whose strings are mostly short; there is no published accuracy to compare with.",
+        _along("length", (15, 30, 60)),
+        TASK | {"task": "reber"},
+    ),
+    "parity": Study(
+        "Which cells learn the parity of a string of bits, and on which lengths? The length is the "
+        "largest in training. The test strings are all longer, up to twice as long. Delétang et "
+        "al. (2023) trained on up to 40 bits, tested on 41 to 500, and reported 100 % for the best "
+        "of their RNNs and of their LSTMs, after many more training steps.",
+        _along("length", (10, 20, 40), test=True),
+        TASK | {"task": "parity"},
+    ),
+    "dyck": Study(
+        "Which cells count brackets? The length is the largest in training. The test strings are "
+        "all longer, up to twice as long. A string counts as correct if the set of brackets that "
+        "may follow is predicted at every time step. Suzgun et al. (2019) trained on lengths up to "
+        "50, tested up to 100 and found that an LSTM with one hidden unit suffices.",
+        _along("length", (12, 24, 50), test=True),
+        TASK | {"task": "dyck"},
+    ),
+    "noisy-rows": Study(
+        "Which cells classify an image whose rows are followed by time steps of noise? Chang et "
+        "al. (2019) introduced this with CIFAR-10, normal noise and 1,000 time steps. There is no "
+        "published accuracy for digits.",
+        _along("delay", (28, 72, 172), chrono=28),
+        FAST | {"noise": True, "hidden_size": 64, "learning_rate": 4e-3},
     ),
 }

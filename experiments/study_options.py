@@ -31,6 +31,12 @@ STUDIES = (
     "length-generalisation",
     "sequential-mnist",
     "permuted-mnist",
+    "adding",
+    "copying",
+    "reber",
+    "parity",
+    "dyck",
+    "noisy-rows",
 )
 # The first option under each heading of --help.
 HEADINGS = {"vary": "settings", "seeds": "runs", "dataset": "data and output", "hosts": "hosts"}

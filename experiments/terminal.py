@@ -13,7 +13,7 @@ from rich.console import Console
 from rich.panel import Panel
 from rich.progress import BarColumn, Progress, TextColumn, TimeRemainingColumn
 
-from jaxrnn.training import data
+from jaxrnn.training import data, tasks
 from jaxrnn.training.checkpoint import CheckpointError
 from jaxrnn.training.data.tfds import Unavailable
 from jaxrnn.training.files import FileError
@@ -55,13 +55,16 @@ def show_unraisable(found: Any) -> None:
         sys.__unraisablehook__(found)
 
 
-def announce(dataset: data.Dataset) -> None:
+def sizes(dataset: data.Dataset | tasks.Splits) -> str:
+    """Returns the sizes of the splits of a data set in words."""
+    counts = [len(split[0]) for split in (dataset.train, dataset.validation, dataset.test)]
+    kind = "images" if isinstance(dataset, data.Dataset) else "sequences"
+    return "{:,} training, {:,} validation and {:,} test {}".format(*counts, kind)
+
+
+def announce(dataset: data.Dataset | tasks.Splits) -> None:
     """Prints name and sizes of a data set, and in a frame why it is not the requested one."""
-    sizes = [len(split.labels) for split in (dataset.train, dataset.validation, dataset.test)]
-    console.print(
-        f"data: {dataset.name}, {sizes[0]:,} training, {sizes[1]:,} validation and "
-        f"{sizes[2]:,} test images"
-    )
+    console.print(f"data: {dataset.name}, {sizes(dataset)}")
     if dataset.note:
         title = "NOT WHAT WAS ASKED FOR" if dataset.name == "mnist" else "NOT MNIST"
         panel = Panel(dataset.note, title=title, border_style="bold red")

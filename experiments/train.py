@@ -13,9 +13,11 @@ import numpy as np
 from devices import chunk_size, share_batch, slices
 from event_file import EventFile
 from experiment import (
+    Dataset,
     Experiment,
     Trained,
     blank_example,
+    dataset_of,
     digest,
     identity,
     known_identity,
@@ -48,7 +50,10 @@ def train_and_report(config: Config, processes: int, run: Run) -> int:
     """Trains, or resumes training, together with the other processes; returns the exit code."""
     mesh = share_batch(config.batch_size, config.devices, processes)
     hosts.decide(lambda: run.check(known_identity(config) if config.resume else {}))
-    dataset = load_dataset(config.dataset, config.data_dir, config.validation_size)
+    images = None
+    if config.task is None:
+        images = load_dataset(config.dataset, config.data_dir, config.validation_size)
+    dataset = dataset_of(config, images)
     experiment = resolve(config, dataset)
     announce(dataset)
     console.print(f"device: {mesh.size} × {mesh.devices.flat[0].device_kind}")
@@ -60,7 +65,7 @@ def train_and_report(config: Config, processes: int, run: Run) -> int:
         console.print(f"{config.out} is finished:")
         if hosts.first():
             with event_file(config, run) as events:
-                if events is not None:
+                if events is not None and images is not None:
                     events.add_pictures(result["selected_step"])
             conclude(result, run)
         console.print("To start over: --no-resume. To keep it: another folder with --out.")
@@ -72,10 +77,13 @@ def train_and_report(config: Config, processes: int, run: Run) -> int:
         seconds, code = train(experiment, mesh, run, checkpoints)
     if code or not hosts.first():
         return code
-    trained = load_run(config.out, warn=warn)
-    draw(trained, dataset, experiment.test, run)
+    trained = load_run(config.out, warn=warn, of_images=images is not None)
+    if images is None:
+        report.curves(run.metrics(), run.directory / "curves.png")
+    else:
+        draw(trained, images, (experiment.test[0], experiment.test[1]), run)
     with event_file(config, run) as events:
-        if events is not None:
+        if events is not None and images is not None:
             events.add_pictures(trained.step)
     run.finish(outcome(run.metrics(), dataset, trained.params, seconds))
     conclude(run.read("result.json"), run)
@@ -91,17 +99,17 @@ def train(
     trainer = training.Trainer(
         training.Fixed(experiment.model, experiment.optimizer),
         experiment.loss_fn,
+        experiment.metric_fn,
         mesh=mesh,
         slices=slices(config.batch_size // mesh.size, patched=config.patch is not None),
     )
-    sequences, labels = experiment.train
     step, start = 0, trainer.init(run_keys(config.seed), {}, blank_example(config))
     if (restored := checkpoints.restore(start)) is not None:
         step, start = restored
         console.print(f"resuming from step {step} of {config.out}")
     best, seconds_before = hosts.decide(lambda: rewind(run, step, experiment))
     evaluations = {"test": experiment.test}
-    if len(experiment.validation[1]):
+    if len(experiment.validation[0]):
         evaluations["validation"] = experiment.validation
     seconds = {"compile": 0.0, "train": 0.0, "evaluate": 0.0}
 
@@ -112,13 +120,13 @@ def train(
     ):
         for progress in training.fit(
             trainer,
-            (sequences, labels),
+            experiment.train,
             evaluations,
             steps=experiment.steps,
             batch_size=config.batch_size,
             seed=config.seed,
             eval_every=config.eval_every,
-            chunk=chunk_size(sequences.shape[1]),
+            chunk=chunk_size(experiment.train[0].shape[1]),
             state=start,
         ):
             step, losses, metrics, seconds, state = progress
@@ -237,7 +245,7 @@ def selected(records: list[dict[str, Any]]) -> dict[str, Any]:
 
 
 def outcome(
-    records: list[dict[str, Any]], dataset: data.Dataset, params: Any, seconds: dict[str, float]
+    records: list[dict[str, Any]], dataset: Dataset, params: Any, seconds: dict[str, float]
 ) -> dict[str, Any]:
     """Returns the contents of result.json."""
     best, last = selected(records), records[-1]

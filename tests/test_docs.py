@@ -34,6 +34,7 @@ MODULES = [
     "jaxrnn.training.data",
     "jaxrnn.training.report",
     "jaxrnn.training.run",
+    "jaxrnn.training.tasks",
 ]
 
 

@@ -8,7 +8,8 @@
 
 `examples` is a tree of arrays whose leading axis is the example: sequences and labels, or whatever
 the loss function and the metric take. docs/variable_length.py and docs/regression.py are complete
-scripts. The modules `data`, `checkpoint`, `run`, `compare` and `report` are imported separately.
+scripts. The modules `data`, `tasks`, `checkpoint`, `run`, `compare` and `report` are imported
+separately.
 """
 
 from jaxrnn.training.augment import Distortion

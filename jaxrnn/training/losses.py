@@ -42,7 +42,9 @@ def apply(model: nn.Module, params: Any, *inputs: Any, key: Array | None = None)
 
 
 def scale(sequences: Shaped[Array | np.ndarray, "..."]) -> Float[Array, "..."]:
-    """Scales uint8 to float32 in [0, 1]. Floating-point arrays are returned unchanged.
+    """Scales uint8 to float32 in [0, 1], and converts bool to 0 and 1 in float32.
+
+    Floating-point arrays are returned unchanged.
 
     Raises:
         ValueError: If `sequences` has another dtype.
@@ -50,8 +52,10 @@ def scale(sequences: Shaped[Array | np.ndarray, "..."]) -> Float[Array, "..."]:
     sequences = jnp.asarray(sequences)
     if sequences.dtype == jnp.uint8:
         return sequences.astype(jnp.float32) / 255
+    if sequences.dtype == jnp.bool:
+        return sequences.astype(jnp.float32)
     if not jnp.issubdtype(sequences.dtype, jnp.floating):
-        raise ValueError(f"sequences must be uint8 or floating-point, got {sequences.dtype}")
+        raise ValueError(f"sequences must be uint8, bool or floating-point, got {sequences.dtype}")
     return sequences
 
 

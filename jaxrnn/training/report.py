@@ -24,6 +24,7 @@ __all__ = [
     "drawings",
     "heat_map",
     "learning_bands",
+    "lengths",
     "mistakes",
 ]
 
@@ -316,6 +317,37 @@ def learning_bands(records: Sequence[Mapping], path: str | PathLike, title: str 
     axes.set(xlabel="step", ylabel=ylabel, yscale="log")
     axes.grid(alpha=0.3, which="both")
     if good:
+        axes.legend(fontsize="small", ncols=2)
+    _save(figure, path)
+
+
+def lengths(
+    lines: Mapping[str, Mapping[int, Sequence[float]]],
+    path: str | PathLike,
+    xlabel: str = "length",
+    title: str = "",
+) -> None:
+    """Draws the test accuracy against the length of the sequences: mean ± standard deviation.
+
+    Args:
+        lines: For each line by its name, the accuracies of several seeds by length.
+        path: The file to write.
+        xlabel: The label of the axis of lengths.
+        title: The title of the picture.
+    """
+    figure = _figure(8, 5, title)
+    axes = figure.subplots()
+    for number, (name, points) in enumerate(lines.items()):
+        found = [(length, points[length]) for length in sorted(points) if points[length]]
+        means = np.array([np.mean(values) for _, values in found])
+        spreads = np.array([np.std(v, ddof=1) if len(v) > 1 else 0.0 for _, v in found])
+        style = ("o-", "s--", "^:", "v-.")[number % 4]
+        axes.errorbar([x for x, _ in found], means, spreads, fmt=style, capsize=3, label=name)
+    ylabel = "test accuracy (mean ± standard deviation over seeds)"
+    axes.set(xlabel=xlabel, ylabel=ylabel, ylim=(-0.02, 1.02))
+    axes.set_xticks(sorted({length for points in lines.values() for length in points}))
+    axes.grid(alpha=0.3)
+    if axes.get_legend_handles_labels()[0]:
         axes.legend(fontsize="small", ncols=2)
     _save(figure, path)
 

@@ -403,7 +403,7 @@ def test_two_commands_at_once_share_the_runs(tmp_path, monkeypatch, capsys):
 def test_settings_that_differ_in_hyperparameters_share_a_program(tmp_path):
     config = ablation(tmp_path, vary=("cell=lstm", "forget_bias=0,1", "learning_rate=1e-3,1e-2"))
     settings = run_study.resolve(config).settings
-    every = jobs.plan(settings, range(3), "digest")
+    every = jobs.plan(settings, range(3), dict.fromkeys(settings, "digest"))
     found = list(jobs.batches(every, 8))
     assert [len(batch) for _, batch in found] == [6, 6]
     assert found[0][0] == found[1][0]

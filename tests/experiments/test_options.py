@@ -27,7 +27,7 @@ import jaxrnn
 from jaxrnn import training
 from jaxrnn.renet import ReNet
 from jaxrnn.residual import ResidualClassifier
-from jaxrnn.training import data
+from jaxrnn.training import data, tasks
 from jaxrnn.training.run import OtherConfiguration
 
 pytestmark = pytest.mark.usefixtures("standard_promotion")
@@ -130,6 +130,27 @@ def is_test_delay(found):
     assert found.examples[0].shape[1:] == (28, 28)
 
 
+def is_noise(found):
+    padding = [found.examples[0][:, 28:]]
+    padding += [found.evaluations[name][0][:, 28:] for name in ("validation", "test")]
+    for noise in padding:
+        assert noise.shape[1:] == (3, 28)
+        assert noise.min() < 10
+        assert noise.max() > 245
+    assert (padding[0][:10] != padding[1]).any()
+    assert (padding[0][:20] != padding[2]).any()
+
+
+def is_task(found):
+    expected = tasks.make("parity", 7, 9)
+    evaluations = found.evaluations
+    for split, name in ((found.examples, "train"), (evaluations["test"], "test")):
+        jax.tree.map(np.testing.assert_array_equal, split, getattr(expected, name))
+    assert found.trainer.loss_fn == tasks.cross_entropy
+    assert found.trainer.metric_fn == tasks.accuracy
+    assert found.model.num_classes == 2
+
+
 def is_forget_bias(found):
     np.testing.assert_array_equal(cell_params(found).bias[4:8], np.full(4, 3.0))
 
@@ -218,6 +239,11 @@ CASES = {
     "order": ({"order": "columns"}, is_order),
     "delay": ({"delay": 3}, is_delay),
     "test_delay": ({"test_delay": 3}, is_test_delay),
+    "noise": ({"delay": 3, "noise": True}, is_noise),
+    **dict.fromkeys(
+        ("task", "length", "test_length"),
+        ({"dataset": "auto", "task": "parity", "length": 7, "test_length": 9}, is_task),
+    ),
     "cell": ({"cell": "gru"}, lambda found: isinstance(cell_params(found), jaxrnn.GRUParams)),
     "cell_options": (
         {"cell_options": ("projection_size=2",)},

@@ -216,6 +216,13 @@ def test_sequences_follow_their_definitions():
     assert not np.array_equal(places, data.sequences(marks, "permuted", seed=5)[0, :, 0])
     shuffled = data.sequences(images, "shuffled", seed=4)
     np.testing.assert_array_equal(shuffled, permuted.reshape(images.shape))
+    noisy = data.sequences(images, "columns", delay=2, noise=[1, 2])
+    np.testing.assert_array_equal(noisy[:, :-2], columns)
+    assert noisy.dtype == np.uint8
+    assert noisy[:, -2:].std() > 50
+    again, other = (data.sequences(images, delay=2, noise=seed) for seed in ([1, 2], 3))
+    np.testing.assert_array_equal(again[:, -2:], noisy[:, -2:])
+    assert (other[:, -2:] != noisy[:, -2:]).any()
     late = data.sequences(images, "columns", delay=2)
     np.testing.assert_array_equal(late[:, :28], columns)
     assert late.shape == (40, 30, 28)

@@ -226,6 +226,21 @@ def test_bands_are_a_deviation_wide_and_omit_runs_with_other_steps(figures):
     assert shown == ["a", "b (1 of 2)"]
 
 
+def test_accuracies_by_length_are_means_over_seeds(figures):
+    report.lengths({"a": {20: [0.4, 0.6], 10: [0.9]}, "b": {10: [], 30: [0.2]}}, PATH, "delay")
+    (axes,) = figures[0].axes
+    (a, _, (bars,)), (b, _, _) = axes.containers
+    np.testing.assert_allclose(a.get_xydata(), [(10, 0.9), (20, 0.5)])
+    np.testing.assert_allclose(b.get_xydata(), [(30, 0.2)])
+    deviation = 0.2 / np.sqrt(2)
+    ends = [[y for _, y in segment] for segment in bars.get_segments()]
+    np.testing.assert_allclose(ends, [[0.9, 0.9], [0.5 - deviation, 0.5 + deviation]])
+    assert axes.get_xlabel() == "delay"
+    assert axes.get_xticks().tolist() == [10, 20, 30]
+    shown = [text.get_text() for text in axes.get_legend().get_texts()]
+    assert shown == ["a", "b"]
+
+
 def test_the_heat_map_has_every_value_in_its_place(figures):
     values = np.array([[0.1, 0.2, 0.3], [0.4, np.nan, 0.6]])
     labels = (("x", "y"), ("p", "q", "r"))

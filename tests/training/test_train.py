@@ -135,7 +135,9 @@ def test_only_uint8_is_scaled():
     for dtype in (np.int8, np.uint16, np.int32, bool):
         with pytest.raises(ValueError, match=f"sequences must be .*, got {np.dtype(dtype)}"):
             training.scale(np.zeros(3, dtype))
-    with pytest.raises(ValueError, match="sequences must be uint8 or floating-point, got int32"):
+    with pytest.raises(
+        ValueError, match="sequences must be uint8, bool or floating-point, got int32"
+    ):
         training.predict(MODEL, {}, np.zeros((2, 6, 5), np.int32))
 
 

@@ -17,6 +17,7 @@ import operator
 import os
 import stat
 import tempfile
+from collections.abc import Sequence
 from pathlib import Path
 from typing import NamedTuple
 
@@ -157,7 +158,12 @@ def load_or_digits(
 
 
 def sequences(
-    images: np.ndarray, order: str = "rows", seed: int = 0, *, delay: int = 0
+    images: np.ndarray,
+    order: str = "rows",
+    seed: int = 0,
+    *,
+    delay: int = 0,
+    noise: int | Sequence[int] | None = None,
 ) -> np.ndarray:
     """Converts images to sequences.
 
@@ -168,7 +174,10 @@ def sequences(
             the pixels to all images, and then read rows or pixels (Le, Jaitly and Hinton,
             arXiv:1504.00941).
         seed: Seed of the permutation in "shuffled" and "permuted". Otherwise unused.
-        delay: Number of time steps of zeros after the image.
+        delay: Number of time steps after the image.
+        noise: Seed of the noise in these time steps, drawn uniformly from 0 to 255 for each image.
+            With rows, this is the noise-padded task of Chang et al. (arXiv:1902.09689), whose noise
+            is normal. Defaults to zeros instead of noise.
 
     Returns:
         The sequences, uint8 `[N, T, I]`. They are `[N, 28 + delay, 28]` for "rows", "columns" and
@@ -188,8 +197,12 @@ def sequences(
         read = np.take(pixels, shuffled, axis=1).reshape(images.shape)
     if order in ("pixels", "permuted"):
         read = read.reshape(len(images), -1, 1)
-    if delay:
+    if delay and noise is None:
         read = np.pad(read, ((0, 0), (0, delay), (0, 0)))
+    elif delay:
+        shape = (len(read), delay, *read.shape[2:])
+        noisy = np.random.default_rng(noise).integers(256, size=shape, dtype=np.uint8)
+        read = np.concatenate([read, noisy], axis=1)
     return np.ascontiguousarray(read)
 
 
