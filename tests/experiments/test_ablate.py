@@ -370,7 +370,8 @@ with Records(Path(sys.argv[3])).claims() as claim:
 def test_two_commands_at_once_share_the_runs(tmp_path, monkeypatch, capsys):
     config = ablation(tmp_path, study="odyssey", settings=("nfg", "nog"))
     resolved = run_study.resolve(config).settings
-    planned = jobs.plan(resolved, range(2), experiment.digest(experiment.load_dataset("digits")))
+    hashes = run_study.digests(resolved, experiment.load_dataset("digits"))
+    planned = jobs.plan(resolved, range(2), hashes)
     taken = [job.identity for job in planned if job.setting == "nfg"]
     folders = [str(Path(ablate.__file__).parent), str(Path(ablate.__file__).parents[1])]
     other = subprocess.Popen(

@@ -132,7 +132,8 @@ def test_only_uint8_is_scaled():
         kept = training.scale(np.array([-1.5, 300.0], dtype))
         assert kept.dtype == (jnp.float32 if dtype is np.float64 else dtype)
         np.testing.assert_array_equal(kept.astype(jnp.float32), [-1.5, 300])
-    for dtype in (np.int8, np.uint16, np.int32, bool):
+    np.testing.assert_array_equal(training.scale(np.array([False, True])), [0, 1])
+    for dtype in (np.int8, np.uint16, np.int32):
         with pytest.raises(ValueError, match=f"sequences must be .*, got {np.dtype(dtype)}"):
             training.scale(np.zeros(3, dtype))
     with pytest.raises(
