@@ -175,8 +175,8 @@ def tutorial(measurements: Measurements, small: bool) -> None:
 
 def pixels(measurements: Measurements, small: bool) -> None:
     """Trains several seeds that read one pixel a time step, in both orders."""
-    seeds = 2 if small else PIXELS_SEEDS
+    seeds, orders = (2, ORDERS[:1]) if small else (PIXELS_SEEDS, ORDERS)
     runs: dict[str, Any] = {
-        order: (config("state-space", small, order=order), seeds) for order in ORDERS
+        order: (config("state-space", small, order=order), seeds) for order in orders
     }
     train_recipes(measurements, small, runs)
