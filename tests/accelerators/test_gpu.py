@@ -136,12 +136,16 @@ def counts(compiled):
 @pytest.mark.parametrize("dtype", [None, jnp.bfloat16])
 @pytest.mark.parametrize("name", GATED)
 def test_a_gated_cell_is_one_kernel_forward_and_one_backward(name, dtype, kernels):
-    """The kernels do not spill registers at 128 units, the multiple to which they round up."""
+    """At 128 units, the multiple to which they round up, the kernels spill no registers.
+
+    An exception is the sLSTM with float32 products, which has four states.
+    """
     step = programs.one_step(mesh(1), CELLS[name], "pallas", dtype=dtype)
     assert counts(step) == (2, 0)
     found = kernels()
     assert len(found) == 2 or name in SAME
-    assert all(each[1:] == (0, 0, 0) for each in found)
+    most = 64 if name == "slstm" and dtype is None else 0
+    assert all(max(each[1:]) <= most for each in found)
 
 
 @pytest.mark.parametrize("dtype", [None, jnp.bfloat16])
