@@ -433,7 +433,7 @@ class Stack(nn.Module):
         def later(x, axis):  # [*B, T, ...] -> [blocks, *B, block, ...]
             x = jnp.moveaxis(lax.slice_in_dim(x, first, time, axis=axis), axis, 0)
             x = x.reshape(-1, block, *x.shape[1:])
-            return jnp.moveaxis(x, 1, axis + x.ndim if axis < 0 else axis)
+            return jnp.moveaxis(x, 1, axis)
 
         def part(offset, steps):  # the lengths within a block
             return None if seq_lengths is None else jnp.clip(seq_lengths - offset, 0, steps)

@@ -182,23 +182,32 @@ def call(function: Callable[..., Any], *arguments: Any) -> Any:
     return json.loads(text)
 
 
+def restore(out: Path) -> tuple[int, Any]:
+    """Returns step and train state of the latest checkpoint of a run."""
+    logging.getLogger("absl").setLevel(logging.ERROR)
+    import experiment
+    import jax
+
+    from jaxrnn.training.checkpoint import Checkpoints
+
+    config, model, _, _ = experiment.load_run(out)
+    optimizer = experiment.build_optimizer(config)
+    like = jax.eval_shape(lambda: experiment.initial_state(config, model, optimizer))
+    with Checkpoints(out / "checkpoints", read_only=True) as checkpoints:
+        restored = checkpoints.restore(like)
+    assert restored is not None
+    return restored
+
+
 def state_of(out: Path) -> dict[str, Any]:
     """Returns step, hash of the train state, and records of the latest checkpoint of a run."""
 
     def read() -> dict[str, Any]:
-        logging.getLogger("absl").setLevel(logging.ERROR)
-        import experiment
         import jax
 
-        from jaxrnn.training.checkpoint import Checkpoints
         from jaxrnn.training.run import Run
 
-        config, model, _, _ = experiment.load_run(out)
-        optimizer = experiment.build_optimizer(config)
-        like = jax.eval_shape(lambda: experiment.initial_state(config, model, optimizer))
-        with Checkpoints(out / "checkpoints", read_only=True) as checkpoints:
-            restored = checkpoints.restore(like)
-        assert restored is not None
+        restored = restore(out)
         found = hashlib.sha256()
         for leaf in jax.tree.leaves(restored[1]):
             found.update(leaf.tobytes())
@@ -824,19 +833,10 @@ def devices_of(number: int, before: Callable[[], Any]) -> Callable[[], None]:
 
 def parameters(out: Path) -> list[float]:
     """Returns all parameters of the latest checkpoint of a run."""
-    import experiment
     import jax
     import numpy as np
 
-    from jaxrnn.training.checkpoint import Checkpoints
-
-    logging.getLogger("absl").setLevel(logging.ERROR)
-    config, model, _, _ = experiment.load_run(out)
-    optimizer = experiment.build_optimizer(config)
-    like = jax.eval_shape(lambda: experiment.initial_state(config, model, optimizer))
-    with Checkpoints(out / "checkpoints", read_only=True) as checkpoints:
-        restored = checkpoints.restore(like)
-    assert restored is not None
+    restored = restore(out)
     return np.concatenate([leaf.ravel() for leaf in jax.tree.leaves(restored[1].params)]).tolist()
 
 
