@@ -285,6 +285,20 @@ def test_interrupted_and_started_again_it_ends_the_same(whole, tmp_path, monkeyp
     assert_same(contents(tmp_path / "run"), contents(whole[0]))
 
 
+def test_a_signal_during_the_last_save_stops_the_run(tmp_path, monkeypatch, capsys):
+    save = train.Checkpoints.save
+
+    def save_and_stop(*words):
+        save(*words)
+        os.kill(os.getpid(), signal.SIGTERM)
+
+    monkeypatch.setattr(train.Checkpoints, "save", save_and_stop)
+    out = tmp_path / "run"
+    assert mnist.main(dataclasses.replace(SMALL, out=out, steps=20)) == 128 + signal.SIGTERM
+    assert "interrupted at step 20, which is saved" in capsys.readouterr().out
+    assert not (out / "result.json").exists()
+
+
 @pytest.mark.slow
 def test_a_process_ends_with_the_signals_code(tmp_path):
     config = dataclasses.replace(SMALL, steps=40)
