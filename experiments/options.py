@@ -224,6 +224,11 @@ class Config:
     blocks: bool = False
     """Put each layer into a residual block, with a layer normalization before it and a gate after
     it, and classify the mean over time (Gu et al., 2022)."""
+    pool: int = 1
+    """Number of time steps that become one step of the --blocks. Above 1, a block with --stem-size
+    hidden units reads every time step before them (Chan et al., 2016)."""
+    stem_size: int | None = None
+    """Number of hidden units of the block before --pool."""
     patch: int | None = None
     """Side in pixels of the square patches of a ReNet (Visin et al., 2015), whose layers sweep over
     the columns and then the rows of an image. Must divide 28."""
@@ -301,14 +306,13 @@ class Config:
 
     def check(self) -> None:
         """Raises OptionError if a value is out of range or the options do not go together."""
-        for name in ("hidden_size", "num_layers", "batch_size", "eval_every", "checkpoint_every"):
-            if getattr(self, name) < 1:
+        counts = ("hidden_size", "num_layers", "batch_size", "eval_every", "checkpoint_every")
+        counts += ("length", "test_length", "steps", "devices", "truncate", "patch", "pool")
+        for name in (*counts, "stem_size"):
+            if getattr(self, name) is not None and getattr(self, name) < 1:
                 raise OptionError(f"{flag(name)} must be at least 1")
         if self.num_layers > 1000:
             raise OptionError("--num-layers must be at most 1000")
-        for name in ("length", "test_length", "steps", "devices", "truncate", "patch"):
-            if getattr(self, name) is not None and getattr(self, name) < 1:
-                raise OptionError(f"{flag(name)} must be at least 1")
         for name in ("validation_size", "seed", "delay", "test_delay"):
             if (getattr(self, name) or 0) < 0:
                 raise OptionError(f"{flag(name)} must not be negative")
@@ -358,6 +362,10 @@ class Config:
                 "--dropout needs --num-layers of at least 2, --patch or --blocks: "
                 "it drops inputs of each layer but the first"
             )
+        if self.pool != 1 and not self.blocks:
+            raise OptionError("--pool needs --blocks")
+        if (self.pool > 1) != (self.stem_size is not None):
+            raise OptionError("--pool above 1 and --stem-size need each other")
         chrono = self.chrono is not None or self.cell == "lstm-chrono" or "chrono" in own
         if self.cell in CELLS and chrono and self.forget_bias is not None:
             raise OptionError(
