@@ -55,13 +55,14 @@ def build_model(config: Config) -> nn.Module:
         if refused := _changed(config, sorted({*STACK, "patch"} - {"num_layers", "dropout"})):
             raise OptionError(f"--blocks does not go with {refused}")
         size = config.stem_size
+        stem = dataclasses.replace(config, hidden_size=size, cell_options=()) if size else None
         return ResidualClassifier(
             cell,
             outputs["num_classes"],
             config.hidden_size,
             config.num_layers,
             config.pool,
-            None if size is None else build_cell(dataclasses.replace(config, hidden_size=size)),
+            stem and build_cell(stem),
             size,
             config.dropout,
         )

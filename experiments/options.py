@@ -134,24 +134,27 @@ RECIPES: dict[str, dict[str, Any]] = {
         "steps": 7000,
     },
     "permuted-mnist": {**PIXELS, "order": "permuted"},
-    # A state space model as in Smith et al. (2023), with fewer than 70,000 parameters. It takes
-    # hours on a CPU.
+    # A state space model as in Smith et al. (2023), with fewer than 70,000 parameters. A narrow
+    # block reads the pixels, and the others one vector for every seven of them. The width of the
+    # stem, `pool` and the states were chosen on validation, by runs of 4,000 steps.
     "state-space": {
         "order": "permuted",
         "cell": "s5",
-        "cell_options": ("state_size=48",),
+        "cell_options": ("state_size=60",),
         "hidden_size": 64,
-        "num_layers": 4,
+        "num_layers": 3,
         "blocks": True,
+        "pool": 7,
+        "stem_size": 16,
         "dropout": 0.1,
         "schedule": "cosine",
         "learning_rate": 4e-3,
         "recurrence_rate": 0.25,
         "weight_decay": 0.05,
         "batch_size": 64,
-        "steps": 25_000,
+        "steps": 12_000,
         "clip_norm": 1.0,
-        "eval_every": 2500,
+        "eval_every": 2000,
     },
 }
 
@@ -226,7 +229,7 @@ class Config:
     it, and classify the mean over time (Gu et al., 2022)."""
     pool: int = 1
     """Number of time steps that become one step of the --blocks. Above 1, a block with --stem-size
-    hidden units reads every time step before them (Chan et al., 2016)."""
+    hidden units, to which --cell-options does not apply, reads every time step before them."""
     stem_size: int | None = None
     """Number of hidden units of the block before --pool."""
     patch: int | None = None

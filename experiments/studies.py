@@ -76,6 +76,7 @@ CELLS_BY_NAME = {
 
 BY_PIXEL = {
     "lru, 3 layers of 64": PIXELS,
+    "s5, 3 blocks of 64": RECIPES["state-space"],
     **{name: {"cell": name, "chrono": 784.0} for name in ("lstm", "janet", "gru")},
     **{name: {"cell": name} for name in ("lru", "lru-long", "min-gru")},
 }
@@ -303,7 +304,11 @@ STUDIES = {
         "How accurate are cells that read one pixel per time step, 784 in all (Le et al., 2015)? "
         "Van der Westhuizen & Lasenby (2018) reported 98.5 % for the LSTM and 99.0 % for JANET, "
         "after many more training steps.",
-        {"lru-long, 3 layers of 64": RECIPES["sequential-mnist"], **BY_PIXEL},
+        {
+            "lru-long, 3 layers of 64": RECIPES["sequential-mnist"],
+            **BY_PIXEL,
+            "s5, 3 blocks of 64": RECIPES["state-space"] | {"order": "pixels"},
+        },
         LONG | {"order": "pixels"},
         claims=(JANET_BY_PIXEL,),
     ),
