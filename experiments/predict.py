@@ -25,6 +25,7 @@ import numpy as np
 from command_line import parse
 from cyclopts import Parameter
 from errors import OptionError, fail
+from options import check_file
 from PIL import Image, ImageOps
 
 SIDE = 28  # of an MNIST image
@@ -54,9 +55,11 @@ class Config:
     """Image file to write, with a picture of the predicted probabilities after each time step."""
 
     def check(self) -> None:
-        """Raises OptionError if no image is given."""
+        """Raises OptionError if no image is given, or the picture cannot be written."""
         if not self.images:
             raise OptionError("no image is given; see --help")
+        if self.beliefs is not None:
+            check_file("--beliefs", self.beliefs)
 
 
 def read_image(name: str | Path) -> Image.Image:

@@ -18,6 +18,8 @@ from collections.abc import Callable, Iterator
 
 from fault_checks.damage import files, flips
 from fault_checks.disk import disk
+from fault_checks.downloads import downloads
+from fault_checks.folders import folders
 from fault_checks.interruptions import kill, nan, repeat, resume, signals
 from fault_checks.machines import devices, hosts, study
 from fault_checks.processes import SCRATCH, Trial
@@ -70,6 +72,8 @@ CHECKS: dict[str, tuple[Callable[[int], Iterator[Trial]], int]] = {
     "hosts": (hosts, 10),
     "study": (study, 10),
     "disk": (disk, 10),
+    "downloads": (downloads, 20),
+    "folders": (folders, 1000),
     "soak": (soak, 10),
 }
 

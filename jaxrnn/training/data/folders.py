@@ -10,7 +10,6 @@ import contextlib
 import warnings
 from collections.abc import Callable, Iterator
 from functools import partial
-from io import BytesIO
 from pathlib import Path
 from typing import Any, NamedTuple
 
@@ -19,6 +18,8 @@ import numpy as np
 from jaxrnn.training.data import idx, tfds
 from jaxrnn.training.data.idx import CLASSES, FILES, SIDE, DataError, Pair, Split, one_line
 
+# Bytes of a file when it is unpacked. The arrays of a data set have 55 MB as uint8.
+_LARGEST = 1 << 30
 # Subdirectories in torchvision's root and in Keras' directory of data sets.
 _OWN_FOLDERS = {
     "mnist": ("MNIST/raw",),
@@ -90,6 +91,7 @@ def _npz(name: str, folder: Path) -> Source | None:
 
 def _read_npz(path: Path) -> Pair:
     with _named(path), np.load(path, allow_pickle=False) as file:
+        _check_size(path, sum(member.file_size for member in file.zip.infolist()))
         splits = [(file[f"x_{split}"], file[f"y_{split}"]) for split in Pair._fields]
     return Pair(*(_split(path, *split) for split in splits))
 
@@ -153,15 +155,15 @@ def _read_parquet(files: list[Path]) -> Split:
         from pyarrow import parquet
     except ImportError:
         raise DataError(f"{files[0]}: to read parquet, pip install pyarrow") from None
-    from PIL import Image
 
     images, labels = [], []
     for path in files:
         with _named(path):
+            stored = parquet.read_metadata(path)
+            groups = [stored.row_group(number) for number in range(stored.num_row_groups)]
+            _check_size(path, sum(group.total_byte_size for group in groups))
             table = parquet.read_table(path, columns=["image", "label"])
-            for cell in table["image"].to_pylist():
-                with Image.open(BytesIO(cell["bytes"])) as image:
-                    images.append(np.asarray(image))
+            images += [tfds.decode(cell["bytes"]) for cell in table["image"].to_pylist()]
             labels += table["label"].to_pylist()
     with _named(files[0]):
         return _split(files[0], np.stack(images), np.array(labels))
@@ -184,6 +186,12 @@ def _split(path: Path, images: np.ndarray, labels: np.ndarray) -> Split:
             f"0 to {CLASSES - 1}"
         )
     return split
+
+
+def _check_size(path: Path, size: int) -> None:
+    """Raises DataError if a file would unpack to more bytes than any of the data sets has."""
+    if size > _LARGEST:
+        raise DataError(f"{path}: unpacks to {size:,} bytes, more than {_LARGEST:,}")
 
 
 @contextlib.contextmanager
