@@ -23,6 +23,7 @@ from fault_checks.folders import folders
 from fault_checks.interruptions import kill, nan, repeat, resume, signals
 from fault_checks.machines import devices, hosts, study
 from fault_checks.processes import SCRATCH, Trial
+from fault_checks.security import security
 from fault_checks.soak import soak
 
 
@@ -74,6 +75,7 @@ CHECKS: dict[str, tuple[Callable[[int], Iterator[Trial]], int]] = {
     "disk": (disk, 10),
     "downloads": (downloads, 20),
     "folders": (folders, 1000),
+    "security": (security, 1),
     "soak": (soak, 10),
 }
 

@@ -201,6 +201,12 @@ def pretend(folder: Path, url: str) -> Callable[[], None]:
     return install
 
 
+def quiet() -> None:
+    """Hides the progress that TFDS shows."""
+    for number in (1, 2):
+        os.dup2(os.open(os.devnull, os.O_WRONLY), number)
+
+
 def load(folder: Path, url: str) -> bool:
     """Prepares MNIST; returns whether the images are those of the server."""
     import numpy as np
@@ -208,8 +214,7 @@ def load(folder: Path, url: str) -> bool:
     from jaxrnn.training import data
 
     pretend(folder, url)()
-    for number in (1, 2):  # TFDS shows its progress
-        os.dup2(os.open(os.devnull, os.O_WRONLY), number)
+    quiet()
     pairs = zip(joined(data.load("mnist", validation_size=5)), originals(), strict=True)
     return all(np.array_equal(*pair) for pair in pairs)
 
