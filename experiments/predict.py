@@ -25,7 +25,6 @@ import numpy as np
 from command_line import parse
 from cyclopts import Parameter
 from errors import OptionError, fail
-from options import check_file
 from PIL import Image, ImageOps
 
 SIDE = 28  # of an MNIST image
@@ -55,11 +54,9 @@ class Config:
     """Image file to write, with a picture of the predicted probabilities after each time step."""
 
     def check(self) -> None:
-        """Raises OptionError if no image is given, or the picture cannot be written."""
+        """Raises OptionError if no image is given."""
         if not self.images:
             raise OptionError("no image is given; see --help")
-        if self.beliefs is not None:
-            check_file("--beliefs", self.beliefs)
 
 
 def read_image(name: str | Path) -> Image.Image:
@@ -79,6 +76,8 @@ def read_image(name: str | Path) -> Image.Image:
         with warnings.catch_warnings():
             warnings.simplefilter("error", Image.DecompressionBombWarning)
             with Image.open(path) as image:
+                if image.format == "EPS":  # a program, which Ghostscript would execute
+                    raise ValueError("it is a PostScript program")
                 frames = getattr(image, "n_frames", 1)
                 found = ImageOps.exif_transpose(image)
                 found.info["frames"] = frames

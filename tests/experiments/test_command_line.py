@@ -240,7 +240,6 @@ def test_an_error_names_what_is_accepted(words, message, capsys):
         ("export", "--out no/a.onnx", f"--out no/a.onnx: {Path.cwd()}/no does not exist"),
         ("export", f"--out {FOLDER} --format html", f"--out {FOLDER} is a folder, not a file"),
         ("benchmark", f"--out {FOLDER}", f"--out {FOLDER} is a folder, not a file"),
-        ("predict", f"a.png --beliefs {FOLDER}", f"--beliefs {FOLDER} is a folder, not a file"),
         ("mnist", "--cell lsmt", "--cell does not take 'lsmt'; did you mean lstm"),
         ("mnist", "--dataset mnits", 'Invalid value "mnits" for --dataset. Choose from: '),
         ("mnist", "--recipe fsat", 'Invalid value "fsat" for --recipe. Choose from: '),
@@ -281,7 +280,6 @@ def test_every_script_has_errors_of_this_form(script, words, message, capsys):
         ("accelerator", "--out {}"),
         ("export", "--out {}/a.onnx"),
         ("benchmark", "--out {}/a.json"),
-        ("predict", "a.png --beliefs {}/a.png"),
     ],
 )
 def test_a_folder_that_cannot_be_written_is_named_at_once(

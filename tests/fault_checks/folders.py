@@ -131,13 +131,15 @@ def unusable(trained: Path, picture: Path) -> Iterator[Case]:
                 continue
             words, path = command(out)
             yield Case(f"{name}, {what}", name.split()[0], words, path)
+    folder = SCRATCH / "folder.png"
+    folder.mkdir()
     for name, option in (("mnist", "--out"), ("export", "--out"), ("predict", "--beliefs")):
         words = {
             "mnist": options(trained)[2:],
             "export": ["--run", trained, "--format", "onnx"],
             "predict": [picture, "--run", trained],
         }[name]
-        path = {"mnist": file}.get(name, trained)  # predict and export write a file
+        path = {"mnist": file, "predict": folder}.get(name, trained)
         yield Case(f"{name} {option} of the wrong kind", name, [*words, option, path], path)
 
 
