@@ -18,8 +18,8 @@ import numpy as np
 from jaxrnn.training.data import idx, tfds
 from jaxrnn.training.data.idx import CLASSES, FILES, SIDE, DataError, Pair, Split, one_line
 
-# Bytes of a file when it is unpacked. The arrays of a data set have 55 MB as uint8.
-_LARGEST = 1 << 30
+LARGEST = 1_000_000  # number of examples in a parquet file
+LARGEST_NPZ = 1 << 30  # bytes of a .npz file when it is unpacked; the arrays of MNIST have 55 MB
 # Subdirectories in torchvision's root and in Keras' directory of data sets.
 _OWN_FOLDERS = {
     "mnist": ("MNIST/raw",),
@@ -91,7 +91,9 @@ def _npz(name: str, folder: Path) -> Source | None:
 
 def _read_npz(path: Path) -> Pair:
     with _named(path), np.load(path, allow_pickle=False) as file:
-        _check_size(path, sum(member.file_size for member in file.zip.infolist()))
+        size = sum(member.file_size for member in file.zip.infolist())
+        if size > LARGEST_NPZ:
+            raise DataError(f"{path}: unpacks to {size:,} bytes, more than {LARGEST_NPZ:,}")
         splits = [(file[f"x_{split}"], file[f"y_{split}"]) for split in Pair._fields]
     return Pair(*(_split(path, *split) for split in splits))
 
@@ -159,9 +161,9 @@ def _read_parquet(files: list[Path]) -> Split:
     images, labels = [], []
     for path in files:
         with _named(path):
-            stored = parquet.read_metadata(path)
-            groups = [stored.row_group(number) for number in range(stored.num_row_groups)]
-            _check_size(path, sum(group.total_byte_size for group in groups))
+            # A value that repeats takes no space in the file.
+            if (rows := parquet.read_metadata(path).num_rows) > LARGEST:
+                raise DataError(f"{path}: {rows:,} examples, more than {LARGEST:,}")
             table = parquet.read_table(path, columns=["image", "label"])
             images += [tfds.decode(cell["bytes"]) for cell in table["image"].to_pylist()]
             labels += table["label"].to_pylist()
@@ -186,12 +188,6 @@ def _split(path: Path, images: np.ndarray, labels: np.ndarray) -> Split:
             f"0 to {CLASSES - 1}"
         )
     return split
-
-
-def _check_size(path: Path, size: int) -> None:
-    """Raises DataError if a file would unpack to more bytes than any of the data sets has."""
-    if size > _LARGEST:
-        raise DataError(f"{path}: unpacks to {size:,} bytes, more than {_LARGEST:,}")
 
 
 @contextlib.contextmanager

@@ -110,16 +110,18 @@ def _read_examples(folder: Path, info: Any) -> Split:
 
 
 def decode(raw: bytes) -> np.ndarray:
-    """Decodes a greyscale image, uint8 [28, 28].
+    """Decodes a greyscale PNG, uint8 [28, 28].
 
     Raises:
         ValueError: If it has another size, which is found before it is decoded, or another mode.
+        OSError: If it is not a PNG.
     """
     from PIL import Image
 
-    with Image.open(BytesIO(raw)) as image:
+    with Image.open(BytesIO(raw), formats=["PNG"]) as image:
         if image.size != (SIDE, SIDE):
-            raise ValueError("image of {}×{}".format(*image.size) + f", expected {SIDE}×{SIDE}")
+            width, height = image.size
+            raise ValueError(f"images of {height}×{width}, expected {SIDE}×{SIDE}")
         return np.asarray(image).reshape(SIDE, SIDE)
 
 
