@@ -204,7 +204,7 @@ def escapes() -> str:
 
 
 def private() -> Iterator[Trial]:
-    """Prepares MNIST and exports a run with umask 0, and looks for files that others can read."""
+    """Prepares MNIST with umask 0, trains with umask 077, and looks for what others can access."""
     with served() as base:
         for what, cache in (("with a cache", True), ("without", False)):
             folder = home("home")
@@ -215,9 +215,10 @@ def private() -> Iterator[Trial]:
             problem = f"others can access {found}" if found else rest and f"left behind: {rest}"
             yield f"files in HOME and TMPDIR while data is prepared, {what}", problem or ""
     out = SCRATCH / "run"
-    code, _, err = run("mnist", options(out, steps=2), before=lambda: os.umask(0))
-    problem = err if code else ""
-    yield "a run's files follow the umask of the user", problem
+    code, _, err = run("mnist", options(out, steps=2), before=lambda: os.umask(0o077))
+    shared = [str(path) for path in (out, *out.rglob("*")) if path.stat().st_mode & 0o077]
+    problem = err if code else shared and f"others can access {shared}"
+    yield "a run's files follow the umask of the user", problem or ""
 
 
 def watched(folder: Path, url: str) -> list[str]:
