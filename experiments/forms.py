@@ -57,7 +57,7 @@ class Config:
 
     def check(self) -> None:
         """Raises OptionError if a value is out of range."""
-        check_folder(self.out)
+        check_folder(self.out / self.form)
         for name in ("hidden_size", "batch_size", "steps", "judge_steps", "devices"):
             if getattr(self, name) is not None and getattr(self, name) < 1:
                 raise OptionError(f"{flag(name)} must be at least 1")

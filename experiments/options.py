@@ -408,6 +408,18 @@ def check_folder(path: Path) -> None:
             return
 
 
+def check_file(option: str, path: Path) -> None:
+    """Raises OptionError if a file cannot be created or replaced."""
+    folder = path.absolute().parent
+    if path.is_dir():
+        raise OptionError(f"{option} {path} is a folder, not a file")
+    if not folder.is_dir():
+        problem = "is a file, not a folder" if folder.exists() else "does not exist"
+        raise OptionError(f"{option} {path}: {folder} {problem}")
+    if not os.access(folder, os.W_OK | os.X_OK):
+        raise OptionError(f"{option} {path}: {folder} cannot be written")
+
+
 def check_cell(option: str, name: str) -> None:
     """Raises OptionError if no cell has this name."""
     if name.endswith(".py"):

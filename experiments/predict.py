@@ -76,6 +76,8 @@ def read_image(name: str | Path) -> Image.Image:
         with warnings.catch_warnings():
             warnings.simplefilter("error", Image.DecompressionBombWarning)
             with Image.open(path) as image:
+                if image.format == "EPS":  # a program, which Ghostscript would execute
+                    raise ValueError("it is a PostScript program")
                 frames = getattr(image, "n_frames", 1)
                 found = ImageOps.exif_transpose(image)
                 found.info["frames"] = frames

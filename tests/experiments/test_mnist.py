@@ -24,6 +24,7 @@ import pytest
 import train
 from conftest import MNIST_DIR
 from errors import OptionError
+from idx_files import write
 from options import Config
 from terminal import run_script
 from test_event_file import scalars
@@ -553,6 +554,19 @@ def test_a_configuration_that_is_not_that_of_the_checkpoints_is_refused(again, c
     with pytest.raises((RunError, CheckpointError), match=words) as error:
         experiment.load_run(out)
     assert "\n" not in str(error.value)
+
+
+def test_a_run_of_images_that_are_not_published_ones_is_loaded(tmp_path, home):
+    images = write(tmp_path / "images")
+    config = dataclasses.replace(SMALL, dataset="mnist", validation_size=5, batch_size=10)
+    dataset = experiment.load_dataset("mnist", images, config.validation_size)
+    resolved = experiment.resolve(config, dataset).config
+    run = Run(tmp_path / "run")
+    run.open(experiment.identity(resolved, experiment.digest(dataset)))
+    stored, _ = experiment.stored_config(run)
+    assert stored.dataset == "other"
+    again = experiment.load_dataset(stored.dataset, images, stored.validation_size)
+    assert experiment.digest(again) == experiment.digest(dataset)
 
 
 def test_a_run_is_locked_until_its_figures_are_drawn(again, monkeypatch, capsys):
