@@ -25,6 +25,7 @@ _OWN_FOLDERS = {
     "fashion_mnist": ("FashionMNIST/raw", "fashion-mnist"),
     "kmnist": ("KMNIST/raw",),
 }
+LARGEST = 1_000_000  # number of examples in a parquet file
 
 
 class Source(NamedTuple):
@@ -124,7 +125,9 @@ def _read_csv(path: Path) -> Split:
         with open(path, encoding="utf-8-sig") as file:
             header = not file.readline()[:1].isdigit()
         with warnings.catch_warnings():
-            # Older versions of NumPy only warn of a fraction, and truncate it.
+            # NumPy only warns of a file without lines, and older versions of a fraction, which they
+            # truncate.
+            warnings.simplefilter("error", UserWarning)
             warnings.simplefilter("error", DeprecationWarning)
             table = np.loadtxt(
                 path, np.uint8, delimiter=",", skiprows=int(header), ndmin=2, encoding="utf-8-sig"
@@ -157,10 +160,19 @@ def _read_parquet(files: list[Path]) -> Split:
 
     images, labels = [], []
     for path in files:
-        with _named(path):
+        with _named(path), warnings.catch_warnings():
+            warnings.simplefilter("error", Image.DecompressionBombWarning)
+            # A value that repeats takes no space in the file.
+            if (rows := parquet.read_metadata(path).num_rows) > LARGEST:
+                raise DataError(f"{path}: {rows:,} examples, more than {LARGEST:,}")
             table = parquet.read_table(path, columns=["image", "label"])
             for cell in table["image"].to_pylist():
-                with Image.open(BytesIO(cell["bytes"])) as image:
+                with Image.open(BytesIO(cell["bytes"]), formats=["PNG"]) as image:
+                    if image.size != (SIDE, SIDE):  # a few bytes can unpack to any number of pixels
+                        width, height = image.size
+                        raise DataError(
+                            f"{path}: images of {height}×{width}, expected {SIDE}×{SIDE}"
+                        )
                     images.append(np.asarray(image))
             labels += table["label"].to_pylist()
     with _named(files[0]):
