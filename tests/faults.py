@@ -20,6 +20,7 @@ from fault_checks.damage import files, flips
 from fault_checks.disk import disk
 from fault_checks.interruptions import kill, nan, repeat, resume, signals
 from fault_checks.machines import devices, hosts, study
+from fault_checks.malformed import fuzz, malformed
 from fault_checks.processes import SCRATCH, Trial
 from fault_checks.soak import soak
 
@@ -71,6 +72,8 @@ CHECKS: dict[str, tuple[Callable[[int], Iterator[Trial]], int]] = {
     "study": (study, 10),
     "disk": (disk, 10),
     "soak": (soak, 10),
+    "malformed": (malformed, 1000),
+    "fuzz": (fuzz, 200),
 }
 
 if __name__ == "__main__":
