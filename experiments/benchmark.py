@@ -26,7 +26,7 @@ from typing import Annotated, Any, Literal
 from command_line import parse
 from cyclopts import Parameter
 from errors import OptionError
-from options import check_file, check_folder
+from options import check_file, check_folder, check_integers
 from peers import ALL_CORES, BATCH, FLOOR, LIBRARIES, PRODUCT, SEEDS, Task
 from rich.box import MARKDOWN
 from rich.console import Console
@@ -74,6 +74,7 @@ class Config:
 
     def check(self) -> None:
         """Raises OptionError if a value is out of range."""
+        check_integers(self)
         if self.rounds < 1:
             raise OptionError("--rounds must be at least 1")
         if not self.tasks:

@@ -309,6 +309,7 @@ class Config:
 
     def check(self) -> None:
         """Raises OptionError if a value is out of range or the options do not go together."""
+        check_integers(self)
         counts = ("hidden_size", "num_layers", "batch_size", "eval_every", "checkpoint_every")
         counts += ("length", "test_length", "steps", "devices", "truncate", "patch", "pool")
         for name in (*counts, "stem_size"):
@@ -379,7 +380,16 @@ class Config:
         check_tensorboard(self.tensorboard)
 
 
+LARGEST = 2**31 - 1  # of an integer
 OPTIONS = {field.name for field in fields(Config)}
+
+
+def check_integers(config: Any) -> None:
+    """Raises OptionError if an option is larger than what arrays are indexed by, an int32."""
+    for field in fields(config):
+        value = getattr(config, field.name)
+        if isinstance(value, int) and value > LARGEST:
+            raise OptionError(f"{flag(field.name)} must be at most {LARGEST}")
 
 
 def check_address(address: str) -> None:

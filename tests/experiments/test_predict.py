@@ -204,7 +204,7 @@ def test_postscript_is_not_executed(tmp_path, monkeypatch):
     monkeypatch.setattr(EpsImagePlugin, "Ghostscript", forbidden)
     drawing().convert("L").save(tmp_path / "three.eps")
     _, errors, _ = predict.read_all([tmp_path / "three.eps"])
-    assert list(errors.values()) == ["cannot be read: it is a PostScript program"]
+    assert list(errors.values()) == ["is not an image that Pillow can read"]
 
 
 def test_a_url_is_not_read():

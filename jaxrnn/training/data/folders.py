@@ -26,6 +26,7 @@ _OWN_FOLDERS = {
     "fashion_mnist": ("FashionMNIST/raw", "fashion-mnist"),
     "kmnist": ("KMNIST/raw",),
 }
+LARGEST = 1_000_000  # number of examples in a parquet file
 
 
 class Source(NamedTuple):
@@ -128,7 +129,9 @@ def _read_csv(path: Path) -> Split:
         with open(path, encoding="utf-8-sig") as file:
             header = not file.readline()[:1].isdigit()
         with warnings.catch_warnings():
-            # Older versions of NumPy only warn of a fraction, and truncate it.
+            # NumPy only warns of a file without lines, and older versions of a fraction, which they
+            # truncate.
+            warnings.simplefilter("error", UserWarning)
             warnings.simplefilter("error", DeprecationWarning)
             table = np.loadtxt(
                 path, np.uint8, delimiter=",", skiprows=int(header), ndmin=2, encoding="utf-8-sig"
