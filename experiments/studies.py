@@ -65,9 +65,16 @@ EQUAL_SIZES = {
     "min-lstm": 840,
     "lru": 180,
     "lru-long": 180,
+    "s5": 252,
+    "s6": 528,
+    "rg-lru": 192,
+    "slstm": 128,
+    "lem": 128,
+    "cornn": 192,
+    "unicornn": 1992,
 }
 # Cells whose units are independent of each other within a layer; they need a second one.
-SHALLOW = ("indrnn", "min-gru", "min-lstm")
+SHALLOW = ("indrnn", "min-gru", "min-lstm", "unicornn")
 CELLS_BY_NAME = {
     **{name: {"cell": name} for name in ("lstm", *CELLS)},
     **{f"{name}, 2 layers": {"cell": name, "num_layers": 2} for name in SHALLOW},
