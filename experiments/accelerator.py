@@ -30,6 +30,7 @@ from typing import Any, Literal
 
 from command_line import parse
 from errors import OptionError
+from options import check_folder
 
 # The parts, in order, and the fraction of the time that each may take.
 SHARES = {
@@ -59,6 +60,7 @@ class Config:
         """Raises OptionError if a value is out of range."""
         if not self.seconds >= 0:
             raise OptionError("--seconds must not be negative")
+        check_folder(self.out)
 
 
 def main(arguments: Sequence[str] | None = None) -> int:

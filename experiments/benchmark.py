@@ -26,7 +26,7 @@ from typing import Annotated, Any, Literal
 from command_line import parse
 from cyclopts import Parameter
 from errors import OptionError
-from options import check_folder
+from options import check_file, check_folder, check_integers
 from peers import ALL_CORES, BATCH, FLOOR, LIBRARIES, PRODUCT, SEEDS, Task
 from rich.box import MARKDOWN
 from rich.console import Console
@@ -74,13 +74,14 @@ class Config:
 
     def check(self) -> None:
         """Raises OptionError if a value is out of range."""
+        check_integers(self)
         if self.rounds < 1:
             raise OptionError("--rounds must be at least 1")
         if not self.tasks:
             raise OptionError("--tasks needs a task")
         check_folder(self.out.parent)
-        if self.out.is_dir():
-            raise OptionError(f"--out {self.out} is a folder, not a file")
+        if self.out.parent.is_dir():
+            check_file("--out", self.out)
 
 
 def measure(library: str, name: str, dtype: str) -> dict[str, Any]:
@@ -227,10 +228,11 @@ def main(arguments: Sequence[str] | None = None) -> int:
     console = Console(highlight=False, soft_wrap=True, width=200)
     found = compare(config, console)
     config.out.parent.mkdir(parents=True, exist_ok=True)
+    from jaxrnn.training.files import write_text
     from jaxrnn.training.run import environment
 
     kept = {"command": sys.argv[1:], "environment": environment(), "found": found}
-    config.out.write_text(json.dumps(kept, indent=1))
+    write_text(config.out, json.dumps(kept, indent=1))
     console.print(table(found, config.tasks))
     console.print(f"written to {config.out}")
     return 0

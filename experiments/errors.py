@@ -40,7 +40,17 @@ def listed(names: Iterable[str], separator: str = ", ") -> str:
     return separator.join(repr(name) if " " in name else name for name in names)
 
 
+def printable(text: object) -> str:
+    """Returns a text with escapes for all characters that cannot be shown in a line.
+
+    These are line breaks, control characters, and the bytes of a file's name that are not UTF-8.
+    """
+    return "".join(
+        each if each.isprintable() else each.encode("unicode_escape").decode() for each in str(text)
+    )
+
+
 def fail(error: object, code: int = 2) -> int:
-    """Prints an error on stderr and returns the exit code."""
-    print(f"error: {error}", file=sys.stderr)
+    """Prints an error on stderr, in one line, and returns the exit code."""
+    print(f"error: {printable(error)}", file=sys.stderr)
     return code

@@ -11,7 +11,7 @@ from collections.abc import Callable, Mapping
 from dataclasses import dataclass
 from functools import partial
 from pathlib import Path
-from typing import Any, NamedTuple, cast
+from typing import Any, Literal, NamedTuple, cast
 
 import flax.linen as nn
 import jax
@@ -101,6 +101,8 @@ def load_dataset(
 ) -> data.Dataset:
     """Loads a data set from a folder, by default that of JAXRNN_DATA_DIR.
 
+    Images that are not published ones, of the name "other", are read from files named as MNIST's.
+
     Raises:
         OptionError: If an option does not fit the data set.
         DataError: If the data cannot be loaded.
@@ -108,6 +110,7 @@ def load_dataset(
     if name == "digits" and data_dir is not None:
         raise OptionError("--data-dir does not go with --dataset digits, which is in scikit-learn")
     folder = data_dir or os.environ.get("JAXRNN_DATA_DIR") or None
+    name = "mnist" if name == "other" else name
     load = data.load_or_digits if name == "auto" else partial(data.load, name)
     try:
         return load(folder, validation_size)
@@ -340,7 +343,8 @@ def stored_config(run: Run) -> tuple[Config, Any]:
     trained_cell = stored.pop("cell_sha256", None)
     if isinstance(stored.get("cell_options"), list):
         stored["cell_options"] = tuple(stored["cell_options"])
-    hints = typing.get_type_hints(Config)
+    # The name of the images, which "other" is if they are not published ones.
+    hints = typing.get_type_hints(Config) | {"dataset": DatasetName | Literal["other"]}
     problems = [f"there is no option {name}" for name in stored if name not in hints]
     problems += [
         f"{name}: {problem}"

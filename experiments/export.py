@@ -29,6 +29,7 @@ from typing import Literal, get_args
 
 from command_line import parse
 from errors import OptionError, listed
+from options import check_file
 
 Format = Literal["stablehlo", "onnx", "html"]
 FORMATS: tuple[Format, ...] = get_args(Format)
@@ -49,8 +50,8 @@ class Config:
     variable JAXRNN_DATA_DIR. stablehlo does not read the data set."""
 
     def check(self) -> None:
-        """Raises OptionError if nothing names the format."""
-        self.target()
+        """Raises OptionError if nothing names the format, or the file cannot be written."""
+        check_file("--out", self.target()[1])
 
     def target(self) -> tuple[Format, Path]:
         """Returns the format and the file.

@@ -18,7 +18,7 @@ from typing import Literal
 
 from command_line import flag, parse
 from errors import OptionError
-from options import DatasetName, check_folder
+from options import DatasetName, check_folder, check_integers
 
 
 @dataclass(frozen=True)
@@ -57,7 +57,8 @@ class Config:
 
     def check(self) -> None:
         """Raises OptionError if a value is out of range."""
-        check_folder(self.out)
+        check_integers(self)
+        check_folder(self.out / self.form)
         for name in ("hidden_size", "batch_size", "steps", "judge_steps", "devices"):
             if getattr(self, name) is not None and getattr(self, name) < 1:
                 raise OptionError(f"{flag(name)} must be at least 1")

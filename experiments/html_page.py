@@ -25,6 +25,7 @@ from models import not_a_classifier
 from jaxrnn import training
 from jaxrnn.convert.common import arrays_of, kind_and_options
 from jaxrnn.linen import Classifier
+from jaxrnn.training.files import write_text
 from jaxrnn.training.run import RunError
 
 PARTS = Path(__file__).parent / "page"
@@ -218,7 +219,7 @@ def write(run: Path, out: Path, data_dir: Path | None = None) -> int:
     examples = dataset.test.images[:NUM_EXAMPLES]
     page, dtype = export(trained, examples)
     difference = check(trained, page, dtype, examples)
-    out.write_text(page, "utf-8")
+    write_text(out, page)
     print(
         f"{out}: {out.stat().st_size:,} bytes, with {dtype} weights; a process without jaxrnn "
         f"computes the same probabilities with them, to {difference:.1e}, after each row of "

@@ -18,6 +18,7 @@ from models import not_a_classifier
 from jaxrnn import training
 from jaxrnn.convert import to_onnx
 from jaxrnn.linen import Classifier
+from jaxrnn.training.files import write_bytes
 from jaxrnn.training.run import RunError
 
 TOLERANCE = 1e-5
@@ -119,6 +120,6 @@ def write(run: Path, out: Path, data_dir: Path | None = None) -> int:
         raise RunError("--format onnx needs the package onnxruntime: pip install 'jaxrnn[onnx]'")
     model = export(run).SerializeToString()
     checked = check(run, model, data_dir)
-    out.write_bytes(model)
+    write_bytes(out, model)
     print(f"{out}: {len(model):,} bytes; {checked}")
     return 0

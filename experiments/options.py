@@ -134,24 +134,27 @@ RECIPES: dict[str, dict[str, Any]] = {
         "steps": 7000,
     },
     "permuted-mnist": {**PIXELS, "order": "permuted"},
-    # A state space model as in Smith et al. (2023), with fewer than 70,000 parameters. It takes
-    # hours on a CPU.
+    # A state space model as in Smith et al. (2023), with fewer than 70,000 parameters. A narrow
+    # block reads the pixels, and the others one vector for every seven of them. The width of the
+    # stem, `pool` and the states were chosen on validation, by runs of 4,000 steps.
     "state-space": {
         "order": "permuted",
         "cell": "s5",
-        "cell_options": ("state_size=48",),
+        "cell_options": ("state_size=60",),
         "hidden_size": 64,
-        "num_layers": 4,
+        "num_layers": 3,
         "blocks": True,
+        "pool": 7,
+        "stem_size": 16,
         "dropout": 0.1,
         "schedule": "cosine",
         "learning_rate": 4e-3,
         "recurrence_rate": 0.25,
         "weight_decay": 0.05,
         "batch_size": 64,
-        "steps": 25_000,
+        "steps": 12_000,
         "clip_norm": 1.0,
-        "eval_every": 2500,
+        "eval_every": 2000,
     },
 }
 
@@ -224,6 +227,11 @@ class Config:
     blocks: bool = False
     """Put each layer into a residual block, with a layer normalization before it and a gate after
     it, and classify the mean over time (Gu et al., 2022)."""
+    pool: int = 1
+    """Number of time steps that become one step of the --blocks. Above 1, a block with --stem-size
+    hidden units, to which --cell-options does not apply, reads every time step before them."""
+    stem_size: int | None = None
+    """Number of hidden units of the block before --pool."""
     patch: int | None = None
     """Side in pixels of the square patches of a ReNet (Visin et al., 2015), whose layers sweep over
     the columns and then the rows of an image. Must divide 28."""
@@ -301,14 +309,14 @@ class Config:
 
     def check(self) -> None:
         """Raises OptionError if a value is out of range or the options do not go together."""
-        for name in ("hidden_size", "num_layers", "batch_size", "eval_every", "checkpoint_every"):
-            if getattr(self, name) < 1:
+        check_integers(self)
+        counts = ("hidden_size", "num_layers", "batch_size", "eval_every", "checkpoint_every")
+        counts += ("length", "test_length", "steps", "devices", "truncate", "patch", "pool")
+        for name in (*counts, "stem_size"):
+            if getattr(self, name) is not None and getattr(self, name) < 1:
                 raise OptionError(f"{flag(name)} must be at least 1")
         if self.num_layers > 1000:
             raise OptionError("--num-layers must be at most 1000")
-        for name in ("length", "test_length", "steps", "devices", "truncate", "patch"):
-            if getattr(self, name) is not None and getattr(self, name) < 1:
-                raise OptionError(f"{flag(name)} must be at least 1")
         for name in ("validation_size", "seed", "delay", "test_delay"):
             if (getattr(self, name) or 0) < 0:
                 raise OptionError(f"{flag(name)} must not be negative")
@@ -358,6 +366,10 @@ class Config:
                 "--dropout needs --num-layers of at least 2, --patch or --blocks: "
                 "it drops inputs of each layer but the first"
             )
+        if self.pool != 1 and not self.blocks:
+            raise OptionError("--pool needs --blocks")
+        if (self.pool > 1) != (self.stem_size is not None):
+            raise OptionError("--pool above 1 and --stem-size need each other")
         chrono = self.chrono is not None or self.cell == "lstm-chrono" or "chrono" in own
         if self.cell in CELLS and chrono and self.forget_bias is not None:
             raise OptionError(
@@ -368,7 +380,16 @@ class Config:
         check_tensorboard(self.tensorboard)
 
 
+LARGEST = 2**31 - 1  # of an integer
 OPTIONS = {field.name for field in fields(Config)}
+
+
+def check_integers(config: Any) -> None:
+    """Raises OptionError if an option is larger than what arrays are indexed by, an int32."""
+    for field in fields(config):
+        value = getattr(config, field.name)
+        if isinstance(value, int) and value > LARGEST:
+            raise OptionError(f"{flag(field.name)} must be at most {LARGEST}")
 
 
 def check_address(address: str) -> None:
@@ -395,6 +416,18 @@ def check_folder(path: Path) -> None:
             if not os.access(each, os.W_OK | os.X_OK):
                 raise OptionError(f"--out {path}: {each} cannot be written")
             return
+
+
+def check_file(option: str, path: Path) -> None:
+    """Raises OptionError if a file cannot be created or replaced."""
+    folder = path.absolute().parent
+    if path.is_dir():
+        raise OptionError(f"{option} {path} is a folder, not a file")
+    if not folder.is_dir():
+        problem = "is a file, not a folder" if folder.exists() else "does not exist"
+        raise OptionError(f"{option} {path}: {folder} {problem}")
+    if not os.access(folder, os.W_OK | os.X_OK):
+        raise OptionError(f"{option} {path}: {folder} cannot be written")
 
 
 def check_cell(option: str, name: str) -> None:

@@ -14,6 +14,7 @@ import interrupts  # noqa: F401
 # isort: split
 import contextlib
 import json
+import logging
 import sys
 import warnings
 from collections.abc import Mapping, Sequence
@@ -24,7 +25,7 @@ from typing import Annotated
 import numpy as np
 from command_line import parse
 from cyclopts import Parameter
-from errors import OptionError, fail
+from errors import OptionError, fail, printable
 from PIL import Image, ImageOps
 
 SIDE = 28  # of an MNIST image
@@ -70,32 +71,54 @@ def read_image(name: str | Path) -> Image.Image:
     path = Path(name)
     if "://" in str(name):
         raise ValueError("is a URL; download the image and give its path")
-    if not path.is_file():
-        raise ValueError("is not a file" if path.exists() else "does not exist")
+    # Pillow would run a PostScript file, whatever its suffix, with Ghostscript.
+    Image.init()
+    formats = [each for each in Image.ID if each != "EPS"]
+    try:
+        if not path.is_file():
+            raise OSError("is not a file" if path.exists() else "does not exist")
+    except OSError as error:  # also of a name that is too long, or of a folder without permission
+        raise ValueError(error.strerror or str(error)) from None
     try:
         with warnings.catch_warnings():
+            # Of damage that does not prevent reading, Pillow warns or logs.
+            warnings.simplefilter("ignore")
             warnings.simplefilter("error", Image.DecompressionBombWarning)
-            with Image.open(path) as image:
+            logging.getLogger("PIL").setLevel(logging.CRITICAL)
+            with Image.open(path, formats=formats) as image:
                 frames = getattr(image, "n_frames", 1)
-                found = ImageOps.exif_transpose(image)
-                found.info["frames"] = frames
-                return found
+                ImageOps.exif_transpose(image, in_place=True)
+                image.info["frames"] = frames
+                return image
     except (Image.DecompressionBombError, Image.DecompressionBombWarning):
         raise ValueError(f"has more than {Image.MAX_IMAGE_PIXELS} pixels") from None
     except Image.UnidentifiedImageError:
         raise ValueError("is not an image that Pillow can read") from None
     except Exception as error:  # on damaged files Pillow's readers raise nearly anything
-        raise ValueError(f"cannot be read: {' '.join(str(error).split())}") from None
+        raise ValueError(
+            f"cannot be read: {' '.join(str(error).split()) or type(error).__name__}"
+        ) from None
 
 
 def opaque(image: Image.Image) -> np.ndarray:
-    """Returns the pixels as float [height, width, 3] in [0, 255], at most MAX_SIDE a side."""
+    """Returns the pixels as float [height, width, 3] in [0, 255], at most MAX_SIDE a side.
+
+    Raises:
+        ValueError: If a pixel is NaN or infinite, as in a damaged TIFF file.
+    """
     if image.mode.startswith(("I", "F")):  # of any range, which convert() would clip
+        image = image.convert(image.mode[0])  # 16-bit integers become 32-bit ones
+        image.thumbnail((MAX_SIDE, MAX_SIDE))
         values = np.asarray(image, np.float64)
         low, high = values.min(), values.max()
+        if not np.isfinite(high - low):
+            raise ValueError("has pixels that are NaN or infinite")
         image = Image.fromarray(np.uint8(255 * (values - low) / max(high - low, 1e-9)))
-    image = image.convert("RGBA" if image.has_transparency_data else "RGB")
-    image.thumbnail((MAX_SIDE, MAX_SIDE))
+    mode = "RGBA" if image.has_transparency_data else "RGB"
+    image = image if image.mode == mode else image.convert(mode)
+    scale = min(1, MAX_SIDE / max(image.size))
+    size = tuple(max(1, round(scale * side)) for side in image.size)
+    image = image.resize(size, reducing_gap=2)
     if image.mode == "RGBA":
         on_white, on_black = (
             Image.alpha_composite(Image.new("RGBA", image.size, paper), image).convert("RGB")
@@ -258,7 +281,7 @@ def as_json(
 def as_line(name: str, probabilities: np.ndarray) -> str:
     """Returns `three.png: 3   0 0.001  1 0.000 …`."""
     each = "  ".join(f"{digit} {p:.3f}" for digit, p in enumerate(probabilities))
-    return f"{name}: {probabilities.argmax()}   {each}"
+    return f"{printable(name)}: {probabilities.argmax()}   {each}"
 
 
 def main(arguments: Sequence[str] | None = None) -> int:
@@ -298,7 +321,7 @@ def main(arguments: Sequence[str] | None = None) -> int:
             doubt = f"is read as {found.argmax()} with a probability of {found.max():.3f} only"
             warnings[name].append(doubt)
         for doubt in warnings[name]:
-            print(f"warning: {name} {doubt}", file=sys.stderr)
+            print(f"warning: {printable(name)} {doubt}", file=sys.stderr)
     if config.json:
         print(as_json(config.images, probabilities, errors, warnings))
     else:

@@ -14,6 +14,7 @@ import numpy as np
 from experiment import blank_example, load_run
 
 from jaxrnn import training
+from jaxrnn.training.files import write_bytes
 from jaxrnn.training.run import RunError
 
 PLATFORMS = ("cpu", "cuda", "rocm", "tpu")
@@ -74,7 +75,7 @@ def write(run: Path, out: Path) -> int:
     """Checks and writes the program; returns the exit code."""
     program = bytes(export(run).serialize())
     check(run, program)
-    out.write_bytes(program)
+    write_bytes(out, program)
     print(
         f"{out}: {len(program):,} bytes for {', '.join(PLATFORMS)}; a process "
         f"without jaxrnn computes the same probabilities for batches of {BATCHES}"

@@ -65,9 +65,16 @@ EQUAL_SIZES = {
     "min-lstm": 840,
     "lru": 180,
     "lru-long": 180,
+    "s5": 252,
+    "s6": 528,
+    "rg-lru": 192,
+    "slstm": 128,
+    "lem": 128,
+    "cornn": 192,
+    "unicornn": 1992,
 }
 # Cells whose units are independent of each other within a layer; they need a second one.
-SHALLOW = ("indrnn", "min-gru", "min-lstm")
+SHALLOW = ("indrnn", "min-gru", "min-lstm", "unicornn")
 CELLS_BY_NAME = {
     **{name: {"cell": name} for name in ("lstm", *CELLS)},
     **{f"{name}, 2 layers": {"cell": name, "num_layers": 2} for name in SHALLOW},
@@ -76,6 +83,7 @@ CELLS_BY_NAME = {
 
 BY_PIXEL = {
     "lru, 3 layers of 64": PIXELS,
+    "s5, 3 blocks of 64": RECIPES["state-space"],
     **{name: {"cell": name, "chrono": 784.0} for name in ("lstm", "janet", "gru")},
     **{name: {"cell": name} for name in ("lru", "lru-long", "min-gru")},
 }
@@ -303,7 +311,11 @@ STUDIES = {
         "How accurate are cells that read one pixel per time step, 784 in all (Le et al., 2015)? "
         "Van der Westhuizen & Lasenby (2018) reported 98.5 % for the LSTM and 99.0 % for JANET, "
         "after many more training steps.",
-        {"lru-long, 3 layers of 64": RECIPES["sequential-mnist"], **BY_PIXEL},
+        {
+            "lru-long, 3 layers of 64": RECIPES["sequential-mnist"],
+            **BY_PIXEL,
+            "s5, 3 blocks of 64": RECIPES["state-space"] | {"order": "pixels"},
+        },
         LONG | {"order": "pixels"},
         claims=(JANET_BY_PIXEL,),
     ),

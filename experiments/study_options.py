@@ -95,6 +95,7 @@ class Config:
 
     def check(self) -> None:
         """Raises OptionError if a value is out of range or the options do not go together."""
+        options.check_integers(self)
         options.check_folder(self.out)
         options.check_tensorboard(self.tensorboard)
         for name in ("seeds", "evaluations", "hosts"):

@@ -40,6 +40,11 @@ class _Plain(str):
     __repr__ = str.__str__
 
 
+def in_line(value: Any) -> str:
+    """Returns the repr of a value in one line, without the numbers of an array."""
+    return describe(value) if getattr(value, "shape", ()) else " ".join(repr(value).split())
+
+
 def require_cell(value: Any) -> None:
     """Checks that `value` is a cell."""
     if not isinstance(value, Cell):
@@ -55,7 +60,7 @@ def size(name: str, value: Any) -> int:
     except TypeError:
         number = 0
     if number < 1 or isinstance(value, (bool, np.bool_)):
-        raise ValueError(f"{name} must be a positive integer, got {value!r}")
+        raise ValueError(f"{name} must be a positive integer, got {in_line(value)}")
     return number
 
 
@@ -70,14 +75,14 @@ def blocks(hidden_size: Any, heads: Any) -> tuple[int, int]:
 def flag(name: str, value: Any) -> bool:
     """Converts a boolean, possibly of NumPy, to a bool."""
     if not isinstance(value, (bool, np.bool_)):
-        raise ValueError(f"{name} must be True or False, got {value!r}")
+        raise ValueError(f"{name} must be True or False, got {in_line(value)}")
     return bool(value)
 
 
 def choice(name: str, value: Any, options: tuple[str, ...]) -> None:
     """Checks that `value` is None or one of the options."""
     if value is not None and not (isinstance(value, str) and value in options):
-        raise ValueError(f"{name} must be None or one of {options}, got {value!r}")
+        raise ValueError(f"{name} must be None or one of {options}, got {in_line(value)}")
 
 
 def rate(name: str, value: Any) -> None:
@@ -88,7 +93,7 @@ def rate(name: str, value: Any) -> None:
     is_array = isinstance(value, (np.ndarray, jax.Array)) and value.shape == ()
     # The negated comparison rejects NaN.
     if not (is_number or is_array) or not 0 <= float(value) < 1:
-        raise ValueError(f"{name} must be a number in [0, 1), got {value!r}")
+        raise ValueError(f"{name} must be a number in [0, 1), got {in_line(value)}")
 
 
 def array(name: str, value: Any) -> jax.Array:
@@ -141,7 +146,7 @@ def check_dtype(dtype: Any) -> Any:
     except TypeError:
         found = None
     if found is None or not jnp.issubdtype(found, jnp.floating):
-        raise ValueError(f"dtype must be None or a floating-point dtype, got {dtype!r}")
+        raise ValueError(f"dtype must be None or a floating-point dtype, got {in_line(dtype)}")
     return found
 
 
@@ -169,7 +174,7 @@ def check_lengths(lengths: Any, batch_shape: tuple, time: Any, name: str = "leng
         # The check must precede the conversion to int32, in which 2**32 + 3 would become 3.
         found = lengths if isinstance(lengths, jax.Array) else np.asarray(lengths)
     except ValueError:
-        raise ValueError(f"{name} must be an array, got {lengths!r}") from None
+        raise ValueError(f"{name} must be an array, got {in_line(lengths)}") from None
     if isinstance(lengths, (list, tuple)) and not found.size:
         found = found.astype(np.int32)  # NumPy makes an empty list floating-point
     if not jnp.issubdtype(found.dtype, jnp.integer):

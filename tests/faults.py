@@ -18,9 +18,13 @@ from collections.abc import Callable, Iterator
 
 from fault_checks.damage import files, flips
 from fault_checks.disk import disk
+from fault_checks.downloads import downloads
+from fault_checks.folders import folders
 from fault_checks.interruptions import kill, nan, repeat, resume, signals
 from fault_checks.machines import devices, hosts, study
+from fault_checks.malformed import fuzz, malformed
 from fault_checks.processes import SCRATCH, Trial
+from fault_checks.security import security
 from fault_checks.soak import soak
 
 
@@ -70,7 +74,12 @@ CHECKS: dict[str, tuple[Callable[[int], Iterator[Trial]], int]] = {
     "hosts": (hosts, 10),
     "study": (study, 10),
     "disk": (disk, 10),
+    "downloads": (downloads, 20),
+    "folders": (folders, 1000),
+    "security": (security, 1),
     "soak": (soak, 10),
+    "malformed": (malformed, 1000),
+    "fuzz": (fuzz, 200),
 }
 
 if __name__ == "__main__":

@@ -1,5 +1,6 @@
 """Residual blocks and the classifier of their mean over time."""
 
+import flax.linen as nn
 import jax
 import jax.numpy as jnp
 import numpy as np
@@ -16,6 +17,8 @@ INPUTS = np.random.default_rng(0).normal(size=(4, T, 2)).astype(np.float32)
 LENGTHS = np.array([T, 3, 1, 0])
 MODEL = ResidualClassifier(jaxrnn.s5(D), num_classes=C, features=D, num_layers=2)
 VARIABLES = random_variables(MODEL, INPUTS)
+# Five steps become two of three and two steps.
+POOLED = MODEL.copy(pool=3, stem=jaxrnn.min_gru(2), stem_features=2)
 
 
 def test_a_block_is_its_equations():
@@ -33,27 +36,48 @@ def test_a_block_is_its_equations():
     np.testing.assert_allclose(jit(block.apply)(variables, inputs), expected, atol=1e-5)
 
 
-def test_each_example_is_classified_as_if_alone():
+@pytest.mark.parametrize("model", [MODEL, POOLED], ids=["blocks", "pooled"])
+def test_each_example_is_classified_as_if_alone(model):
     """So is one without steps. A NaN in the padding changes neither logits nor gradient."""
+    variables = random_variables(model, INPUTS)
 
     @jit
     def run(variables, inputs, lengths):
         def loss(variables):
-            logits = MODEL.apply(variables, inputs, lengths)
+            logits = model.apply(variables, inputs, lengths)
             return (logits**2).sum(), logits
 
         return jax.grad(loss, has_aux=True)(variables)
 
     past = np.arange(T) >= LENGTHS[:, None]
-    gradient, logits = run(VARIABLES, np.where(past[..., None], np.nan, INPUTS), LENGTHS)
+    gradient, logits = run(variables, np.where(past[..., None], np.nan, INPUTS), LENGTHS)
     for length, inputs, found in zip(LENGTHS, INPUTS, logits, strict=True):
         if length:
-            alone = jit(MODEL.apply)(VARIABLES, inputs[:length])
+            alone = jit(model.apply)(variables, inputs[:length])
             np.testing.assert_allclose(found, alone, atol=1e-5)
-    np.testing.assert_allclose(logits[-1], VARIABLES["params"]["readout"]["bias"], atol=1e-6)
-    clean, _ = run(VARIABLES, INPUTS, LENGTHS)
+    np.testing.assert_allclose(logits[-1], variables["params"]["readout"]["bias"], atol=1e-6)
+    clean, _ = run(variables, INPUTS, LENGTHS)
     compare = lambda a, b: np.testing.assert_allclose(a, b, atol=1e-5)  # noqa: E731
     jax.tree.map(compare, gradient, clean)
+
+
+def test_pooled_steps_are_concatenated_after_the_stem():
+    variables = random_variables(POOLED, INPUTS)
+    params = variables["params"]
+
+    def dense(name, inputs):
+        return nn.Dense(len(params[name]["bias"])).apply({"params": params[name]}, inputs)
+
+    hidden = ResidualBlock(POOLED.stem).apply(
+        {"params": params["stem"]}, dense("encoder", INPUTS.transpose(1, 0, 2))
+    )
+    steps = [*hidden, jnp.zeros_like(hidden[0])]
+    groups = [jnp.concatenate(steps[start : start + 3], axis=-1) for start in (0, 3)]
+    hidden = dense("pool", jnp.stack(groups))
+    for number in range(2):
+        hidden = ResidualBlock(POOLED.cell).apply({"params": params[f"block_{number}"]}, hidden)
+    expected = dense("readout", hidden.mean(0))
+    np.testing.assert_allclose(POOLED.apply(variables, INPUTS), expected, atol=1e-5)
 
 
 def test_the_dropout_mask_is_that_of_all_steps():
@@ -76,6 +100,9 @@ def test_errors_name_the_argument():
         jax.eval_shape(MODEL.copy(features=3).init, KEY, INPUTS)
     with pytest.raises(ValueError, match=r"dropout must be a number in"):
         jax.eval_shape(MODEL.copy(dropout=1.5).init, KEY, INPUTS)
+    for wrong in ({"pool": 0}, {"pool": 2}, {"stem": MODEL.cell}, {"pool": 2, "stem": MODEL.cell}):
+        with pytest.raises(ValueError, match="pool must be at least 1, with stem"):
+            jax.eval_shape(MODEL.copy(**wrong).init, KEY, INPUTS)
     with pytest.raises(ValueError, match="seq_lengths must"):
         jax.eval_shape(lambda: MODEL.init(KEY, INPUTS, LENGTHS[:2]))
 

@@ -457,7 +457,7 @@ def lock(directory: Path) -> IO[str]:
         CheckpointError: If another process holds the lock.
     """
     directory.mkdir(parents=True, exist_ok=True)
-    file = (directory / LOCK).open("w")
+    file = (directory / LOCK).open("a")  # which empties no file that a link may point to
     try:
         fcntl.flock(file, fcntl.LOCK_EX | fcntl.LOCK_NB)
     except OSError as error:

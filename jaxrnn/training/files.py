@@ -9,6 +9,7 @@ from __future__ import annotations
 import contextlib
 import fcntl
 import hashlib
+import itertools
 import json
 import os
 import shutil
@@ -115,8 +116,13 @@ def write_records(path: Path, records: Iterable[Mapping[str, Any]]) -> None:
 
 def write_text(path: Path, text: str) -> None:
     """Writes a file atomically: a crash leaves either the old file or the new one."""
-    with replacing(path) as temporary, temporary.open("w", encoding="utf-8") as file:
-        file.write(text)
+    write_bytes(path, text.encode())
+
+
+def write_bytes(path: Path, content: bytes) -> None:
+    """Writes a file atomically: a crash leaves either the old file or the new one."""
+    with replacing(path) as temporary, temporary.open("wb") as file:
+        file.write(content)
         file.flush()
         os.fsync(file.fileno())
 
@@ -130,6 +136,7 @@ def replacing(path: Path) -> Iterator[Path]:
     temporary = path.with_name(path.name + ".tmp")
     try:
         with _naming(path):
+            temporary.unlink(missing_ok=True)  # a link there would be followed
             yield temporary
             temporary.replace(path)
     except BaseException:
@@ -139,7 +146,7 @@ def replacing(path: Path) -> Iterator[Path]:
 
 
 @contextlib.contextmanager
-def swept(folder: Path, pattern: str) -> Iterator[None]:
+def swept(folder: Path, *patterns: str) -> Iterator[None]:
     """Removes temporary files that killed processes have left, and protects those of this process.
 
     All processes that write such files hold a shared lock on the directory. A process that is alone
@@ -147,7 +154,7 @@ def swept(folder: Path, pattern: str) -> Iterator[None]:
 
     Args:
         folder: The directory.
-        pattern: A glob pattern of the temporary files and directories.
+        *patterns: Glob patterns of the temporary files and directories.
 
     Raises:
         OSError: If the directory cannot be opened.
@@ -156,8 +163,8 @@ def swept(folder: Path, pattern: str) -> Iterator[None]:
     try:
         with contextlib.suppress(OSError):  # another process is there, or NFS has no such lock
             fcntl.flock(descriptor, fcntl.LOCK_EX | fcntl.LOCK_NB)
-            for path in folder.glob(pattern):
-                if path.is_dir():
+            for path in itertools.chain.from_iterable(map(folder.glob, patterns)):
+                if path.is_dir() and not path.is_symlink():
                     shutil.rmtree(path, ignore_errors=True)
                 else:
                     path.unlink(missing_ok=True)

@@ -154,13 +154,18 @@ class Run:
         """Removes everything but config.json, in an order that always leaves a valid run.
 
         The result is removed first, and the metrics after the checkpoints that refer to them.
+        Nothing is removed behind a symbolic link.
         """
+        if self.checkpoints.is_symlink():
+            raise RunError(
+                f"{self.checkpoints} is a symbolic link, whose contents are not deleted; remove it"
+            )
         (self.directory / "result.json").unlink(missing_ok=True)
         # The lock stays, since another process could not see that a removed one is held.
         for path in [*self.checkpoints.iterdir(), *self.directory.iterdir()]:
-            if path.is_dir() and path != self.checkpoints:
+            if path.is_dir() and not path.is_symlink() and path != self.checkpoints:
                 shutil.rmtree(path)
-            elif path.is_file() and path.name not in ("config.json", LOCK):
+            elif (path.is_file() or path.is_symlink()) and path.name not in ("config.json", LOCK):
                 path.unlink()
 
     def configuration(self) -> dict[str, Any]:

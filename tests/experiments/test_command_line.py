@@ -1,6 +1,7 @@
 """Every script parses its options before JAX is imported, and names what is wrong with them."""
 
 import dataclasses
+import os
 import signal
 import subprocess
 import sys
@@ -233,7 +234,12 @@ def test_an_error_names_what_is_accepted(words, message, capsys):
         ("mnist", f"--out {__file__}", f"--out {__file__}: {__file__} is a file, not a folder"),
         ("mnist", f"--out {__file__}/a", f"--out {__file__}/a: {__file__} is a file, not a fold"),
         ("ablate", f"size --out {__file__}", f"--out {__file__}: {__file__} is a file, not a f"),
-        ("forms", f"in-step --out {__file__}", f"--out {__file__}: {__file__} is a file, not a f"),
+        ("forms", f"in-step --out {__file__}", f"--out {__file__}/in-step: {__file__} is a file"),
+        ("accelerator", f"--out {__file__}", f"--out {__file__}: {__file__} is a file, not a f"),
+        ("export", f"--out {__file__}/a.onnx", f"--out {__file__}/a.onnx: {__file__} is a file, n"),
+        ("export", "--out no/a.onnx", f"--out no/a.onnx: {Path.cwd()}/no does not exist"),
+        ("export", f"--out {FOLDER} --format html", f"--out {FOLDER} is a folder, not a file"),
+        ("benchmark", f"--out {FOLDER}", f"--out {FOLDER} is a folder, not a file"),
         ("mnist", "--cell lsmt", "--cell does not take 'lsmt'; did you mean lstm"),
         ("mnist", "--dataset mnits", 'Invalid value "mnits" for --dataset. Choose from: '),
         ("mnist", "--recipe fsat", 'Invalid value "fsat" for --recipe. Choose from: '),
@@ -263,6 +269,32 @@ def test_every_script_has_errors_of_this_form(script, words, message, capsys):
     assert (code, shown) == (2, "")
     assert error.startswith(f"error: {message}")
     assert error.count("\n") == 1
+
+
+@pytest.mark.parametrize(
+    ("script", "words"),
+    [
+        ("mnist", "--out {}/a"),
+        ("ablate", "size --out {}"),
+        ("forms", "in-step --out {}/.."),  # its own folder there
+        ("accelerator", "--out {}"),
+        ("export", "--out {}/a.onnx"),
+        ("benchmark", "--out {}/a.json"),
+    ],
+)
+def test_a_folder_that_cannot_be_written_is_named_at_once(
+    script, words, tmp_path, monkeypatch, capsys
+):
+    folder = tmp_path / "in-step"
+    folder.mkdir()
+    access = os.access  # which allows everything to root
+    monkeypatch.setattr(
+        os, "access", lambda path, mode: Path(path).resolve() != folder and access(path, mode)
+    )
+    cls = SCRIPTS[script]
+    code, _, error = exits(capsys, cls, *words.format(folder).split(), check=cls.check)
+    assert code == 2
+    assert error.endswith("in-step cannot be written\n")
 
 
 def test_the_names_of_options_are_those_of_the_tables():

@@ -24,6 +24,7 @@ import pytest
 import train
 from conftest import MNIST_DIR
 from errors import OptionError
+from idx_files import write
 from options import Config
 from terminal import run_script
 from test_event_file import scalars
@@ -341,6 +342,9 @@ def test_what_is_not_finite_stops_the_run(rate, steps, words, tmp_path, capsys, 
         ({"dropout": 1.0}, r"--dropout must be in \[0, 1\)"),
         ({"recurrent_dropout": 0.1}, "needs --tied True or --tied False"),
         ({"tied": True}, "--tied needs --recurrent-dropout"),
+        ({"pool": 2, "stem_size": 4}, "--pool needs --blocks"),
+        ({"pool": 2, "blocks": True}, "--pool above 1 and --stem-size need each other"),
+        ({"pool": 0, "blocks": True}, "--pool must be at least 1"),
         ({"dropout": 0.3}, "--dropout needs --num-layers of at least 2, --patch or --blocks: it"),
         ({"chrono": 28.0, "forget_bias": 1.0}, "--forget-bias does not go with --chrono"),
         ({"cell": "lstm-chrono", "forget_bias": 1.0}, "--forget-bias does not go with --chrono"),
@@ -564,6 +568,19 @@ def test_a_configuration_that_is_not_that_of_the_checkpoints_is_refused(again, c
     with pytest.raises((RunError, CheckpointError), match=words) as error:
         experiment.load_run(out)
     assert "\n" not in str(error.value)
+
+
+def test_a_run_of_images_that_are_not_published_ones_is_loaded(tmp_path, home):
+    images = write(tmp_path / "images")
+    config = dataclasses.replace(SMALL, dataset="mnist", validation_size=5, batch_size=10)
+    dataset = experiment.load_dataset("mnist", images, config.validation_size)
+    resolved = experiment.resolve(config, dataset).config
+    run = Run(tmp_path / "run")
+    run.open(experiment.identity(resolved, experiment.digest(dataset)))
+    stored, _ = experiment.stored_config(run)
+    assert stored.dataset == "other"
+    again = experiment.load_dataset(stored.dataset, images, stored.validation_size)
+    assert experiment.digest(again) == experiment.digest(dataset)
 
 
 def test_a_run_is_locked_until_its_figures_are_drawn(again, monkeypatch, capsys):

@@ -213,6 +213,14 @@ def is_blocks(found):
     assert (model.features, model.num_layers, model.dropout) == (4, 3, 0.25)
 
 
+POOL = {"blocks": True, "pool": 4, "stem_size": 5}
+
+
+def is_pooled(found):
+    model = found.model
+    assert (model.pool, model.stem_features, model.features) == (4, 5, 4)
+
+
 def is_weight_decay(found):
     assert update_of(found, ["readout", "kernel"], 0.0) == pytest.approx(-1e-3 * 0.5 * 2)
 
@@ -261,6 +269,8 @@ CASES = {
         for name, value in zip(STACK, (2, True, True, 0.25, True, 9), strict=True)
     },
     "blocks": ({"blocks": True, "num_layers": 3, "dropout": 0.25}, is_blocks),
+    "pool": (POOL, is_pooled),
+    "stem_size": (POOL, is_pooled),
     "patch": ({"patch": 7}, is_patch),
     "augment": ({"augment": True}, is_augment),
     "label_smoothing": ({"label_smoothing": 0.1}, is_label_smoothing),
@@ -379,7 +389,7 @@ SIZES = {
     "best": 231_690,
     "sequential-mnist": 50_570,
     "permuted-mnist": 50_570,
-    "state-space": 67_914,
+    "state-space": 68_446,
 }
 
 

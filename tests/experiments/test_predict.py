@@ -12,8 +12,9 @@ import numpy as np
 import predict
 import pytest
 import train
+from idx_files import forbidden
 from options import Config
-from PIL import Image, ImageDraw, ImageFilter
+from PIL import EpsImagePlugin, Image, ImageDraw, ImageFilter
 from sklearn.datasets import load_digits
 
 from jaxrnn import training
@@ -197,6 +198,13 @@ def test_bad_files(bad_files):
         assert "\n" not in message
     assert "pixels" in errors[str(bad_files[3])]
     assert errors[str(bad_files[-1])] == "does not exist"
+
+
+def test_postscript_is_not_executed(tmp_path, monkeypatch):
+    monkeypatch.setattr(EpsImagePlugin, "Ghostscript", forbidden)
+    drawing().convert("L").save(tmp_path / "three.eps")
+    _, errors, _ = predict.read_all([tmp_path / "three.eps"])
+    assert list(errors.values()) == ["is not an image that Pillow can read"]
 
 
 def test_a_url_is_not_read():

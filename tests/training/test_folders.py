@@ -7,9 +7,10 @@ import numpy as np
 import pyarrow
 import pyarrow.parquet
 import pytest
-from idx_files import FILES, assert_original, encoded, joined, originals, write, zipped
+from idx_files import FILES, assert_original, encoded, forbidden, joined, originals, write, zipped
 
 from jaxrnn.training import data
+from jaxrnn.training.data import folders
 from jaxrnn.training.data.tfds import _png
 
 IMAGES, LABELS, FEW_IMAGES, FEW_LABELS = originals()
@@ -136,12 +137,31 @@ def test_parquet_of_hugging_face(tmp_path, load, below):
     assert_original(load("mnist", tmp_path / "hub"))
 
 
+def test_files_that_unpack_to_too_much_are_not_read(tmp_path, load, monkeypatch):
+    for split, images, labels in (("train", IMAGES, LABELS), ("test", FEW_IMAGES, FEW_LABELS)):
+        write_parquet(tmp_path / "arrow" / split / "0000.parquet", images, labels)
+    bomb = np.zeros((1000, 28, 28), np.uint8)
+    (tmp_path / "keras").mkdir()
+    path = tmp_path / "keras" / "mnist.npz"
+    np.savez_compressed(path, x_train=bomb, y_train=bomb, x_test=bomb, y_test=bomb)
+    assert path.stat().st_size < 20_000
+    monkeypatch.setattr(folders, "LARGEST_NPZ", 20_000)
+    monkeypatch.setattr(folders, "LARGEST", 10)
+    monkeypatch.setattr(np.lib.format, "read_array", forbidden)
+    with pytest.raises(data.DataError, match=r"mnist.npz: unpacks to 3,136,\d+ bytes, more than"):
+        load("mnist", tmp_path / "keras")
+    with pytest.raises(data.DataError, match=r"0000.parquet: 40 examples, more than 10"):
+        load("mnist", tmp_path / "arrow")
+
+
 def test_parquet_that_cannot_be_read_is_named(tmp_path, load, monkeypatch):
     for split, images, labels in (("train", IMAGES, LABELS), ("test", FEW_IMAGES, FEW_LABELS)):
         write_parquet(tmp_path / split / "0000.parquet", images, labels)
     assert_original(load("mnist", tmp_path))
     write_parquet(tmp_path / "test" / "0000.parquet", FEW_IMAGES[:, 1:], FEW_LABELS)
-    with pytest.raises(data.DataError, match=r"0000.parquet: holds uint8 \[16, 27, 28\]"):
+    with pytest.raises(
+        data.DataError, match=r"0000.parquet: .* \(images of 27×28, expected 28×28\)"
+    ):
         load("mnist", tmp_path)
     (tmp_path / "test" / "0000.parquet").write_bytes(b"PAR1")
     with pytest.raises(data.DataError, match=r"0000\.parquet: cannot be read"):

@@ -114,6 +114,31 @@ def test_starting_over_removes_what_was_there(tmp_path):
     assert run.read("config.json")["config"] == {"seed": 1}
 
 
+def test_symbolic_links_in_a_run_change_nothing_elsewhere(tmp_path):
+    elsewhere = tmp_path / "elsewhere"
+    elsewhere.mkdir()
+    (elsewhere / "file").write_text("years of work")
+    run = Run(tmp_path / "run")
+    run.checkpoints.mkdir(parents=True)
+    (run.checkpoints / "lock").symlink_to(elsewhere / "file")
+    (run.directory / "config.json.tmp").symlink_to(elsewhere / "file")
+    run.open({"seed": 0})
+    (run.directory / "folder").symlink_to(elsewhere)
+    (run.checkpoints / "100").symlink_to(elsewhere)
+    run.open({"seed": 1}, start_over=True)
+    assert {path.name for path in run.directory.rglob("*")} == {
+        "config.json",
+        "checkpoints",
+        "lock",
+    }
+    (run.checkpoints / "lock").unlink()
+    run.checkpoints.rmdir()
+    run.checkpoints.symlink_to(elsewhere)
+    with pytest.raises(RunError, match="checkpoints is a symbolic link, whose contents are not"):
+        run.open({"seed": 0}, start_over=True)
+    assert (elsewhere / "file").read_text() == "years of work"
+
+
 def test_killed_while_it_starts_or_starts_over_it_can_be_started_again(tmp_path, monkeypatch):
     (tmp_path / "config.json.tmp").write_text('{"conf')
     run = Run(tmp_path)

@@ -11,6 +11,7 @@ has a counterpart in ONNX.
 from __future__ import annotations
 
 import os
+import stat
 from collections.abc import Mapping
 from typing import Any
 
@@ -130,6 +131,8 @@ def from_onnx(model: Any, inputs: Mapping[str, Any] | None = None) -> tuple[Any,
         if isinstance(model, bytes):
             model = onnx.load_model_from_string(model)
         elif isinstance(model, str | os.PathLike):
+            if not stat.S_ISREG(os.stat(model).st_mode):  # a pipe would wait for a writer
+                raise ValueError(f"{os.fspath(model)} is not a regular file")
             model = onnx.load(os.fspath(model))
     except OSError:
         raise

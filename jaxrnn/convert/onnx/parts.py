@@ -7,11 +7,20 @@ from collections.abc import Collection, Iterator, Mapping
 from typing import Any
 
 import numpy as np
-from onnx import AttributeProto, NodeProto, TensorProto, helper, numpy_helper
+from onnx import (
+    AttributeProto,
+    NodeProto,
+    TensorProto,
+    ValueInfoProto,
+    helper,
+    numpy_helper,
+    shape_inference,
+)
 from onnx.reference import ReferenceEvaluator
 
 RANDOM = ("Bernoulli", "Multinomial")  # and RandomNormal, RandomUniformLike and so on
 LARGEST = 10**7  # numbers in an array that stands in for an input
+SMALL = 1000  # numbers in an array that may be a shape
 
 
 class Parts:
@@ -92,23 +101,52 @@ class Parts:
                 seen |= set(node.output)
                 names += self._read(node)
         order = {id(node): number for number, node in enumerate(self._makers.values())}
+        values = known | dummies
+        for node in sorted(nodes, key=lambda node: order[id(node)]):
+            try:
+                values |= self._run(node, values)
+            except Exception as error:
+                raise ValueError(f"{name} cannot be computed: {line_of(error)}") from error
+        return np.asarray(values[name])
+
+    def _run(self, node: NodeProto, values: Mapping[str, Any]) -> dict[str, Any]:
+        """The outputs of a node.
+
+        Raises:
+            ValueError: If there is no end to it, or an output would be too large.
+        """
+        if node.op_type == "Loop":
+            raise ValueError("a Loop may have no end")
+        names = dict.fromkeys(self._read(node))
+        if early := [each for each in names if each not in values]:
+            raise ValueError(f"{early[0]} is read before it is computed")
+        inputs = {each: values[each] for each in names}
+        arrays = {each: a for each, a in inputs.items() if isinstance(a, np.ndarray)}
+        # Shapes and the like are constants for the inference of the shape of what they make.
+        small = {each for each, array in arrays.items() if array.size <= SMALL}
         graph = helper.make_graph(
-            sorted(nodes, key=lambda node: order[id(node)]),
+            [node],
             "part",
-            [helper.make_empty_tensor_value_info(each) for each in dummies],
-            [helper.make_empty_tensor_value_info(name)],
-            [numpy_helper.from_array(array, each) for each, array in known.items()],
+            [_info(each, inputs[each]) for each in inputs.keys() - small],
+            [helper.make_empty_tensor_value_info(each) for each in node.output if each],
+            [numpy_helper.from_array(arrays[each], each) for each in sorted(small)],
         )
         model = helper.make_model(graph, opset_imports=self._opsets, ir_version=self._version)
-        try:
-            (found,) = ReferenceEvaluator(model).run([name], dummies)
-        except Exception as error:
-            raise ValueError(f"{name} cannot be computed: {line_of(error)}") from error
-        return np.asarray(found)
+        given = sum(array.size for array in arrays.values())
+        for info in shape_inference.infer_shapes(model).graph.output:
+            shape = [each.dim_value for each in info.type.tensor_type.shape.dim]
+            if math.prod(shape) > max(LARGEST, 2 * given):
+                raise ValueError(f"{info.name} has the shape {shape}, which is too large")
+        found = ReferenceEvaluator(model).run(
+            None, {each: inputs[each] for each in inputs.keys() - small}
+        )
+        return dict(zip(filter(None, node.output), found, strict=True))
 
     def _array(self, name: str) -> np.ndarray:
         """The array of this name that is in the model, or stands for one of its inputs."""
         found = self._known[name]
+        if isinstance(found, TensorProto) and min(found.dims, default=0) < 0:
+            raise ValueError(f"{name} cannot be read: it has the shape {list(found.dims)}")
         try:
             return numpy_helper.to_array(found) if isinstance(found, TensorProto) else found
         except Exception as error:
@@ -138,6 +176,14 @@ class Parts:
 def line_of(error: Exception) -> str:
     """The message of an error of another library, in one line."""
     return " ".join(str(error).split()) or type(error).__name__
+
+
+def _info(name: str, value: Any) -> ValueInfoProto:
+    """The type and shape of a value, if it is an array."""
+    if not isinstance(value, np.ndarray):
+        return helper.make_empty_tensor_value_info(name)
+    dtype = helper.np_dtype_to_tensor_dtype(value.dtype)
+    return helper.make_tensor_value_info(name, dtype, value.shape)
 
 
 def _is_random(node: NodeProto) -> bool:

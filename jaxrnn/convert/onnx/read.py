@@ -36,6 +36,8 @@ TANH, SIGMOID = ("Tanh", None, None), ("Sigmoid", None, None)
 FUNCTIONS: dict[Any, Any] = {("Softplus", None, None): jax.nn.softplus}
 for _function, _name in ACTIVATIONS.items():
     FUNCTIONS.setdefault(_name, _function)
+DEEPEST = 100  # of functions that call functions
+MOST_NODES = 100_000  # of a model, with its functions unfolded
 NAMES = {name.lower(): name for name, _, _ in FUNCTIONS} | {name.lower(): name for name in ALPHA}
 
 
@@ -182,7 +184,7 @@ class Operator:
             "lstm": ["Sigmoid", "Tanh", "Tanh"],
             "gru": ["Sigmoid", "Tanh"],
         }
-        names = [each.decode() for each in self.attributes.get("activations", [])]
+        names = [each.decode(errors="replace") for each in self.attributes.get("activations", [])]
         names = names or defaults[self.kind] * len(self.backward)
         names = [NAMES.get(name.lower(), name) for name in names]
         # Each activation that takes a value takes the next of the list.
@@ -225,8 +227,45 @@ def _same(one: Sequence[Any], other: Sequence[Any]) -> bool:
     return one[0] == other[0] and np.allclose(*numbers, rtol=1e-6, atol=0, equal_nan=True)
 
 
+def _check_model(model: Any) -> None:
+    """Raises ValueError if the operators are of an unknown opset, or functions call too many."""
+    latest = defs.onnx_opset_version()
+    for opset in model.opset_import:
+        if opset.domain in ("", "ai.onnx") and not 1 <= opset.version <= latest:
+            raise ValueError(
+                f"the model has the opset {opset.version}, the package onnx knows 1 to {latest}"
+            )
+    functions = {(each.domain, each.name, each.overload): each for each in model.functions}
+    sizes: dict[Any, int] = dict.fromkeys(functions, 0)
+
+    def size(nodes: Any) -> int:
+        """The number of nodes when functions are replaced by what they call."""
+        return sum(
+            1
+            + sizes.get((node.domain, node.op_type, node.overload), 0)
+            + sum(size(inner.node) for each in node.attribute for inner in (each.g, *each.graphs))
+            for node in nodes
+        )
+
+    # Functions call each other in any order.
+    for _ in range(DEEPEST):
+        before = dict(sizes)
+        for key, function in functions.items():
+            sizes[key] = min(size(function.node), MOST_NODES + 1)
+        if sizes == before:
+            break
+    else:
+        raise ValueError(
+            f"the functions of the model must not call themselves, nor each other more than "
+            f"{DEEPEST} deep"
+        )
+    if size(model.graph.node) > MOST_NODES:
+        raise ValueError(f"the model must have at most {MOST_NODES:,} nodes, functions unfolded")
+
+
 def module_of(model: Any, inputs: Mapping[str, Any]) -> tuple[Stack | RNN, dict[str, Any]]:
     """The module and its parameters; see `from_onnx`."""
+    _check_model(model)
     try:
         model = inliner.inline_local_functions(model)
     except Exception as error:

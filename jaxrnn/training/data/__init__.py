@@ -120,7 +120,7 @@ def load(
         train, test = _digits()
         size = min(size, _DIGITS_VALIDATION)
     else:
-        cache = _writable(Path.home() / ".cache" / "jaxrnn" if cache_dir is None else cache_dir)
+        cache = _writable("~/.cache/jaxrnn" if cache_dir is None else cache_dir)
         if data_dir is None or data_dir == "":
             pair, note = _without_folder(name, cache)
         else:
@@ -326,7 +326,7 @@ def _write_cache(path: Path | None, source: np.ndarray, pair: Pair) -> None:
         return
     temporary = None
     try:
-        with swept(path.parent, "*.tmp"):
+        with swept(path.parent, *tfds.TEMPORARY):
             handle, temporary = tempfile.mkstemp(
                 dir=path.parent, prefix=f"{path.stem}-", suffix=".tmp"
             )

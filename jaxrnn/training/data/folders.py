@@ -10,7 +10,6 @@ import contextlib
 import warnings
 from collections.abc import Callable, Iterator
 from functools import partial
-from io import BytesIO
 from pathlib import Path
 from typing import Any, NamedTuple
 
@@ -19,12 +18,15 @@ import numpy as np
 from jaxrnn.training.data import idx, tfds
 from jaxrnn.training.data.idx import CLASSES, FILES, SIDE, DataError, Pair, Split, one_line
 
+LARGEST = 1_000_000  # number of examples in a parquet file
+LARGEST_NPZ = 1 << 30  # bytes of a .npz file when it is unpacked; the arrays of MNIST have 55 MB
 # Subdirectories in torchvision's root and in Keras' directory of data sets.
 _OWN_FOLDERS = {
     "mnist": ("MNIST/raw",),
     "fashion_mnist": ("FashionMNIST/raw", "fashion-mnist"),
     "kmnist": ("KMNIST/raw",),
 }
+LARGEST = 1_000_000  # number of examples in a parquet file
 
 
 class Source(NamedTuple):
@@ -90,6 +92,9 @@ def _npz(name: str, folder: Path) -> Source | None:
 
 def _read_npz(path: Path) -> Pair:
     with _named(path), np.load(path, allow_pickle=False) as file:
+        size = sum(member.file_size for member in file.zip.infolist())
+        if size > LARGEST_NPZ:
+            raise DataError(f"{path}: unpacks to {size:,} bytes, more than {LARGEST_NPZ:,}")
         splits = [(file[f"x_{split}"], file[f"y_{split}"]) for split in Pair._fields]
     return Pair(*(_split(path, *split) for split in splits))
 
@@ -124,7 +129,9 @@ def _read_csv(path: Path) -> Split:
         with open(path, encoding="utf-8-sig") as file:
             header = not file.readline()[:1].isdigit()
         with warnings.catch_warnings():
-            # Older versions of NumPy only warn of a fraction, and truncate it.
+            # NumPy only warns of a file without lines, and older versions of a fraction, which they
+            # truncate.
+            warnings.simplefilter("error", UserWarning)
             warnings.simplefilter("error", DeprecationWarning)
             table = np.loadtxt(
                 path, np.uint8, delimiter=",", skiprows=int(header), ndmin=2, encoding="utf-8-sig"
@@ -153,15 +160,15 @@ def _read_parquet(files: list[Path]) -> Split:
         from pyarrow import parquet
     except ImportError:
         raise DataError(f"{files[0]}: to read parquet, pip install pyarrow") from None
-    from PIL import Image
 
     images, labels = [], []
     for path in files:
         with _named(path):
+            # A value that repeats takes no space in the file.
+            if (rows := parquet.read_metadata(path).num_rows) > LARGEST:
+                raise DataError(f"{path}: {rows:,} examples, more than {LARGEST:,}")
             table = parquet.read_table(path, columns=["image", "label"])
-            for cell in table["image"].to_pylist():
-                with Image.open(BytesIO(cell["bytes"])) as image:
-                    images.append(np.asarray(image))
+            images += [tfds.decode(cell["bytes"]) for cell in table["image"].to_pylist()]
             labels += table["label"].to_pylist()
     with _named(files[0]):
         return _split(files[0], np.stack(images), np.array(labels))

@@ -113,8 +113,12 @@ def _read_idx(path: Path, kind: str) -> np.ndarray:
                 raise DataError(f"{path}: truncated, {len(header)} bytes are less than a header")
             shape = _shape(path, kind, header)
             size, most = math.prod(shape), _LARGEST_RATIO * path.stat().st_size
+            if size > most:
+                raise DataError(
+                    f"{path}: truncated, at most {most} bytes of data where its header says {size}"
+                )
             # The header bounds what is read, since a few bytes can unpack to any number of them.
-            raw = file.read(min(size, most) + 1)
+            raw = file.read(size + 1)
     except (OSError, EOFError, zlib.error, struct.error, MemoryError, OverflowError) as error:
         raise DataError(f"{path}: cannot be read ({one_line(error)})") from error
     if len(raw) != size:
