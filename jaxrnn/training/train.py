@@ -111,6 +111,8 @@ def optimizer(
     numbers: Any = (learning_rate, weight_decay, recurrence_rate)
     plain = all(isinstance(number, int | float) for number in numbers)
     create = _optimizer if plain else _optimizer.__wrapped__
+    if schedule == "constant":
+        steps = None  # on which nothing depends
     return create(schedule, steps, clip_norm, algorithm, *numbers)
 
 
