@@ -3,11 +3,13 @@
 This is imported before everything that takes time. The handler ends the process itself. An
 exception would be lost in some parts of an import and of JAX, and can crash a process that
 compiles. No file is left incomplete, since all are replaced as a whole or appended to. While a run
-trains, `jaxrnn.training.run.Stop` replaces the handler.
+trains, `jaxrnn.training.run.Stop` replaces the handler. The last half second, in which Python and
+JAX free their memory, cannot be interrupted: the script has printed everything.
 """
 
 from __future__ import annotations
 
+import atexit
 import contextlib
 import os
 import signal
@@ -34,8 +36,15 @@ def end(number: int, _: object) -> NoReturn:
     os._exit(128 + number)
 
 
+def ignore() -> None:
+    """Ignores the signals, which Python would otherwise let end the process without a line."""
+    for number in (signal.SIGINT, signal.SIGTERM):
+        signal.signal(number, signal.SIG_IGN)
+
+
 # Not in the tests, nor in a program of a user's own.
 if os.path.dirname(os.path.realpath(sys.argv[0])) == os.path.dirname(os.path.realpath(__file__)):
     for each in (signal.SIGINT, signal.SIGTERM):
         if signal.getsignal(each) != signal.SIG_IGN:  # as nohup and background jobs ask for
             signal.signal(each, end)
+    atexit.register(ignore)  # called last, since this is imported first

@@ -112,6 +112,7 @@ def train(
     if len(experiment.validation[0]):
         evaluations["validation"] = experiment.validation
     seconds = {"compile": 0.0, "train": 0.0, "evaluate": 0.0}
+    signal = None
 
     with (
         Stop() as stop,
@@ -165,11 +166,14 @@ def train(
             best = max(best, score or 0)
             advance(len(losses))
             if signal is not None:
-                checkpoints.wait()
-                console.print(
-                    f"interrupted at step {step}, which is saved; the same command resumes there"
-                )
-                return seconds, 128 + signal
+                break
+        signal = signal or hosts.stopped_by(stop.signal)  # which may come during the last save
+        if signal is not None:
+            checkpoints.wait()
+            console.print(
+                f"interrupted at step {step}, which is saved; the same command resumes there"
+            )
+            return seconds, 128 + signal
     return seconds, 0
 
 

@@ -16,7 +16,7 @@ from __future__ import annotations
 
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, field
-from functools import partial
+from functools import lru_cache, partial
 from typing import Any, NamedTuple, TypeVar
 
 import flax.linen as nn
@@ -89,6 +89,9 @@ def optimizer(
 ) -> optax.GradientTransformation:
     """Returns Adam (Kingma & Ba, 2015) with a learning rate schedule and gradient clipping.
 
+    Equal arguments return the same object, so that JAX reuses the programs that it compiled for
+    it. An optimizer is not cached if one of its arguments is an array.
+
     Args:
         learning_rate: The learning rate, or the peak of a one-cycle schedule. It may be traced.
         schedule: "constant", "onecycle" (Smith & Topin, 2018, in its cosine form), or "cosine", a
@@ -105,6 +108,24 @@ def optimizer(
         ValueError: If `schedule` is unknown, or is not "constant" and `steps` is None, or if
             `clip_norm` is not positive.
     """
+    numbers: Any = (learning_rate, weight_decay, recurrence_rate)
+    plain = all(isinstance(number, int | float) for number in numbers)
+    create = _optimizer if plain else _optimizer.__wrapped__
+    if schedule == "constant":
+        steps = None  # on which nothing depends
+    return create(schedule, steps, clip_norm, algorithm, *numbers)
+
+
+@lru_cache(maxsize=256, typed=True)
+def _optimizer(
+    schedule: str,
+    steps: int | None,
+    clip_norm: float | None,
+    algorithm: Callable[[Any], optax.GradientTransformation],
+    learning_rate: float | Array,
+    weight_decay: float | Array,
+    recurrence_rate: float | Array,
+) -> optax.GradientTransformation:
     if clip_norm is not None and not clip_norm > 0:
         raise ValueError(f"clip_norm must be positive or None, got {clip_norm}")
     if schedule not in SCHEDULES:

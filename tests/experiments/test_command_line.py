@@ -340,6 +340,27 @@ def test_a_signal_ends_a_script_with_one_line(script, advice, number):
     assert done.stderr == f"interrupted{advice}\n"
 
 
+AT_THE_END = """
+import os, signal, sys
+sys.path.insert(0, os.path.dirname(sys.argv[1]))
+number = int(sys.argv[2])
+sys.argv[0] = sys.argv[1]
+import interrupts
+class Swallows:
+    def __del__(self):
+        os.kill(os.getpid(), number)
+sys.modules["last"] = Swallows()  # which lives until Python ends
+sys.exit(3)
+"""
+
+
+@pytest.mark.parametrize("number", [signal.SIGINT, signal.SIGTERM])
+def test_a_signal_while_python_ends_leaves_the_exit_code(number):
+    words = [sys.executable, "-S", "-c", AT_THE_END, str(FOLDER / "mnist.py"), str(int(number))]
+    done = subprocess.run(words, capture_output=True, text=True)
+    assert (done.returncode, done.stdout, done.stderr) == (3, "", "")
+
+
 def test_the_signals_of_other_programs_stay_as_they_are():
     assert signal.getsignal(signal.SIGINT) != interrupts.end
     for name in SCRIPTS:

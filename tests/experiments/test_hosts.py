@@ -218,6 +218,21 @@ def test_the_last_words_of_jax_are_one_line(words, line, capsys):
     assert explained.startswith(line)
 
 
+def test_the_line_is_there_before_the_process_ends(capsys):
+    def lines():
+        yield "F1127 15:54:01.970 8155 client.h:80] the JAX distributed service: UNAVAILABLE: ("
+        yield "stopped sending heartbeats):\n"
+        yield "1\n"
+        assert capsys.readouterr().out == ""
+        yield "12\n"
+        yield "The tasks have crashed.\n"
+        assert capsys.readouterr().out.startswith("error: processes 1, 12 are gone; ")
+        yield "*** Check failure stack trace: ***\n"
+
+    coordination_errors.main(lines(), sys.stdout)
+    assert capsys.readouterr().out == ""
+
+
 def test_other_words_of_jax_are_passed_on(capsys):
     said = ["E1127 15:54:01.970 8155 coordination_service.cc:28] Something else\n", "more\n"]
     coordination_errors.main(said, sys.stdout)

@@ -187,12 +187,16 @@ def test_nothing_is_compiled_after_the_first_evaluation(tmp_path, monkeypatch):
     config = dataclasses.replace(SMALL, hidden_size=7, steps=100, out=tmp_path / "run")
     try:
         assert mnist.main(config) == 0
+        total = len(compiled)
+        again = dataclasses.replace(config, seed=1, steps=20, out=tmp_path / "again")
+        assert mnist.main(again) == 0
     finally:
         jax.monitoring.unregister_event_duration_listener(listen)
-    assert len(evaluations) == 5
+    assert len(evaluations) == 6
     assert evaluations[0] > 0
     # A checkpoint's first save may still compile a copy; no step and no evaluation does.
-    assert len(set(evaluations[1:])) == 1
+    assert len(set(evaluations[1:5])) == 1
+    assert len(compiled) == total  # another run of the same network uses the same programs
 
 
 def test_a_renet_trains_on_distorted_images(tmp_path, monkeypatch):
@@ -284,6 +288,20 @@ def test_interrupted_and_started_again_it_ends_the_same(whole, tmp_path, monkeyp
     if tensorboard:
         assert list(scalars(config.out)["loss"]) == list(range(20, 121, 20))
     assert_same(contents(tmp_path / "run"), contents(whole[0]))
+
+
+def test_a_signal_during_the_last_save_stops_the_run(tmp_path, monkeypatch, capsys):
+    save = train.Checkpoints.save
+
+    def save_and_stop(*words):
+        save(*words)
+        os.kill(os.getpid(), signal.SIGTERM)
+
+    monkeypatch.setattr(train.Checkpoints, "save", save_and_stop)
+    out = tmp_path / "run"
+    assert mnist.main(dataclasses.replace(SMALL, out=out, steps=20)) == 128 + signal.SIGTERM
+    assert "interrupted at step 20, which is saved" in capsys.readouterr().out
+    assert not (out / "result.json").exists()
 
 
 @pytest.mark.slow

@@ -7,7 +7,6 @@ import dataclasses
 import functools
 import hashlib
 import json
-import logging
 import os
 import random
 import re
@@ -220,7 +219,6 @@ def restore_flipped(out: Path, flipped: list[tuple[str, int]]) -> list[str]:
 
     from jaxrnn.training.checkpoint import CheckpointError, Checkpoints
 
-    logging.getLogger("absl").setLevel(logging.CRITICAL)
     config, model, _, _ = experiment.load_run(out)
     optimizer = experiment.build_optimizer(config)
     like = jax.eval_shape(lambda: experiment.initial_state(config, model, optimizer))

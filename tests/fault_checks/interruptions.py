@@ -138,31 +138,33 @@ def signals(count: int) -> Iterator[Trial]:
     """SIGTERM and SIGINT in all phases: saved, and ended in 2 s of processor time and in a line."""
     rng, out = random.Random(1), SCRATCH / "run"
     words = options(out, steps=1500)
-    began = time.monotonic()
-    fresh = subprocess.run(
-        [sys.executable, str(EXPERIMENTS / "mnist.py"), *map(str, words)], check=False, **PIPES
-    )
+    # A process of its own for each, since most of the time is spent on imports.
+    command = [sys.executable, str(EXPERIMENTS / "mnist.py"), *map(str, words)]
+    before = os.times()
+    fresh = subprocess.run(command, check=False, **PIPES)
     assert fresh.returncode == 0, fresh.stderr
-    seconds, step, slowest = time.monotonic() - began, 0, 0.0
+    whole, step, slowest = children(os.times()) - children(before), 0, 0.0
     shutil.rmtree(out)
     for number in (signal.SIGTERM, signal.SIGINT):
-        for trial in range(count):
-            # A process of its own, since most of the time is spent on imports.
-            process = subprocess.Popen(
-                [sys.executable, str(EXPERIMENTS / "mnist.py"), *map(str, words)], **PIPES
-            )
-            time.sleep(0.1 + (seconds - 0.1) * (trial + rng.random()) / count)
-            seen = max(checkpoints_of(out), default=0)
+        made, moment = 0, rng.random() * whole / count
+        while made < count:
+            process = subprocess.Popen(command, **PIPES)
             # Processor time, since other processes may use the same cores.
-            spent = Path(f"/proc/{process.pid}/stat").read_text().rpartition(")")[2].split()[11:13]
+            while (spent := processor_time(process.pid)) is not None and spent < moment:
+                time.sleep(0.002)
+            if spent is None:  # it has ended before
+                process.communicate()
+                shutil.rmtree(out)
+                step, moment = 0, rng.random() * whole
+                continue
+            seen = max(checkpoints_of(out), default=0)
             before = os.times()
             process.send_signal(number)
             printed, err = process.communicate()
-            after = os.times()
-            took = after.children_user + after.children_system
-            took -= before.children_user + before.children_system
-            took -= sum(map(int, spent)) / os.sysconf("SC_CLK_TCK")
+            took = children(os.times()) - children(before) - spent
             slowest = max(took, slowest)
+            made += 1
+            moment = (made + rng.random()) * whole / count
             code, saved = process.returncode, checkpoints_of(out)
             stopped = re.findall(r"interrupted at step (\d+), which is saved", printed)
             lines = [line for line in printed.splitlines() if "interrupted" in line]
@@ -191,6 +193,17 @@ def signals(count: int) -> Iterator[Trial]:
                 shutil.rmtree(out)
                 step = 0
     yield f"(the longest end took {slowest:.2f} s)", ""
+
+
+def children(times: os.times_result) -> float:
+    """Returns the processor time of the processes that have ended."""
+    return times.children_user + times.children_system
+
+
+def processor_time(process: int) -> float | None:
+    """Returns the processor time of a process so far, in seconds, or None if it has ended."""
+    state, *fields = Path(f"/proc/{process}/stat").read_text().rpartition(")")[2].split()
+    return None if state == "Z" else sum(map(int, fields[10:12])) / os.sysconf("SC_CLK_TCK")
 
 
 # --- Equal bits -----------------------------------------------------------------------------------

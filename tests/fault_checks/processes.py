@@ -5,7 +5,6 @@ from __future__ import annotations
 import dataclasses
 import hashlib
 import json
-import logging
 import multiprocessing
 import os
 import runpy
@@ -152,9 +151,13 @@ def run(name: str, words: Sequence[Any], **options: Any) -> tuple[int | None, st
 
 def call(function: Callable[..., Any], *arguments: Any) -> Any:
     """Calls a function in a forked process, and returns its result through JSON."""
+    import terminal
+
     reading, writing = os.pipe()
 
     def work() -> None:
+        # As the scripts do: after a restore that failed, tensorstore calls a closed event loop.
+        terminal.quieten_orbax()
         with os.fdopen(writing, "w") as file:
             json.dump(function(*arguments), file)
 
@@ -169,7 +172,6 @@ def call(function: Callable[..., Any], *arguments: Any) -> Any:
 
 def restore(out: Path) -> tuple[int, Any]:
     """Returns step and train state of the latest checkpoint of a run."""
-    logging.getLogger("absl").setLevel(logging.ERROR)
     import experiment
     import jax
 

@@ -229,6 +229,25 @@ def test_the_rates_may_be_traced_and_adam_is_adamw():
     )
 
 
+def test_equal_optimizers_are_one_object_also_if_the_first_is_created_in_a_trace():
+    params = {"cell": {"kernel": jnp.ones(2), "nu": jnp.ones(2)}}
+
+    def update(create):
+        return create().update(params, create().init(params), params)
+
+    for schedule in ("constant", "onecycle", "cosine"):
+        create = partial(
+            training.optimizer, 0.3, schedule=schedule, steps=7, clip_norm=1.0, recurrence_rate=0.5
+        )
+        expected = jax.jit(partial(update, create))()
+        close = partial(np.testing.assert_allclose, rtol=1e-6)
+        jax.tree.map(close, update(create), expected)
+        assert create() is create()
+    assert training.optimizer(0.3) is not training.optimizer(0.25)
+    # Two arrays may be equal, but their values are not known while a program is traced.
+    assert training.optimizer(jnp.ones(())) is not training.optimizer(jnp.ones(()))
+
+
 def test_schedules():
     with pytest.raises(ValueError, match="schedule must be"):
         training.optimizer(1e-3, schedule="linear")
