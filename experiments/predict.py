@@ -117,7 +117,7 @@ def opaque(image: Image.Image) -> np.ndarray:
     mode = "RGBA" if image.has_transparency_data else "RGB"
     image = image if image.mode == mode else image.convert(mode)
     scale = min(1, MAX_SIDE / max(image.size))
-    size = tuple(max(1, round(scale * side)) for side in image.size)
+    size = [max(1, round(scale * side)) for side in image.size]
     image = image.resize(size, reducing_gap=2)
     if image.mode == "RGBA":
         on_white, on_black = (

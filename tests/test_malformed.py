@@ -2,6 +2,7 @@
 
 import os
 import tempfile
+import zlib
 from pathlib import Path
 
 import hypothesis
@@ -12,13 +13,13 @@ import pytest
 import study_options
 from command_line import parse
 from errors import printable
-from fault_checks import fuzz_data, fuzz_models, fuzz_scripts
+from fault_checks import fuzz_data, fuzz_models, fuzz_scripts, kinds
 from onnx import helper, numpy_helper
 from PIL import Image
 from test_arguments import unroll
 
 from jaxrnn import convert
-from jaxrnn.training.data import folders, idx
+from jaxrnn.training.data import folders, idx, tfds
 
 TARGETS = fuzz_data.TARGETS | fuzz_scripts.TARGETS
 COUNTS = {"idx": 40, "images": 20, "data sets": 15, "command lines": 10}
@@ -104,6 +105,12 @@ def test_images_in_parquet_are_measured_and_counted_before_they_are_decoded(tmp_
     monkeypatch.setattr(folders, "LARGEST", 1)
     with pytest.raises(idx.DataError, match=r"train-0\.parquet: 2 examples, more than 1"):
         folders.locate("mnist", tmp_path).read()
+
+
+def test_an_image_of_a_data_set_is_measured_without_a_warning(recwarn):
+    with pytest.raises(ValueError, match="images of 10000×10000, expected 28×28"):
+        tfds.decode(kinds.png(10_000, 10_000, 8, 0, zlib.compress(b"")))
+    assert not recwarn.list
 
 
 def model(*nodes, **arrays):

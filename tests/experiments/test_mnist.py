@@ -553,7 +553,7 @@ def test_a_damaged_configuration_is_refused(again, text, capsys):
         ({"cell": "lsmt"}, "does not hold options of this version: --cell does not take 'lsmt'"),
         ({"optimizer": "sgd"}, "does not hold options of this version: optimizer: "),
         ({"hidden_size": "16"}, "does not hold options of this version: hidden_size: str is not"),
-        ({"delay": 10**12}, "does not hold options of this version: --delay needs "),
+        ({"delay": 10**9}, "does not hold options of this version: --delay needs "),
         ({"num_layers": 10**9}, "does not hold options of this version: --num-layers must be at"),
         ({"colour": "red"}, "does not hold options of this version: there is no option colour"),
         ({"num_layers": 2}, "120 holds another state than the one to restore"),

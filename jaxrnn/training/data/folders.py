@@ -26,7 +26,6 @@ _OWN_FOLDERS = {
     "fashion_mnist": ("FashionMNIST/raw", "fashion-mnist"),
     "kmnist": ("KMNIST/raw",),
 }
-LARGEST = 1_000_000  # number of examples in a parquet file
 
 
 class Source(NamedTuple):

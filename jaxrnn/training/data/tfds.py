@@ -10,6 +10,7 @@ import struct
 import tempfile
 import threading
 import urllib.request
+import warnings
 import zlib
 from collections.abc import Callable, Iterator
 from io import BytesIO
@@ -118,7 +119,11 @@ def decode(raw: bytes) -> np.ndarray:
     """
     from PIL import Image
 
-    with Image.open(BytesIO(raw), formats=["PNG"]) as image:
+    with warnings.catch_warnings():
+        # Its size is compared below.
+        warnings.simplefilter("ignore", Image.DecompressionBombWarning)
+        opened = Image.open(BytesIO(raw), formats=["PNG"])
+    with opened as image:
         if image.size != (SIDE, SIDE):
             width, height = image.size
             raise ValueError(f"images of {height}×{width}, expected {SIDE}×{SIDE}")
