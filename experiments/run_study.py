@@ -71,7 +71,7 @@ def resolve(config: Config) -> Resolved:
     if config.baseline is not None and not is_asked(config.baseline, config):
         raise OptionError(f"--baseline {listed([config.baseline])} is not among --settings")
     common = shared_options(config)
-    found, left_out = {}, {}
+    found, left_out, checked = {}, {}, set()
     for name, changed in study.settings.items():
         for option in changed.keys() & common.keys():
             if is_asked(name, config) and changed[option] != common[option]:
@@ -81,7 +81,11 @@ def resolve(config: Config) -> Resolved:
         setting = options.Config(**{**study.base, **common, **changed}, dataset=config.dataset)
         try:
             setting.check()
-            check_model(setting)
+            # The lengths of a task have no effect on the model.
+            model = dataclasses.replace(setting, length=1, test_length=None)
+            if model not in checked:
+                check_model(setting)
+                checked.add(model)
         except OptionError as error:
             if is_asked(name, config):
                 if config.settings or not config.vary or name == config.baseline:
