@@ -40,7 +40,7 @@ def build_model(config: Config) -> nn.Module:
         OptionError: If the options do not go together.
     """
     if config.cell in BASELINES:
-        if refused := _changed(config, (*CELL, *STACK, "patch", "blocks", "pool", "stem_size")):
+        if refused := _changed(config, (*CELL, *STACK, "patch", "blocks", "stride", "stem_states")):
             raise OptionError(
                 f"--cell {config.cell} is not a recurrent network and does not take {refused}"
             )
@@ -54,16 +54,16 @@ def build_model(config: Config) -> nn.Module:
             )
         if refused := _changed(config, sorted({*STACK, "patch"} - {"num_layers", "dropout"})):
             raise OptionError(f"--blocks does not go with {refused}")
-        size = config.stem_size
-        stem = dataclasses.replace(config, hidden_size=size, cell_options=()) if size else None
+        stem = config.stem_states and jaxrnn.s5(
+            config.hidden_size, state_size=config.stem_states, stride=config.stride
+        )
         return ResidualClassifier(
             cell,
             outputs["num_classes"],
             config.hidden_size,
             config.num_layers,
-            config.pool,
-            stem and build_cell(stem),
-            size,
+            config.stride,
+            stem,
             config.dropout,
         )
     if config.patch is None:

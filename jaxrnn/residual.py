@@ -18,7 +18,7 @@ import numpy as np
 from jax.typing import DTypeLike
 from jaxtyping import Array, Bool, Float, Int, Num
 
-from jaxrnn.arguments import check_lengths
+from jaxrnn.arguments import check_lengths, size
 from jaxrnn.backends.steps import zeros_where
 from jaxrnn.cell import Cell
 from jaxrnn.linen import RNN, check_rate, dropout, mask_inputs, readout, within
@@ -91,20 +91,19 @@ class ResidualBlock(nn.Module):
 class ResidualClassifier(nn.Module):
     """A sequence classifier: an encoder, residual blocks, and a readout of their mean over time.
 
-    Most of the time of a long sequence is spent on the blocks at its many steps. With `pool`, a
-    stem reads every time step with few features: the encoder and a block around `stem`. Its
-    outputs at `pool` successive steps are concatenated and projected to D features, as in the
-    pyramid of Chan et al., "Listen, attend and spell", 2016. The blocks then take one step where
-    the sequence has `pool`.
+    The blocks at its many steps take most of the time of a long sequence. With a `stride` of k,
+    they take one step for every k. If `stem` is `jaxrnn.s5(D, stride=k)`, their input is the output
+    of an S5 layer that has read every time step up to there.
 
     Attributes:
         cell: The recurrent cell of every block.
         num_classes: C, the number of classes.
         features: D, the number of output features of the cell.
-        num_layers: The number of blocks, without that of the stem.
-        pool: The number of time steps that become one step of the blocks.
-        stem: The recurrent cell of the stem. Required with `pool` above 1, and None without.
-        stem_features: The number of output features of `stem`.
+        num_layers: The number of blocks.
+        stride: k, the number of successive time steps whose features are put side by side before
+            the encoder. The last ones are completed with zeros.
+        stem: The recurrent cell that is the encoder, with k·I input and D output features. If None,
+            the encoder is a dense layer.
         dropout: The dropout rate of each block in training, in [0, 1), or None.
         implementation: As in `jaxrnn.unroll`.
         dtype: The dtype of the operands of the matrix products, including that of the readout.
@@ -120,15 +119,17 @@ class ResidualClassifier(nn.Module):
         >>> logits, variables = model.init_with_output(jax.random.key(0), inputs)
         >>> logits.shape
         (2, 10)
+        >>> model = model.copy(stride=28, stem=jaxrnn.s5(32, state_size=64, stride=28))
+        >>> model.init_with_output(jax.random.key(0), inputs)[0].shape
+        (2, 10)
     """
 
     cell: Cell
     num_classes: int
     features: int
     num_layers: int = 4
-    pool: int = 1
+    stride: int = 1
     stem: Cell | None = None
-    stem_features: int | None = None
     dropout: float | Array | None = None
     implementation: str | None = None
     dtype: DTypeLike | None = None
@@ -149,39 +150,31 @@ class ResidualClassifier(nn.Module):
             The logits `[*B, C]`.
 
         Raises:
-            ValueError: If `pool` is below 1, or above 1 without `stem` and `stem_features`, or as
-                for `ResidualBlock`.
+            ValueError: If `stride` is not a positive integer, or as for `ResidualBlock`.
         """
         *batch, time, _ = inputs.shape
+        stride = size("stride", self.stride)
         seq_lengths = check_lengths(seq_lengths, tuple(batch), time, "seq_lengths")
-        features = self.stem_features if self.pool > 1 else self.features
-        if self.pool < 1 or (self.pool > 1) != (self.stem is not None) or features is None:
-            raise ValueError(
-                "pool must be at least 1, with stem and stem_features if it is above 1, got "
-                f"pool={self.pool}, stem={self.stem}, stem_features={self.stem_features}"
-            )
         options: Any = {"dtype": self.dtype, "param_dtype": self.param_dtype}
-
-        def dense(name: str, features: int, inputs: Array) -> Array:
-            return nn.Dense(features, **options, name=name)(inputs).astype(inputs.dtype)
-
-        def block(name: str, cell: Cell, inputs: Array) -> Array:
-            module = ResidualBlock(cell, self.dropout, self.implementation, **options, name=name)
-            return module(inputs, seq_lengths)
 
         # A NaN in the padding would make the encoder's gradient NaN, as 0 · NaN.
         inputs = mask_inputs(inputs, seq_lengths).astype(self.param_dtype)
         # Transposed once here, rather than in every block.
-        inputs = jnp.moveaxis(inputs, -2, 0)
-        hidden = dense("encoder", features, inputs)
-        if self.stem is not None:
-            hidden = block("stem", self.stem, hidden)
-            if seq_lengths is not None:
-                hidden = zeros_where(past(seq_lengths, time), hidden)
-                seq_lengths = -(-seq_lengths // self.pool)
-            hidden = dense("pool", self.features, concatenated(hidden, self.pool))
+        inputs = concatenated(jnp.moveaxis(inputs, -2, 0), stride)
+        if seq_lengths is not None:
+            seq_lengths = -(-seq_lengths // stride)
+        if self.stem is None:
+            encoder = nn.Dense(self.features, **options, name="encoder")
+            hidden = encoder(inputs).astype(inputs.dtype)
+        else:
+            layer = {"time_major": True, "implementation": self.implementation, "name": "stem"}
+            hidden = RNN(self.stem, **layer, **options)(inputs, seq_lengths=seq_lengths)
         for number in range(self.num_layers):
-            hidden = block(f"block_{number}", self.cell, hidden)
+            name = f"block_{number}"
+            module = ResidualBlock(
+                self.cell, self.dropout, self.implementation, **options, name=name
+            )
+            hidden = module(hidden, seq_lengths)
         steps = jnp.asarray(len(hidden))
         if seq_lengths is not None:
             hidden = zeros_where(past(seq_lengths, len(hidden)), hidden)
@@ -195,9 +188,9 @@ def past(seq_lengths: Int[Array, "*B"], time: int) -> Bool[Array, "T *B"]:
     return jnp.moveaxis(~within(seq_lengths, time), -1, 0)
 
 
-def concatenated(inputs: Float[Array, "T *B D"], pool: int) -> Float[Array, "S *B F"]:
-    """Concatenates the features of every `pool` successive steps, with zeros after the last one."""
-    steps = -(-len(inputs) // pool)
-    axes = [(0, steps * pool - len(inputs)), *[(0, 0)] * (inputs.ndim - 1)]
-    groups = jnp.pad(inputs, axes).reshape(steps, pool, *inputs.shape[1:])
+def concatenated(inputs: Float[Array, "T *B I"], stride: int) -> Float[Array, "S *B F"]:
+    """Puts the features of every `stride` time steps side by side, with zeros after the last."""
+    steps = -(-len(inputs) // stride)
+    axes = [(0, steps * stride - len(inputs)), *[(0, 0)] * (inputs.ndim - 1)]
+    groups = jnp.pad(inputs, axes).reshape(steps, stride, *inputs.shape[1:])
     return jnp.moveaxis(groups, 1, -2).reshape(steps, *inputs.shape[1:-1], -1)

@@ -30,6 +30,7 @@ CELLS = {
     "lru-pairs": jaxrnn.lru(H, state_size=2),
     "s5": jaxrnn.s5(H),
     "s5-square": jaxrnn.s5(I, state_size=3),
+    "s5-stride": jaxrnn.s5(H, stride=I),
     "s6": jaxrnn.s6(H, state_size=2, rank=3),
     "rg-lru": jaxrnn.rg_lru(H, heads=2),
     "slstm": jaxrnn.slstm(H),

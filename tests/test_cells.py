@@ -168,17 +168,17 @@ def lru(p, xs, real, imaginary):
     return ys, (s.real, s.imag)
 
 
-def s5(p, xs, real, imaginary):
+def s5(p, xs, real, imaginary, stride=1):
     s = real + 1j * imaginary
     Λ, B, C = (each[0] + 1j * each[1] for each in (p.eigenvalues, p.input_kernel, p.output_kernel))
     Λ = np.minimum(Λ.real, -1e-4) + 1j * Λ.imag
     Λ_bar = np.exp(Λ * np.exp(p.log_step))
     D = p.skip_kernel if p.skip_kernel.ndim == 2 else np.diag(p.skip_kernel)
     ys = []
-    for x in xs:
+    for x in xs.reshape(len(xs) * stride, -1):
         s = Λ_bar * s + (Λ_bar - 1) / Λ * (x @ B)
         ys.append(gelu(2 * np.real(s @ C) + x @ D))
-    return ys, (s.real, s.imag)
+    return ys[stride - 1 :: stride], (s.real, s.imag)
 
 
 def s6(p, xs, s):
@@ -307,6 +307,7 @@ EQUATIONS = {
     "lru-pairs": (lru, {}),
     "s5": (s5, {}),
     "s5-square": (s5, {}),
+    "s5-stride": (s5, {"stride": I}),
     "s6": (s6, {}),
     "rg-lru": (rg_lru, {}),
     "slstm": (slstm, {}),
@@ -645,6 +646,11 @@ def test_parameters_other_than_kernels_are_at_least_float32(name):
     params = jax.eval_shape(lambda: CELLS[name].init(jax.random.key(0), I, jnp.bfloat16))
     for field, leaf in params._asdict().items():
         assert leaf.dtype == (jnp.bfloat16 if field.endswith("kernel") else jnp.float32)
+
+
+def test_s5_refuses_inputs_that_its_stride_does_not_divide():
+    with pytest.raises(ValueError, match="must be a multiple of stride=3, got 4"):
+        jax.eval_shape(lambda: jaxrnn.s5(4, stride=3).init(jax.random.key(0), 4))
 
 
 @pytest.mark.parametrize("cell", [jaxrnn.lru(24), jaxrnn.s5(24)])

@@ -18,7 +18,7 @@ LENGTHS = np.array([T, 3, 1, 0])
 MODEL = ResidualClassifier(jaxrnn.s5(D), num_classes=C, features=D, num_layers=2)
 VARIABLES = random_variables(MODEL, INPUTS)
 # Five steps become two of three and two steps.
-POOLED = MODEL.copy(pool=3, stem=jaxrnn.min_gru(2), stem_features=2)
+STRIDED = MODEL.copy(stride=3, stem=jaxrnn.s5(D, stride=3))
 
 
 def test_a_block_is_its_equations():
@@ -36,7 +36,9 @@ def test_a_block_is_its_equations():
     np.testing.assert_allclose(jit(block.apply)(variables, inputs), expected, atol=1e-5)
 
 
-@pytest.mark.parametrize("model", [MODEL, POOLED], ids=["blocks", "pooled"])
+@pytest.mark.parametrize(
+    "model", [MODEL, STRIDED, MODEL.copy(stride=3)], ids=["blocks", "stem", "strided"]
+)
 def test_each_example_is_classified_as_if_alone(model):
     """So is one without steps. A NaN in the padding changes neither logits nor gradient."""
     variables = random_variables(model, INPUTS)
@@ -61,23 +63,19 @@ def test_each_example_is_classified_as_if_alone(model):
     jax.tree.map(compare, gradient, clean)
 
 
-def test_pooled_steps_are_concatenated_after_the_stem():
-    variables = random_variables(POOLED, INPUTS)
+def test_the_stem_reads_every_time_step():
+    """The blocks take its outputs after every third step; zeros complete the last three."""
+    variables = random_variables(STRIDED, INPUTS)
     params = variables["params"]
-
-    def dense(name, inputs):
-        return nn.Dense(len(params[name]["bias"])).apply({"params": params[name]}, inputs)
-
-    hidden = ResidualBlock(POOLED.stem).apply(
-        {"params": params["stem"]}, dense("encoder", INPUTS.transpose(1, 0, 2))
-    )
-    steps = [*hidden, jnp.zeros_like(hidden[0])]
-    groups = [jnp.concatenate(steps[start : start + 3], axis=-1) for start in (0, 3)]
-    hidden = dense("pool", jnp.stack(groups))
+    inputs = jnp.pad(INPUTS, ((0, 0), (0, 1), (0, 0)))
+    stem = jaxrnn.S5Params(**params["stem"]["cell"])
+    outputs, _ = jaxrnn.unroll(jaxrnn.s5(D), stem, inputs)
+    hidden = outputs[:, 2::3].transpose(1, 0, 2)
     for number in range(2):
-        hidden = ResidualBlock(POOLED.cell).apply({"params": params[f"block_{number}"]}, hidden)
-    expected = dense("readout", hidden.mean(0))
-    np.testing.assert_allclose(POOLED.apply(variables, INPUTS), expected, atol=1e-5)
+        hidden = ResidualBlock(MODEL.cell).apply({"params": params[f"block_{number}"]}, hidden)
+    readout = nn.Dense(C).bind({"params": params["readout"]})
+    found = STRIDED.apply(variables, INPUTS)
+    np.testing.assert_allclose(found, readout(hidden.mean(0)), atol=1e-5)
 
 
 def test_the_dropout_mask_is_that_of_all_steps():
@@ -100,9 +98,10 @@ def test_errors_name_the_argument():
         jax.eval_shape(MODEL.copy(features=3).init, KEY, INPUTS)
     with pytest.raises(ValueError, match=r"dropout must be a number in"):
         jax.eval_shape(MODEL.copy(dropout=1.5).init, KEY, INPUTS)
-    for wrong in ({"pool": 0}, {"pool": 2}, {"stem": MODEL.cell}, {"pool": 2, "stem": MODEL.cell}):
-        with pytest.raises(ValueError, match="pool must be at least 1, with stem"):
-            jax.eval_shape(MODEL.copy(**wrong).init, KEY, INPUTS)
+    with pytest.raises(ValueError, match="stride must be a positive integer, got 0"):
+        jax.eval_shape(MODEL.copy(stride=0).init, KEY, INPUTS)
+    with pytest.raises(ValueError, match="a multiple of stride=4, got 6"):
+        jax.eval_shape(STRIDED.copy(stem=jaxrnn.s5(D, stride=4)).init, KEY, INPUTS)
     with pytest.raises(ValueError, match="seq_lengths must"):
         jax.eval_shape(lambda: MODEL.init(KEY, INPUTS, LENGTHS[:2]))
 

@@ -166,6 +166,7 @@ def s5(
     state_size: int | None = None,
     activation: Callable[[Array], Array] = jax.nn.gelu,
     step_range: tuple[float, float] = (1e-3, 1e-1),
+    stride: int = 1,
 ) -> Cell[S5Params, LRUState]:
     """Simplified state space layer, S5 (Smith et al., 2023).
 
@@ -179,24 +180,37 @@ def s5(
     Δ log-uniformly in `step_range`. The real parts of Λ are kept below zero. The activation
     replaces the gated block that the paper adds after the layer; `jaxrnn.residual` has that block.
 
+    With a stride of k, the cell takes k time steps at once: its input is x_1, …, x_k side by side,
+    and its output is that after x_k. As the recurrence is linear, this needs one product:
+
+        s' = Λ̄ᵏ∘s + Σ_j Λ̄ᵏ⁻ʲ∘(x_j·B̄)
+
     Args:
         hidden_size: H, the number of output features.
         state_size: N, the number of complex states. Defaults to H / 2, rounded up.
         activation: The elementwise nonlinearity of the output.
         step_range: `(low, high)`, the range of Δ at initialization.
+        stride: k, the number of time steps in one input.
 
     Returns:
         A cell with `S5Params` and `LRUState`.
 
     Raises:
-        ValueError: If `hidden_size` or `state_size` is not a positive integer, or `step_range` does
-            not satisfy 0 < low < high.
+        ValueError: If `hidden_size`, `state_size` or `stride` is not a positive integer, or
+            `step_range` does not satisfy 0 < low < high; on use, if the number of input features is
+            not a multiple of `stride`.
     """
-    hidden_size = size("hidden_size", hidden_size)
+    hidden_size, stride = size("hidden_size", hidden_size), size("stride", stride)
     states = size("state_size", -(-hidden_size // 2) if state_size is None else state_size)
     low, high = _check_step_range(step_range)
 
     def init(key, input_size, dtype=jnp.float32):
+        if input_size % stride:
+            raise ValueError(
+                f"the number of input features must be a multiple of stride={stride}, "
+                f"got {input_size}"
+            )
+        input_size //= stride
         keys = jax.random.split(key, 4)
         # The matrix has 2·N eigenvalues, N pairs of conjugates.
         eigenvalues, vectors = _hippo(2 * states)
@@ -224,13 +238,20 @@ def s5(
         real, imaginary = params.eigenvalues
         real, step = jnp.minimum(real, -1e-4), jnp.exp(params.log_step)
         exponent = _complex(real * step, imaginary * step)
-        drive = _complex_product(x, params.input_kernel)
+        kernel = params.input_kernel
+        if stride > 1:
+            later = jnp.arange(stride - 1, -1, -1).astype(exponent.dtype)
+            powers = jnp.exp(jnp.outer(later, exponent))[:, None] * _complex(*kernel)[None]
+            powers = powers.reshape(-1, states)
+            kernel = jnp.stack([powers.real, powers.imag]).astype(kernel.dtype)
+        drive = _complex_product(x, kernel)
         scale = (jnp.expm1(exponent) / _complex(real, imaginary)).astype(drive.dtype)
-        return jnp.exp(exponent).astype(drive.dtype), along(scale, drive) * drive
+        return jnp.exp(stride * exponent).astype(drive.dtype), along(scale, drive) * drive
 
     def readout(params, packed, x):
         y = _real_product(packed, params.output_kernel, x.dtype)
         skip = params.skip_kernel
+        x = x[..., x.shape[-1] - x.shape[-1] // stride :]
         skipped = product(x, skip) if skip.ndim == 2 else x * along(skip.astype(x.dtype), x)
         return activation(2 * y + skipped)
 

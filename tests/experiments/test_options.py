@@ -213,12 +213,14 @@ def is_blocks(found):
     assert (model.features, model.num_layers, model.dropout) == (4, 3, 0.25)
 
 
-POOL = {"blocks": True, "pool": 4, "stem_size": 5}
+STEM = {"blocks": True, "stride": 4, "stem_states": 5}
 
 
-def is_pooled(found):
-    model = found.model
-    assert (model.pool, model.stem_features, model.features) == (4, 5, 4)
+def has_stem(found):
+    assert found.model.stride == 4
+    params = found.model.stem.init(jax.random.key(0), 4)
+    assert params.input_kernel.shape == (2, 1, 5)
+    assert params.output_kernel.shape == (2, 5, 4)
 
 
 def is_weight_decay(found):
@@ -269,8 +271,8 @@ CASES = {
         for name, value in zip(STACK, (2, True, True, 0.25, True, 9), strict=True)
     },
     "blocks": ({"blocks": True, "num_layers": 3, "dropout": 0.25}, is_blocks),
-    "pool": (POOL, is_pooled),
-    "stem_size": (POOL, is_pooled),
+    "stride": (STEM, has_stem),
+    "stem_states": (STEM, has_stem),
     "patch": ({"patch": 7}, is_patch),
     "augment": ({"augment": True}, is_augment),
     "label_smoothing": ({"label_smoothing": 0.1}, is_label_smoothing),
