@@ -216,10 +216,9 @@ def build_loss(config: Config) -> training.Loss:
     """Returns the loss function."""
     if config.task is not None:
         return tasks.TASKS[config.task].loss_fn
-    if not config.augment and not config.label_smoothing:
-        return training.cross_entropy
     distortion = training.Distortion() if config.augment else None
-    return training.AugmentedCrossEntropy(distortion, config.label_smoothing)
+    loss = training.AugmentedCrossEntropy(distortion, config.label_smoothing, config.mixup)
+    return training.cross_entropy if loss == training.AugmentedCrossEntropy() else loss
 
 
 def build_metric(config: Config) -> training.Metric:

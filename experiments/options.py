@@ -84,7 +84,7 @@ FIXED = (*FREE, "dataset", "validation_size", "seed", "eval_every")
 
 # Options that only images have.
 OF_IMAGES = ("dataset", "data_dir", "validation_size", "order", "delay", "test_delay", "noise")
-OF_IMAGES += ("augment", "patch", "label_smoothing")
+OF_IMAGES += ("augment", "patch", "label_smoothing", "mixup")
 
 PIXELS = {
     "cell": "lru",
@@ -259,6 +259,9 @@ class Config:
     """Dropout rate of the entries of the recurrent kernel (DropConnect; Merity et al., 2018)."""
     label_smoothing: float = 0.0
     """Probability mass of each label that is spread evenly over all classes."""
+    mixup: float = 0.0
+    """Train on mixtures of two images, in shares drawn from the beta distribution whose parameters
+    have this value (Zhang et al., 2018)."""
     batch_size: int = 100
     """Number of examples in a batch."""
     steps: int | None = None
@@ -321,7 +324,7 @@ class Config:
                 raise OptionError(f"{flag(name)} must not be negative")
         if not 0 < self.learning_rate < float("inf"):
             raise OptionError("--learning-rate must be positive and finite")
-        for name in ("weight_decay", "recurrence_rate"):
+        for name in ("weight_decay", "recurrence_rate", "mixup"):
             if not 0 <= getattr(self, name) < float("inf"):
                 raise OptionError(f"{flag(name)} must be finite and not negative")
         check_cell("--cell", self.cell)

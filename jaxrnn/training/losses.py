@@ -4,7 +4,7 @@ A loss function is `(model, params, batch, key) -> scalar`, a mean over the exam
 metric is `(model, params, batch) -> [B]`, one value for each example. A batch has the structure of
 the data set: a tree of arrays whose leading axis is the example.
 
-Shapes: B batch, T time, I input features, C classes, N side of a square image.
+Shapes: B batch, T time, I input features, C classes.
 """
 
 from __future__ import annotations
@@ -87,22 +87,27 @@ def cross_entropy(
 
 
 class AugmentedCrossEntropy(NamedTuple):
-    """The softmax cross-entropy with distorted images and smoothed labels.
+    """The softmax cross-entropy with distorted or mixed images and smoothed labels.
 
     Attributes:
         distortion: The random distortion of the images. If None, they are not distorted.
         smoothing: The share of a label's probability that is spread evenly over all classes
             (Szegedy et al., 2016).
+        mixup: α, by which each image is mixed with that of another example of the batch (Zhang et
+            al., "mixup: Beyond empirical risk minimization", 2018). The mixture is λ of one image
+            and 1 - λ of the other, as are its labels, with λ drawn from Beta(α, α). If 0, images
+            are not mixed.
     """
 
     distortion: Distortion | None = None
     smoothing: float = 0.0
+    mixup: float = 0.0
 
     def __call__(
         self,
         model: nn.Module,
         params: Any,
-        batch: tuple[Num[Array, "B N N"], Integer[Array, " B"]],
+        batch: tuple[Num[Array, "B T I"], Integer[Array, " B"]],
         key: Array | None = None,
     ) -> Float[Array, ""]:
         """Computes the mean softmax cross-entropy, in nats.
@@ -110,8 +115,9 @@ class AugmentedCrossEntropy(NamedTuple):
         Args:
             model: A classifier whose logits are `[B, C]`.
             params: Its parameters.
-            batch: Images, uint8 or float `[B, N, N]`, and labels, integers `[B]`.
-            key: As in `apply`. If None, the images are not distorted.
+            batch: Images or sequences, uint8 or float `[B, T, I]`, and labels, integers `[B]`. Only
+                square images are distorted.
+            key: As in `apply`. If None, the images are neither distorted nor mixed.
 
         Returns:
             A scalar.
@@ -120,10 +126,23 @@ class AugmentedCrossEntropy(NamedTuple):
         if self.distortion is not None and key is not None:
             key, distortion_key = jax.random.split(key)
             images = self.distortion(distortion_key, images)
+        share = None
+        if self.mixup and key is not None:
+            key, mixup_key = jax.random.split(key)
+            share = jax.random.beta(mixup_key, self.mixup, self.mixup, labels.shape)
+            images = _mixed(share, images)
         logits = apply(model, params, images, key=key)
         targets = jax.nn.one_hot(labels, logits.shape[-1], dtype=logits.dtype)
         targets = optax.smooth_labels(targets, self.smoothing)
+        if share is not None:
+            targets = _mixed(share, targets)
         return optax.softmax_cross_entropy(logits, targets).mean()
+
+
+def _mixed(share: Float[Array, " B"], values: Float[Array, "B ..."]) -> Float[Array, "B ..."]:
+    """Mixes a share of each example with the rest of the example before it in the batch."""
+    share = share.astype(values.dtype).reshape(-1, *[1] * (values.ndim - 1))
+    return share * values + (1 - share) * jnp.roll(values, 1, axis=0)
 
 
 def accuracy(

@@ -186,6 +186,10 @@ def is_label_smoothing(found):
     assert found.trainer.loss_fn == training.AugmentedCrossEntropy(None, 0.1)
 
 
+def is_mixup(found):
+    assert found.trainer.loss_fn == training.AugmentedCrossEntropy(None, 0.0, 0.2)
+
+
 def is_clipped(found):
     # Adam divides a gradient by its size, unless that is below its epsilon.
     assert -2e-4 < update(found) < 0
@@ -275,6 +279,7 @@ CASES = {
     "stem_states": (STEM, has_stem),
     "patch": ({"patch": 7}, is_patch),
     "augment": ({"augment": True}, is_augment),
+    "mixup": ({"mixup": 0.2}, is_mixup),
     "label_smoothing": ({"label_smoothing": 0.1}, is_label_smoothing),
     "forget_bias": ({"forget_bias": 3.0}, is_forget_bias),
     "chrono": ({"chrono": 50.0}, is_chrono),

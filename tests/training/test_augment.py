@@ -89,3 +89,32 @@ def test_the_loss_distorts_only_with_a_key_and_smooths_labels():
     expected = -(targets * np.asarray(jax.nn.log_softmax(logits))).sum(-1).mean()
     smooth = training.AugmentedCrossEntropy(smoothing=0.1)(model, params, batch)
     np.testing.assert_allclose(smooth, expected, rtol=1e-5)
+
+
+def test_mixup_is_a_mixture_of_two_images_and_of_their_labels():
+    random = np.random.default_rng(0)
+    kernel = jnp.asarray(random.normal(size=(3, 4)), jnp.float32)
+
+    class Model(nn.Module):
+        @nn.compact
+        def __call__(self, sequences):
+            return sequences[:, 0] @ kernel
+
+    inputs = jnp.asarray(random.normal(size=(5, 1, 3)), jnp.float32)
+    batch = inputs, jnp.array([0, 1, 2, 3, 0])
+    one_hot = np.eye(4)[batch[1]]
+
+    def loss(mixup, key=None):
+        return float(training.AugmentedCrossEntropy(mixup=mixup)(Model(), {}, batch, key))
+
+    def expected(share):
+        mix = lambda values: share * values + (1 - share) * np.roll(values, 1, axis=0)  # noqa: E731
+        log_probabilities = jax.nn.log_softmax(mix(np.asarray(inputs)[:, 0]) @ np.asarray(kernel))
+        return -(mix(one_hot) * np.asarray(log_probabilities)).sum(-1).mean()
+
+    assert loss(0.2) == pytest.approx(expected(1.0), rel=1e-5)
+    keys = jax.random.split(jax.random.key(0), 20)
+    # The share has the standard deviation 1 / √(8·α + 4) about a half.
+    for key in keys[:3]:
+        assert loss(1e6, key) == pytest.approx(expected(0.5), rel=1e-2)
+    assert np.std([loss(0.2, key) for key in keys]) > 0.01
