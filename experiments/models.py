@@ -54,9 +54,11 @@ def build_model(config: Config) -> nn.Module:
             )
         if refused := _changed(config, sorted({*STACK, "patch"} - {"num_layers", "dropout"})):
             raise OptionError(f"--blocks does not go with {refused}")
-        stem = config.stem_states and jaxrnn.s5(
-            config.hidden_size, state_size=config.stem_states, stride=config.stride
-        )
+        stem = None
+        if config.stem_states is not None:
+            stem = jaxrnn.s5(
+                config.hidden_size, state_size=config.stem_states, stride=config.stride
+            )
         return ResidualClassifier(
             cell,
             outputs["num_classes"],

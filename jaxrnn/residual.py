@@ -156,7 +156,7 @@ class ResidualClassifier(nn.Module):
         stride = size("stride", self.stride)
         seq_lengths = check_lengths(seq_lengths, tuple(batch), time, "seq_lengths")
         options: Any = {"dtype": self.dtype, "param_dtype": self.param_dtype}
-
+        layer: Any = options | {"implementation": self.implementation}
         # A NaN in the padding would make the encoder's gradient NaN, as 0 · NaN.
         inputs = mask_inputs(inputs, seq_lengths).astype(self.param_dtype)
         # Transposed once here, rather than in every block.
@@ -167,14 +167,11 @@ class ResidualClassifier(nn.Module):
             encoder = nn.Dense(self.features, **options, name="encoder")
             hidden = encoder(inputs).astype(inputs.dtype)
         else:
-            layer = {"time_major": True, "implementation": self.implementation, "name": "stem"}
-            hidden = RNN(self.stem, **layer, **options)(inputs, seq_lengths=seq_lengths)
+            stem = RNN(self.stem, time_major=True, **layer, name="stem")
+            hidden: Any = stem(inputs, seq_lengths=seq_lengths)
         for number in range(self.num_layers):
-            name = f"block_{number}"
-            module = ResidualBlock(
-                self.cell, self.dropout, self.implementation, **options, name=name
-            )
-            hidden = module(hidden, seq_lengths)
+            block = ResidualBlock(self.cell, self.dropout, **layer, name=f"block_{number}")
+            hidden = block(hidden, seq_lengths)
         steps = jnp.asarray(len(hidden))
         if seq_lengths is not None:
             hidden = zeros_where(past(seq_lengths, len(hidden)), hidden)
