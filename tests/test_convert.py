@@ -680,6 +680,7 @@ OTHERS = {
     "lru-pairs": "{} has no lru",
     "s5": "{} has no s5",
     "s5-square": "{} has no s5",
+    "s5-stride": "{} has no s5",
     "s6": "{} has no s6",
     "rg-lru": "{} has no rg_lru",
     "slstm": "{} has no slstm",
