@@ -398,6 +398,7 @@ def chosen(cell, dtype=jnp.float32):
 
 def test_the_default_on_an_attached_accelerator(attached):
     assert chosen(jaxrnn.lstm(H)) == {"default": "fused"}
+    assert chosen(jaxrnn.indrnn(H)) == {"default": "fused", "cpu": "states"}
     attached(cuda=8)
     assert chosen(jaxrnn.lstm(H)) == {"default": "fused", "cuda": "states"}
     assert chosen(jaxrnn.gru(H)) == {"default": "fused", "cpu": "scan", "cuda": "states"}
