@@ -100,10 +100,10 @@ def choose(
     if cell.gate is not None and cell.gate.separate:
         names["cpu"] = "scan"
     attached = [platform for platform in ("cuda", "rocm", "tpu") if _attached(platform)]
-    if states.supports(cell, params, state, steps, dtype) is None:
-        names |= dict.fromkeys(attached, "states")
-        if getattr(params, "recurrent_kernel", None) is None:
-            names["cpu"] = "states"
+    without_kernel = getattr(params, "recurrent_kernel", None) is None
+    better = [*attached, "cpu"] if without_kernel else attached
+    if better and states.supports(cell, params, state, steps, dtype) is None:
+        names |= dict.fromkeys(better, "states")
         kernels = "tpu" in attached and _tpu_runs_kernels()
         if kernels and pallas.supports(cell, params, state, steps, dtype) is None:
             names["tpu"] = "pallas"
