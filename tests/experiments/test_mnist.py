@@ -605,11 +605,11 @@ def test_a_run_is_locked_until_its_figures_are_drawn(again, monkeypatch, capsys)
     assert run() == 0
 
 
-def test_what_does_not_fit_into_the_memory_is_an_error():
+def test_what_does_not_fit_into_the_memory_is_an_error(tmp_path):
     for options, words in (
         ({"hidden_size": 10**6}, "--hidden-size 1000000: training 4,000,126,000,010 parameters"),
         ({"hidden_size": 10**9}, "--hidden-size 1000000000: training 4,000,000,126,"),
         ({"delay": 10**9}, "--delay 1000000000 needs 46,"),
     ):
         with pytest.raises(OptionError, match=f"{words}.* GiB of memory; there are "):
-            mnist.main(dataclasses.replace(SMALL, **options))
+            mnist.main(dataclasses.replace(SMALL, out=tmp_path, **options))
