@@ -44,7 +44,7 @@ def array(*shape, dtype=jnp.float32):
     return jax.ShapeDtypeStruct(shape, dtype)
 
 
-def one_step(mesh, cell, implementation, **options):
+def one_step(mesh, cell, implementation, features=FEATURES, **options):
     """Compiles a training step of one layer with Adam, lengths and resets."""
     layer = RNN(cell, implementation=implementation, **options)
 
@@ -56,12 +56,12 @@ def one_step(mesh, cell, implementation, **options):
         return (outputs**2).mean()
 
     def init():
-        inputs = jnp.zeros((1, 1, FEATURES))
+        inputs = jnp.zeros((1, 1, features))
         params = RNN(cell, implementation="scan").init(jax.random.key(0), inputs)["params"]
         return TrainState(jnp.int32(0), params, OPTIMIZER.init(params))
 
     batch = (
-        array(EXAMPLES, TIME, FEATURES),
+        array(EXAMPLES, TIME, features),
         array(EXAMPLES, dtype=jnp.int32),
         array(EXAMPLES, TIME, dtype=bool),
     )

@@ -13,7 +13,7 @@ import jax
 import jax.numpy as jnp
 import programs
 import pytest
-from all_cells import CELLS
+from all_cells import CELLS, I
 from jax.experimental import topologies
 from jax.experimental.pallas import mosaic_gpu
 from programs import UNITS
@@ -162,7 +162,7 @@ def test_kernels_with_every_mask(name, dtype, kernels):
 
 @pytest.mark.parametrize("name", sorted(CELLS))
 def test_the_default_has_no_kernels(name):
-    assert counts(programs.one_step(mesh(1), CELLS[name], None))[0] == 0
+    assert counts(programs.one_step(mesh(1), CELLS[name], None, features=I))[0] == 0
 
 
 @pytest.mark.parametrize("implementation", [None, "pallas"])

@@ -5,7 +5,7 @@ import importlib.util
 import jax.numpy as jnp
 import programs
 import pytest
-from all_cells import CELLS
+from all_cells import CELLS, I
 from jax.experimental import topologies
 from programs import UNITS
 
@@ -49,7 +49,7 @@ def test_a_gated_cell_is_one_kernel_forward_and_one_backward(name):
 
 @pytest.mark.parametrize("name", OTHERS)
 def test_other_cells_have_no_kernels(name):
-    assert counts(programs.one_step(mesh(*ONE), CELLS[name], None))[0] == 0
+    assert counts(programs.one_step(mesh(*ONE), CELLS[name], None, features=I))[0] == 0
 
 
 @pytest.mark.parametrize(
