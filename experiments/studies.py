@@ -372,6 +372,6 @@ STUDIES = {
         "al. (2019) introduced this with CIFAR-10, normal noise and 1,000 time steps. There is no "
         "published accuracy for digits.",
         _along("delay", (28, 72, 172), chrono=28),
-        FAST | {"noise": True, "hidden_size": 64, "learning_rate": 4e-3},
+        TASK | {"noise": True},
     ),
 }
