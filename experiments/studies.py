@@ -73,8 +73,8 @@ EQUAL_SIZES = {
     "cornn": 192,
     "unicornn": 1992,
 }
-# Cells whose units are independent of each other within a layer; they need a second one.
-SHALLOW = ("indrnn", "min-gru", "min-lstm", "unicornn")
+# Cells in which no unit reads the state of another unit of its layer; they need a second layer.
+SHALLOW = ("indrnn", "min-gru", "min-lstm", "s6", "rg-lru", "unicornn")
 CELLS_BY_NAME = {
     **{name: {"cell": name} for name in ("lstm", *CELLS)},
     **{f"{name}, 2 layers": {"cell": name, "num_layers": 2} for name in SHALLOW},
