@@ -216,7 +216,7 @@ def build_loss(config: Config) -> training.Loss:
     """Returns the loss function."""
     if config.task is not None:
         return tasks.TASKS[config.task].loss_fn
-    distortion = training.Distortion() if config.augment else None
+    distortion = training.Distortion(order=config.order) if config.augment else None
     loss = training.AugmentedCrossEntropy(distortion, config.label_smoothing, config.mixup)
     return training.cross_entropy if loss == training.AugmentedCrossEntropy() else loss
 

@@ -339,9 +339,10 @@ class Config:
                     f"--cell-options {name}: not an option of the cell; use {flag(name)}"
                 )
         own = parse_cell_options(self.cell_options)
-        as_image = self.augment or self.patch
-        if as_image and (self.order != "rows" or self.delay or self.test_delay):
-            raise OptionError("--augment and --patch go with --order rows and no --delay")
+        if self.patch and self.order != "rows":
+            raise OptionError("--patch goes with --order rows")
+        if (self.augment or self.patch) and (self.delay or self.test_delay):
+            raise OptionError("--augment and --patch go with no --delay")
         if self.cell in BASELINES and (self.delay or self.test_delay):
             raise OptionError(
                 f"--cell {self.cell} has no memory to test with --delay, --test-delay"

@@ -3,23 +3,28 @@
 The distortions are small affine maps and elastic deformations, as in Simard et al., "Best practices
 for convolutional neural networks applied to visual document analysis", 2003.
 
-Shapes: B batch, N side of a square image, K side of the coarse grid of displacements.
+Shapes: B batch, N side of a square image, K side of the coarse grid of displacements, T time, I
+input features.
 """
 
 from __future__ import annotations
 
+import math
 from typing import NamedTuple
 
 import jax
 import jax.numpy as jnp
+import numpy as np
 from jax.scipy.ndimage import map_coordinates
 from jaxtyping import Array, Float
+
+from jaxrnn.training import data
 
 
 class Distortion(NamedTuple):
     """A random distortion of images: an affine map and an elastic deformation.
 
-    Every amount but `grid` is the standard deviation of a normal distribution around no distortion.
+    Every amount is the standard deviation of a normal distribution around no distortion.
 
     Attributes:
         rotation: Angle of the rotation, in degrees.
@@ -29,6 +34,8 @@ class Distortion(NamedTuple):
         elastic: Displacement of the points of a coarse grid, in pixels. It is interpolated smoothly
             between the points.
         grid: K, the number of points along a side of that grid.
+        order: The order in which the sequences read the pixels, as in
+            `jaxrnn.training.data.sequences`.
     """
 
     rotation: float = 5.0
@@ -37,17 +44,27 @@ class Distortion(NamedTuple):
     shift: float = 0.56
     elastic: float = 0.56
     grid: int = 6
+    order: str = "rows"
 
-    def __call__(self, key: Array, images: Float[Array, "B N N"]) -> Float[Array, "B N N"]:
+    def __call__(self, key: Array, sequences: Float[Array, "B T I"]) -> Float[Array, "B T I"]:
         """Distorts each image independently, with linear interpolation and zeros outside.
 
         Args:
             key: The random key.
-            images: Float `[B, N, N]`.
+            sequences: All pixels of square images, float `[B, T, I]` with T · I = N². They are
+                read row by row (T = I = N), or in the order of `order`.
 
         Returns:
-            The distorted images, float `[B, N, N]`.
+            The distorted images, read in the same order, float `[B, T, I]`.
         """
+        side = math.isqrt(math.prod(sequences.shape[1:]))
+        # The pixel of the image that each value of a sequence is.
+        pixels = data.sequences(np.arange(side**2).reshape(1, side, side), self.order).reshape(-1)
+        images = sequences.reshape(len(sequences), -1)[:, np.argsort(pixels)]
+        images = self._distorted(key, images.reshape(-1, side, side))
+        return images.reshape(len(images), -1)[:, pixels].reshape(sequences.shape)
+
+    def _distorted(self, key, images):
         count, side, _ = images.shape
         keys = jax.random.split(key, 5)
         angle = jnp.deg2rad(self.rotation) * jax.random.normal(keys[0], (count,))

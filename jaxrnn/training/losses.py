@@ -115,8 +115,8 @@ class AugmentedCrossEntropy(NamedTuple):
         Args:
             model: A classifier whose logits are `[B, C]`.
             params: Its parameters.
-            batch: Images or sequences, uint8 or float `[B, T, I]`, and labels, integers `[B]`. Only
-                square images are distorted.
+            batch: Sequences, uint8 or float `[B, T, I]`, and labels, integers `[B]`. Only sequences
+                of all pixels of square images can be distorted.
             key: As in `apply`. If None, the images are neither distorted nor mixed.
 
         Returns:

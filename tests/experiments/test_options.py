@@ -179,7 +179,8 @@ def is_patch(found):
 
 
 def is_augment(found):
-    assert found.trainer.loss_fn == training.AugmentedCrossEntropy(training.Distortion(), 0.0)
+    distortion = training.Distortion(order="permuted")
+    assert found.trainer.loss_fn == training.AugmentedCrossEntropy(distortion)
 
 
 def is_label_smoothing(found):
@@ -278,7 +279,7 @@ CASES = {
     "stride": (STEM, has_stem),
     "stem_states": (STEM, has_stem),
     "patch": ({"patch": 7}, is_patch),
-    "augment": ({"augment": True}, is_augment),
+    "augment": ({"augment": True, "order": "permuted"}, is_augment),
     "mixup": ({"mixup": 0.2}, is_mixup),
     "label_smoothing": ({"label_smoothing": 0.1}, is_label_smoothing),
     "forget_bias": ({"forget_bias": 3.0}, is_forget_bias),

@@ -7,6 +7,7 @@ import numpy as np
 import pytest
 
 from jaxrnn import training
+from jaxrnn.training import data
 from jaxrnn.training.augment import Distortion
 
 STILL = Distortion(rotation=0, scale=0, shear=0, shift=0, elastic=0)
@@ -68,6 +69,15 @@ def test_elastic_maps_move_neighbours_alike_and_distant_pixels_apart():
     here, near, far = (centres(bent(key, blobs(8, c)))[:, 0] for c in (8, 7, -8))
     assert np.corrcoef(here, near)[0, 1] > 0.9
     assert abs(np.corrcoef(here, far)[0, 1]) < 0.3
+
+
+@pytest.mark.parametrize("order", data.ORDERS)
+def test_sequences_are_distorted_as_the_images_that_they_read(order):
+    images = np.random.default_rng(0).integers(0, 256, (4, SIDE, SIDE), np.uint8)
+    key = jax.random.key(0)
+    expected = data.sequences(np.asarray(Distortion()(key, training.scale(images))), order)
+    found = Distortion(order=order)(key, training.scale(data.sequences(images, order)))
+    np.testing.assert_allclose(found, expected, atol=1e-6)
 
 
 def test_the_loss_distorts_only_with_a_key_and_smooths_labels():
