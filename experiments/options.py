@@ -135,9 +135,11 @@ RECIPES: dict[str, dict[str, Any]] = {
     },
     "permuted-mnist": {**PIXELS, "order": "permuted"},
     # A state space model as in Smith et al. (2023), with fewer than 70,000 parameters. Its stem
-    # reads the pixels, and the blocks its output at every 28th.
+    # reads the pixels, and the blocks its output at every 28th. Images are distorted anew in every
+    # epoch.
     "state-space": {
         "order": "permuted",
+        "augment": True,
         "cell": "s5",
         "cell_options": ("state_size=44",),
         "hidden_size": 64,
@@ -145,8 +147,6 @@ RECIPES: dict[str, dict[str, Any]] = {
         "blocks": True,
         "stride": 28,
         "stem_states": 128,
-        "dropout": 0.1,
-        "mixup": 0.2,
         "schedule": "cosine",
         "learning_rate": 4e-3,
         "recurrence_rate": 0.25,

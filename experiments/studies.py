@@ -81,9 +81,12 @@ CELLS_BY_NAME = {
     **{name: {"cell": name} for name in BASELINES},
 }
 
+# Both studies of pixels set the order.
+DISTORTED = {name: value for name, value in RECIPES["state-space"].items() if name != "order"}
 BY_PIXEL = {
     "lru, 3 layers of 64": PIXELS,
-    "s5, 3 blocks of 64": RECIPES["state-space"],
+    "s5, 3 blocks of 64": DISTORTED | {"augment": False, "dropout": 0.1, "mixup": 0.2},
+    "s5, 3 blocks of 64, distorted images": DISTORTED,
     **{name: {"cell": name, "chrono": 784.0} for name in ("lstm", "janet", "gru")},
     **{name: {"cell": name} for name in ("lru", "lru-long", "min-gru")},
 }
@@ -314,7 +317,6 @@ STUDIES = {
         {
             "lru-long, 3 layers of 64": RECIPES["sequential-mnist"],
             **BY_PIXEL,
-            "s5, 3 blocks of 64": RECIPES["state-space"] | {"order": "pixels"},
         },
         LONG | {"order": "pixels"},
         claims=(JANET_BY_PIXEL,),
