@@ -73,7 +73,7 @@ EQUAL_SIZES = {
     "cornn": 192,
     "unicornn": 1992,
 }
-# Cells in which no unit reads the state of another unit of its layer; they need a second layer.
+# Cells that do not mix the states of their units within a layer; they need a second layer.
 SHALLOW = ("indrnn", "min-gru", "min-lstm", "s6", "rg-lru", "unicornn")
 CELLS_BY_NAME = {
     **{name: {"cell": name} for name in ("lstm", *CELLS)},

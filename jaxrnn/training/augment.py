@@ -24,7 +24,7 @@ from jaxrnn.training import data
 class Distortion(NamedTuple):
     """A random distortion of images: an affine map and an elastic deformation.
 
-    Every amount is the standard deviation of a normal distribution around no distortion.
+    Every amount but `grid` is the standard deviation of a normal distribution around no distortion.
 
     Attributes:
         rotation: Angle of the rotation, in degrees.
@@ -56,10 +56,18 @@ class Distortion(NamedTuple):
 
         Returns:
             The distorted images, read in the same order, float `[B, T, I]`.
+
+        Raises:
+            ValueError: If no square image is read as such sequences.
         """
         side = math.isqrt(math.prod(sequences.shape[1:]))
         # The pixel of the image that each value of a sequence is.
-        pixels = data.sequences(np.arange(side**2).reshape(1, side, side), self.order).reshape(-1)
+        pixels = data.sequences(np.arange(side**2).reshape(1, side, side), self.order)
+        if sequences.shape[1:] != pixels.shape[1:]:
+            raise ValueError(
+                f"sequences must read square images by {self.order}, got {list(sequences.shape)}"
+            )
+        pixels = pixels.reshape(-1)
         images = sequences.reshape(len(sequences), -1)[:, np.argsort(pixels)]
         images = self._distorted(key, images.reshape(-1, side, side))
         return images.reshape(len(images), -1)[:, pixels].reshape(sequences.shape)

@@ -80,6 +80,15 @@ def test_sequences_are_distorted_as_the_images_that_they_read(order):
     np.testing.assert_allclose(found, expected, atol=1e-6)
 
 
+@pytest.mark.parametrize(
+    ("order", "shape"),
+    [("rows", (14, 56)), ("rows", (784, 1)), ("pixels", (28, 28)), ("pixels", (785, 1))],
+)
+def test_what_does_not_read_square_images_is_refused(order, shape):
+    with pytest.raises(ValueError, match=f"square images by {order}, got"):
+        Distortion(order=order)(jax.random.key(0), jnp.zeros((2, *shape)))
+
+
 def test_the_loss_distorts_only_with_a_key_and_smooths_labels():
     class Model(nn.Module):
         @nn.compact
