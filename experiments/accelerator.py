@@ -2,9 +2,9 @@
 
     python experiments/accelerator.py --seconds 540 --out runs/accelerator
 
-Needs no installation and only jax, flax, optax, orbax, cyclopts, numpy and jaxtyping. Uses one
-device. Each part writes a file to the folder after every record, so an interrupted run keeps its
-measurements:
+Needs no installation and only jax, flax, optax, orbax, cyclopts, numpy, jaxtyping and typeguard.
+Uses one device. Each part writes a file to the folder after every record, so an interrupted run
+keeps its measurements:
 
     correct.json    every backend against "scan" in float64 on the host
     profile.json    the time of every kernel of a train step

@@ -75,10 +75,11 @@ def section(folder: Path, name: str) -> str:
     about, claims = (study.about, study.claims) if study else (config["about"], ())
     settings = config["settings"]
     baseline = [config["baseline"]] if config.get("baseline") else []
-    compared = [
+    summaries = (
         compare.summarise(records, [*(each for each in baseline if each in group), *group])
         for group in kept.groups()
-    ]
+    )
+    compared = [group for group in summaries if group]
     parts = [
         f"\n## {name}",
         about,

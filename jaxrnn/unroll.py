@@ -67,8 +67,9 @@ def unroll(
       for another platform uses "fused".
     - None: "parallel" for linear recurrences and "scan" for cells with their own `step`. Gated
       cells use "states" on an attached GPU and "pallas" on an attached TPU where these support the
-      cell, and otherwise "fused" ("scan" for the GRU on a CPU). See `jaxrnn.backends.choose` for
-      the measurements behind these defaults.
+      cell, and otherwise "fused". On a CPU "scan" is used if some gates are separate, as in the
+      GRU, and "states" if there is no recurrent kernel, as in IndRNN. See `jaxrnn.backends.choose`
+      for the measurements behind these defaults.
 
     Args:
         cell: The cell.

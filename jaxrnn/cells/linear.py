@@ -126,8 +126,9 @@ def rg_lru(
         h' = a∘h + √(1 - a²)∘(i∘u)
 
     De et al., "Griffin: Mixing gated linear recurrences with local attention for efficient language
-    models". The kernels Wa and Wx are block-diagonal. U is the linear layer of the paper's
-    recurrent block, which adds a convolution after it.
+    models". The kernels Wa and Wx are block-diagonal, and initialized to normal numbers with
+    variance heads / H. U is the linear layer of the paper's recurrent block, which adds a
+    convolution after it.
 
     Args:
         hidden_size: H, the number of units.

@@ -86,8 +86,10 @@ def lru(
 
     Orvieto et al., "Resurrecting recurrent neural networks for long sequences". Only the real part
     of s'·C is used, so a complex state stands for itself and its conjugate, and H real states
-    correspond to N = H / 2 complex ones with phases in [0, π]. The activation replaces the gated
-    block that the paper adds after the unit; `jaxrnn.residual` has that block.
+    correspond to N = H / 2 complex ones with phases in [0, π]. |λ|² and the phases are initialized
+    uniformly, exp(gamma) to √(1 - |λ|²), and the parts of B, those of C, and D to normal numbers
+    with variances 1/2I, 1/N and 1/I. The activation replaces the gated block that the paper adds
+    after the unit; `jaxrnn.residual` has that block.
 
     Args:
         hidden_size: H, the number of output features.
@@ -142,14 +144,14 @@ def lru(
 
 
 class S5Params(NamedTuple):
-    """Parameters of `s5`.
+    """Parameters of `s5`. With a stride, I is the number of features of one time step.
 
     Attributes:
         eigenvalues: Λ, its real and its imaginary part.
         log_step: The logarithm of Δ.
         input_kernel: B, its real and its imaginary part.
         output_kernel: C, its real and its imaginary part.
-        skip_kernel: D, elementwise `[H]` if the inputs have H features, otherwise `[I, H]`.
+        skip_kernel: D, elementwise `[H]` if I = H, otherwise `[I, H]`.
     """
 
     eigenvalues: Float[Array, "2 N"]
@@ -176,8 +178,9 @@ def s5(
 
     Smith et al., "Simplified state space layers for sequence modeling". Each complex state stands
     for a pair of conjugates, so that y is real. Λ is initialized to the eigenvalues of the normal
-    part of the HiPPO-LegS matrix, B and C to random matrices in the basis of its eigenvectors, and
-    Δ log-uniformly in `step_range`. The real parts of Λ are kept below zero. The activation
+    part of the HiPPO-LegS matrix, B and C to normal matrices in the basis of its eigenvectors, with
+    variances 1/I and 1/2N, D to normal numbers with variance 1, or 1/I if it is a matrix, and Δ
+    log-uniformly in `step_range`. The real parts of Λ are kept below zero. The activation
     replaces the gated block that the paper adds after the layer; `jaxrnn.residual` has that block.
 
     With a stride of k, the cell takes k time steps at once: its input is x_1, …, x_k side by side,
@@ -311,7 +314,7 @@ def s6(
     and B by the Euler method, as in the authors' code. Mamba's block adds a convolution and a gate
     around this layer. The bias b is the one of that convolution, in ±0.5 at initialization. Without
     it, the output at a zero input would be zero. A is initialized to -1, …, -N for every feature, D
-    to one, and Δ log-uniformly in `step_range`.
+    to one, V uniformly in ±1/√R, and Δ log-uniformly in `step_range`.
 
     Args:
         hidden_size: H, the number of features.
