@@ -60,7 +60,16 @@ class CNN(nn.Module):
     def __call__(
         self, inputs: Num[Array | np.ndarray, "*B T I"], seq_lengths: Any = None
     ) -> Float[Array, "*B C"]:
-        """Returns logits; steps past an example's length are read as zeros."""
+        """Returns logits; steps past an example's length are read as zeros.
+
+        Raises:
+            ValueError: If nothing of the image would be left after the pooling.
+        """
+        if min(inputs.shape[-2:]) < (least := 2 ** len(self.channels)):
+            raise ValueError(
+                f"a CNN needs at least {least} time steps of {least} features, "
+                f"got {inputs.shape[-2]} of {inputs.shape[-1]}"
+            )
         hidden = mask_inputs(inputs, seq_lengths)[..., None]
         for channels in self.channels:
             hidden = nn.relu(nn.Conv(channels, (3, 3), conv_general_dilated=convolve)(hidden))

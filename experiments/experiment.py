@@ -125,10 +125,27 @@ def make_task(name: str, length: int, test_length: int | None) -> tasks.Splits:
     """Generates the examples of a task, which are the same for all seeds of the runs.
 
     Raises:
-        OptionError: If the task does not have such a length.
+        OptionError: If the task does not have such a length, or there is not enough memory.
     """
+    check_task(name, length, test_length)
     try:
         return tasks.make(name, length, test_length)
+    except MemoryError:
+        raise OptionError(f"--length {length} needs more memory than there is") from None
+
+
+def check_task(name: str, length: int, test_length: int | None) -> None:
+    """Checks the lengths of a task before its examples are generated.
+
+    Raises:
+        OptionError: If the task does not have such a length, or there is not enough memory.
+    """
+    features = tasks.TASKS[name].num_features
+    *training, test = tasks.SIZES
+    check_memory(f"--length {length}", sum(training) * length * features)
+    check_memory(f"--test-length {test_length}", test * (test_length or 0) * features)
+    try:
+        tasks.make(name, length, test_length, sizes=(0, 0, 0))
     except ValueError as error:
         raise OptionError(f"--task {name}: {error}") from None
 
@@ -176,6 +193,7 @@ def check_model(config: Config) -> nn.Module:
     Raises:
         OptionError: If the options do not go together.
     """
+    check_memory(f"--delay {config.delay}", config.delay * data.SIDE)
     model = build_model(config)
     try:
         shapes = jax.eval_shape(model.init, jax.random.key(0), blank_example(config))

@@ -104,8 +104,14 @@ class Records:
         for option in LENGTHS:
             lines: dict[str, dict[int, str]] = {}
             for name, setting in settings.items():
-                value = setting["options"].get(option, getattr(Config, option))
+                given = setting["options"]
+                value, default = (
+                    given.get(each, getattr(Config, each))
+                    for each in (option, option.removeprefix("test_"))
+                )
                 line = re.sub(rf",? ?\b{option}[ =]{value}\b,?", "", name).strip()
+                # Without a length of their own, the test sequences have that of the others.
+                value = default if value is None else value
                 if line != name:
                     lines.setdefault(line, {})[value] = name
             named = sum(map(len, lines.values()))

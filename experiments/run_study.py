@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import dataclasses
 import itertools
+import shlex
 import time
 from collections.abc import Mapping, Sequence
 from pathlib import Path
@@ -17,7 +18,7 @@ from cells import one_line
 from devices import divide_cpu
 from errors import OptionError, listed, unknown
 from event_file import write_study
-from experiment import Dataset, check_model, dataset_of, digest, load_dataset
+from experiment import Dataset, check_model, check_task, dataset_of, digest, load_dataset
 from jax.experimental import multihost_utils
 from jobs import Job, batches, changes, lanes, plan, run_batch
 from options import RECIPES
@@ -81,6 +82,8 @@ def resolve(config: Config) -> Resolved:
         setting = options.Config(**{**study.base, **common, **changed}, dataset=config.dataset)
         try:
             setting.check()
+            if setting.task is not None:
+                check_task(setting.task, setting.length, setting.test_length)
             # The lengths of a task have no effect on the model.
             model = dataclasses.replace(setting, length=1, test_length=None)
             if model not in checked:
@@ -117,8 +120,8 @@ def explain_left_out(resolved: Resolved) -> str:
     if not left_out:
         return ""
     return (
-        f"{len(left_out)} of {len(study.settings)} settings are left out, since their model cannot "
-        f"be built: {listed(left_out)}."
+        f"{len(left_out)} of {len(study.settings)} settings are left out, since their options do "
+        f"not go together: {listed(left_out)}."
     )
 
 
@@ -443,21 +446,23 @@ def show(record: Mapping[str, Any]) -> None:
 
 def command(config: Config) -> str:
     """Returns the command that repeats the study, without the place of the data."""
-    words = ["python experiments/ablate.py", config.study]
+    words = ["python", "experiments/ablate.py", config.study]
     for name in ("vary", "set"):
-        words += [f"--{name} {value}" for value in getattr(config, name)]
+        for value in getattr(config, name):
+            words += [f"--{name}", value]
     if config.cell is not None:
-        words.append(f"--cell {config.cell}")
-    words += [f"--cell-options {option}" for option in config.cell_options]
+        words += ["--cell", config.cell]
+    for option in config.cell_options:
+        words += ["--cell-options", option]
     if config.settings:
-        words.append("--settings " + " ".join(repr(setting) for setting in config.settings))
+        words += ["--settings", *config.settings]
     if config.baseline is not None:
-        words.append(f"--baseline {config.baseline!r}")
-    words.append(f"--seeds {config.seeds}")
+        words += ["--baseline", config.baseline]
+    words += ["--seeds", str(config.seeds)]
     if config.first_seed:
-        words.append(f"--first-seed {config.first_seed}")
+        words += ["--first-seed", str(config.first_seed)]
     if config.evaluations != Config.evaluations:
-        words.append(f"--evaluations {config.evaluations}")
+        words += ["--evaluations", str(config.evaluations)]
     if config.dataset in data.NAMES and config.dataset != "mnist":
-        words.append(f"--dataset {config.dataset}")
-    return " ".join(words)
+        words += ["--dataset", config.dataset]
+    return shlex.join(words)

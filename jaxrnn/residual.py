@@ -150,7 +150,8 @@ class ResidualClassifier(nn.Module):
             The logits `[*B, C]`.
 
         Raises:
-            ValueError: If `stride` is not a positive integer, or as for `ResidualBlock`.
+            ValueError: If `stride` is not a positive integer, if the stem does not have D output
+                features, or as for `ResidualBlock`.
         """
         *batch, time, _ = inputs.shape
         stride = size("stride", self.stride)
@@ -169,12 +170,17 @@ class ResidualClassifier(nn.Module):
         else:
             stem = RNN(self.stem, time_major=True, **layer, name="stem")
             hidden: Any = stem(inputs, seq_lengths=seq_lengths)
+            if hidden.shape[-1] != self.features:
+                raise ValueError(
+                    f"stem must have features={self.features} output features, "
+                    f"got {hidden.shape[-1]}"
+                )
         for number in range(self.num_layers):
             block = ResidualBlock(self.cell, self.dropout, **layer, name=f"block_{number}")
             hidden = block(hidden, seq_lengths)
-        steps = jnp.asarray(len(hidden))
+        steps = jnp.asarray(hidden.shape[0])
         if seq_lengths is not None:
-            hidden = zeros_where(past(seq_lengths, len(hidden)), hidden)
+            hidden = zeros_where(past(seq_lengths, hidden.shape[0]), hidden)
             steps = seq_lengths[..., None]
         mean = hidden.sum(0) / jnp.maximum(steps, 1).astype(hidden.dtype)
         return readout(mean, self.num_classes, **options)
@@ -187,7 +193,10 @@ def past(seq_lengths: Int[Array, "*B"], time: int) -> Bool[Array, "T *B"]:
 
 def concatenated(inputs: Float[Array, "T *B I"], stride: int) -> Float[Array, "S *B F"]:
     """Puts the features of every `stride` time steps side by side, with zeros after the last."""
-    steps = -(-len(inputs) // stride)
-    axes = [(0, steps * stride - len(inputs)), *[(0, 0)] * (inputs.ndim - 1)]
-    groups = jnp.pad(inputs, axes).reshape(steps, stride, *inputs.shape[1:])
-    return jnp.moveaxis(groups, 1, -2).reshape(steps, *inputs.shape[1:-1], -1)
+    if stride == 1:
+        return inputs
+    time, *batch, features = inputs.shape
+    steps = -(-time // stride)
+    axes = [(0, steps * stride - time), *[(0, 0)] * (inputs.ndim - 1)]
+    groups = jnp.pad(inputs, axes).reshape(steps, stride, *batch, features)
+    return jnp.moveaxis(groups, 1, -2).reshape(steps, *batch, stride * features)

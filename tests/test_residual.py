@@ -5,7 +5,7 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 import pytest
-from jax import jit
+from jax import export, jit
 from random_variables import random_variables
 
 import jaxrnn
@@ -93,7 +93,22 @@ def test_the_dropout_mask_is_that_of_all_steps():
     assert set(np.unique(np.round(ratio))) == {0, 2}
 
 
+@pytest.mark.parametrize("model", [MODEL, STRIDED], ids=["dense", "strided"])
+def test_sizes_may_be_zero_or_symbolic(model):
+    variables = random_variables(model, INPUTS)
+    bias = variables["params"]["readout"]["bias"]
+    for batch, time in ((0, T), (2, 0), (0, 0)):
+        logits = model.apply(variables, jnp.zeros((batch, time, 2)))
+        np.testing.assert_array_equal(logits, np.broadcast_to(bias, (batch, C)))
+    shape = jax.ShapeDtypeStruct(export.symbolic_shape("b, t, 2"), jnp.float32)
+    exported = export.export(jit(model.apply))(variables, shape)
+    expected = jit(model.apply)(variables, INPUTS)
+    np.testing.assert_allclose(exported.call(variables, INPUTS), expected, atol=1e-5)
+
+
 def test_errors_name_the_argument():
+    with pytest.raises(ValueError, match="stem must have features=4 output features, got 5"):
+        jax.eval_shape(MODEL.copy(stem=jaxrnn.s5(5)).init, KEY, INPUTS)
     with pytest.raises(ValueError, match="cell must have 3 output features like the inputs, got 4"):
         jax.eval_shape(MODEL.copy(features=3).init, KEY, INPUTS)
     with pytest.raises(ValueError, match=r"dropout must be a number in"):

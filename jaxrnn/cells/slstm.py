@@ -81,7 +81,9 @@ def slstm(
     of the paper's two. The recurrent kernel of several heads is block-diagonal. Such a cell has its
     own step; with one head it is made by `jaxrnn.gated`. The block of the paper adds a convolution,
     a group normalization and a projection around this layer. Zoneout of c, n and m would change
-    their common scale; use it for h alone, as `zoneout=(rate, 0.0, 0.0, 0.0)`.
+    their common scale; use it for h alone, as `zoneout=(rate, 0.0, 0.0, 0.0)`. The output is
+    bounded only from an initial state with n ≥ |c|. A learned initial state need not be one: its n
+    may even become negative, and training unstable.
 
     Args:
         hidden_size: H, the number of units.

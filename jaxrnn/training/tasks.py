@@ -198,6 +198,7 @@ def dyck(seed: Seed, count: int, length: int, shortest: int = 2) -> Examples:
     Raises:
         ValueError: If `shortest` is less than 1 or more than the largest even number in `length`.
     """
+    _check_length(length, 2)
     _check_length(length - length % 2, 2, shortest)
     rng = np.random.default_rng(seed)
     lengths = 2 * rng.integers((shortest + 1) // 2, length // 2, count, endpoint=True)
@@ -294,11 +295,16 @@ _REBER_SYMBOLS, _REBER_NODES = _reber_tables()
 
 
 def _reber_shares(longest: int) -> np.ndarray:
-    """Returns the probability to end after exactly n more symbols, `[longest + 1, 8]` by node."""
+    """Returns the odds to end after exactly n more symbols, `[longest + 1, 8]` by node.
+
+    They are the probabilities, times a power of 2 for each n that keeps them from being rounded to
+    zero.
+    """
     shares = np.zeros((longest + 1, len(REBER) + 1))
     shares[0, -1] = 1
     for left in range(1, longest + 1):
-        shares[left, :-1] = shares[left - 1, _REBER_NODES[:-1]].mean(1)
+        odds = shares[left - 1, _REBER_NODES[:-1]].mean(1)
+        shares[left, :-1] = np.ldexp(odds, -np.frexp(odds.max())[1])
     return shares
 
 
@@ -509,14 +515,21 @@ class Splits(NamedTuple):
     note: str = ""
 
 
+# The numbers of training, validation and test examples.
+SIZES = (50_000, 1000, 2000)
+
+
 def make(
     name: str,
     length: int,
     test_length: int | None = None,
-    sizes: tuple[int, int, int] = (50_000, 1000, 2000),
+    sizes: tuple[int, int, int] = SIZES,
     seed: int = 0,
 ) -> Splits:
     """Generates a task, its splits from independent streams of random numbers.
+
+    Short strings of `parity`, `dyck` and `reber` are few, so most of those in validation and test
+    may also be in training. With a `test_length` none of the test is.
 
     Args:
         name: One of `TASKS`.
@@ -536,16 +549,20 @@ def make(
     if name not in TASKS:
         raise ValueError(f"name must be one of {', '.join(TASKS)}, got {name!r}")
     task = TASKS[name]
-    test: dict[str, int] = {"length": length}
+    train, validation = (
+        task.generate([seed, stream], size, length=length) for stream, size in enumerate(sizes[:2])
+    )
+    test = {"length": length}
     if test_length is not None:
         test = {"length": test_length}
         if task.has_shortest:
-            if test_length <= length:
-                raise ValueError(f"test_length must be more than {length}, got {test_length}")
+            # The lengths of balanced brackets are even.
+            least = length - length % 2 + 2 if name == "dyck" else length + 1
+            if test_length < least:
+                raise ValueError(f"test_length must be at least {least}, got {test_length}")
             test["shortest"] = length + 1
-    options = ({"length": length}, {"length": length}, test)
-    train, validation, held_out = (
-        task.generate([seed, stream], size, **own)
-        for stream, (size, own) in enumerate(zip(sizes, options, strict=True))
-    )
+    try:
+        held_out = task.generate([seed, 2], sizes[2], **test)
+    except ValueError as error:
+        raise ValueError(f"test_length: {error}") from None
     return Splits(name, train, validation, held_out)

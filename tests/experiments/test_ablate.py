@@ -3,6 +3,7 @@
 import dataclasses
 import json
 import re
+import shlex
 import socket
 import subprocess
 import sys
@@ -21,6 +22,7 @@ import pytest
 import results
 import results_page
 import run_study
+from command_line import parse
 from errors import OptionError
 from jax.experimental import multihost_utils
 from matplotlib.figure import Figure
@@ -154,7 +156,7 @@ def test_the_page_of_results_is_made_of_the_records(tmp_path):
     assert "## odyssey" in text
     assert "Greff et al." in text
     assert "\n".join(table_lines(kept / "odyssey")) in text
-    assert "--settings 'peephole' 'nfg' --seeds 3 --evaluations 2" in text
+    assert "--settings peephole nfg --seeds 3 --evaluations 2" in text
     assert "Worse than `peephole`: " in text or "No difference from `peephole` seen" in text
     assert compare.LEGEND in text
     (new,) = Records(kept / "again" / "odyssey").of_settings()
@@ -442,9 +444,8 @@ def test_of_a_grid_only_what_goes_together_is_run(tmp_path, capsys, first):
     reason = "since --cell gru does not take --cell-options peephole"
     assert all(f"left out: {name}, {reason}" in shown for name in gru[:2])
     written = (tmp_path / "grid" / "table.md").read_text()
-    assert f"\n2 of 6 settings are left out, since their model cannot be built: '{gru[0]}'" in (
-        written
-    )
+    reason = "2 of 6 settings are left out, since their options do not go together"
+    assert f"\n{reason}: '{gru[0]}'" in written
     warning = f"\nThe first setting, '{gru[0]}', is left out. The differences are from '{gru[2]}'; "
     assert (warning in written) == (first == "gru")
     # Before the training, and after the table.
@@ -666,3 +667,19 @@ def test_equal_cells_are_as_large_as_units_in_fours_allow():
 def test_what_cannot_be_is_refused(options, words, tmp_path):
     with pytest.raises(OptionError, match=words):
         ablate.main(ablation(tmp_path, **options))
+
+
+def test_the_command_of_a_study_can_be_given_to_a_shell():
+    config = ablate.Config(
+        "mine",
+        vary=("learning_rate=1e-3,1e-2",),
+        cell="lru",
+        cell_options=("radius=(0.9,0.99)",),
+        settings=("learning_rate=1e-3",),
+        baseline="learning_rate=1e-3",
+        first_seed=2,
+        evaluations=3,
+    )
+    python, script, *words = shlex.split(run_study.command(config))
+    assert (python, script) == ("python", "experiments/ablate.py")
+    assert parse(ablate.Config, None, words) == config

@@ -14,6 +14,11 @@ from jaxrnn.renet import ReNet, ReNetLayer
 KEY = jax.random.key(0)
 
 
+def test_an_image_that_is_too_narrow_is_an_error():
+    with pytest.raises(ValueError, match="at least 4 time steps of 4 features, got 784 of 1"):
+        jax.eval_shape(CNN(3).init, KEY, jnp.zeros((2, 784, 1)))
+
+
 @pytest.mark.parametrize("model", [MLP(3), CNN(3), ReNet(jaxrnn.gru(4), 3)])
 def test_networks_of_images_classify_and_read_no_further_than_the_length(model):
     inputs = jax.random.normal(KEY, (2, 28, 28))

@@ -105,15 +105,20 @@ def test_a_study_along_a_length_compares_settings_of_equal_length(tmp_path, monk
         assert re.search(rf"compare with `length={length} cell=rnn`: `length={length} cell=i", page)
 
 
-@pytest.mark.parametrize("name", [*options.TASKS, "noisy-rows"])
-def test_the_settings_of_a_study_are_lines_along_its_length(name, tmp_path):
-    kept, study = records.Records(tmp_path), run_study.STUDIES[name]
+def keep_settings(kept, name, study, **common):
+    """Writes the settings of a study of which nothing has been run."""
     settings = {
-        each: {"options": study.base | own, "data_sha256": "", "set": [], "runs": []}
+        each: {"options": study.base | common | own, "data_sha256": "", "set": [], "runs": []}
         for each, own in study.settings.items()
     }
     about = {"study": name, "about": "", "commands": [], "environment": {}}
     kept.config_path.write_text(json.dumps(about | {"settings": settings}))
+
+
+@pytest.mark.parametrize("name", [*options.TASKS, "noisy-rows"])
+def test_the_settings_of_a_study_are_lines_along_its_length(name, tmp_path):
+    kept = records.Records(tmp_path)
+    keep_settings(kept, name, run_study.STUDIES[name])
     assert list(map(len, kept.groups())) == [8, 8, 8]
 
 
@@ -127,7 +132,9 @@ def test_the_settings_of_a_study_are_lines_along_its_length(name, tmp_path):
         ({"task": None}, "--length and --test-length need --task"),
         ({"task": None, "length": 100, "noise": True}, "--noise needs --delay or --test-delay"),
         ({"length": 0}, "--length must be at least 1"),
-        ({"test_length": 2}, "--task parity: test_length must be more than 3, got 2"),
+        ({"test_length": 2}, "--task parity: test_length must be at least 4, got 2"),
+        ({"length": 10**9}, r"--length 1000000000 needs .* GiB of memory; there are "),
+        ({"test_length": 10**9}, r"--test-length 1000000000 needs .* GiB of memory; there are "),
         ({"task": "adding"}, "--task adding: length must be at least 22, got 3"),
         ({"task": "dyck", "blocks": True}, "--blocks classifies the mean over time, --task dyck"),
     ],
@@ -142,3 +149,43 @@ def test_a_study_is_of_one_task():
     config = ablate.Config("mine", vary=("task=parity,dyck",), set=("length=4",))
     with pytest.raises(OptionError, match="the settings of a study must have the same task"):
         run_study.resolve(config)
+
+
+def test_data_that_do_not_fit_into_the_memory_are_an_error(monkeypatch):
+    def make(*_, sizes=tasks.SIZES):
+        if sizes != (0, 0, 0):
+            raise MemoryError
+
+    monkeypatch.setattr(tasks, "make", make)
+    with pytest.raises(OptionError, match="--length 10000 needs more memory than there is"):
+        experiment.make_task("parity", 10_000, None)
+
+
+def test_a_grid_leaves_out_lengths_that_a_task_does_not_have():
+    config = ablate.Config(
+        "mine", vary=("length=3,9",), set=("task=parity", "test_length=5", "hidden_size=4")
+    )
+    found = run_study.resolve(config)
+    assert list(found.settings) == ["length=3"]
+    assert "test_length must be at least 10, got 5" in str(found.left_out["length=9"])
+    asked = dataclasses.replace(config, settings=("length=9",))
+    with pytest.raises(OptionError, match="test_length must be at least 10, got 5"):
+        run_study.resolve(asked)
+    asked = dataclasses.replace(config, settings=("length=3",))
+    assert list(run_study.resolve(asked).settings) == ["length=3"]
+    vast = ablate.Config("mine", vary=("delay=28,2000000000",), dataset="digits")
+    assert list(run_study.resolve(vast).settings) == ["delay=28"]
+
+
+def test_a_test_length_of_none_is_that_of_training(tmp_path):
+    config = ablate.Config("mine", vary=("cell=rnn,irnn", "test_length=None,6"))
+    kept, study = records.Records(tmp_path), run_study.grid(config)
+    keep_settings(kept, "mine", study, length=3)
+    along = kept.along()
+    assert along is not None
+    assert along.lines["cell=rnn"] == {
+        3: "cell=rnn test_length=None",
+        6: "cell=rnn test_length=6",
+    }
+    assert [len(group) for group in kept.groups()] == [2, 2]
+    assert kept.draw_lengths(tmp_path / "lengths.png")

@@ -169,6 +169,15 @@ def test_reber_has_the_probabilities_of_the_grammar_given_the_length():
     assert_uniform(tasks.reber(1, COUNT, 20).lengths, range(8, 20))
 
 
+def test_long_strings_of_reber_are_in_the_grammar():
+    # Their probabilities are less than the smallest float64.
+    for text, _ in strings(tasks.reber(0, 3, 3000, 2990), tasks.LETTERS):
+        node = 0
+        for symbol in text[2:-1]:
+            node = tasks.REBER[node][symbol]
+        assert node == len(tasks.REBER)
+
+
 def test_the_splits_are_of_independent_streams():
     splits = tasks.make("parity", 40, sizes=(300, 200, 200))
     assert [len(split.lengths) for split in splits[1:4]] == [300, 200, 200]
@@ -197,7 +206,10 @@ def test_test_sequences_may_be_longer(name):
         (r"shortest must be in 1\.\.4, got 5", lambda: tasks.dyck(0, 1, 5, 5)),
         ("length must be at least 9, got 8", lambda: tasks.reber(0, 1, 8)),
         (r"shortest must be in 9\.\.12, got 8", lambda: tasks.reber(0, 1, 12, 8)),
-        ("test_length must be more than 12, got 12", lambda: tasks.make("parity", 12, 12)),
+        ("length must be at least 2, got 1", lambda: tasks.dyck(0, 1, 1)),
+        ("test_length must be at least 13, got 12", lambda: tasks.make("parity", 12, 12)),
+        ("test_length must be at least 14, got 13", lambda: tasks.make("dyck", 12, 13)),
+        ("test_length: length must be at least 22, got 9", lambda: tasks.make("adding", 22, 9)),
         ("name must be one of adding, .*, got 'sum'", lambda: tasks.make("sum", 12)),
     ],
 )
