@@ -467,7 +467,7 @@ def test_the_differences_are_from_the_baseline(tmp_path):
     difference = means[None]["learning_rate=1e-1"] - means[None][baseline]
     assert float(lines_of[2][4].split("±")[0]) == pytest.approx(difference, abs=0.011)
     kept = Records(tmp_path / "mine").config()
-    assert [command.count(f"--baseline '{baseline}'") for command in kept["commands"]] == [0, 1]
+    assert [command.count(f"--baseline {baseline}") for command in kept["commands"]] == [0, 1]
     page = results_page.section(tmp_path, "mine")
     assert "\n".join(table_lines(tmp_path / "mine")) in page
 
