@@ -18,7 +18,7 @@ from errors import OptionError
 from options import Config
 from schemas import Record, Study
 
-from jaxrnn.training import files, report
+from jaxrnn.training import compare, files, report
 from jaxrnn.training.run import environment
 
 # The options of a length along which settings are compared.
@@ -129,6 +129,16 @@ class Records:
             [points[value] for points in along.lines.values() if value in points]
             for value in values
         ]
+
+    def compared(self, baseline: str | None) -> list[list[compare.Summary]]:
+        """Returns the summaries of each table: of `groups` with a record, the baseline first."""
+        records = self.of_settings()
+        first = [] if baseline is None else [baseline]
+        summaries = (
+            compare.summarise(records, [*(name for name in first if name in group), *group])
+            for group in self.groups()
+        )
+        return [group for group in summaries if group]
 
     def draw_lengths(self, path: Path) -> bool:
         """Draws the accuracies along a length; returns False if the settings differ in none."""

@@ -74,12 +74,7 @@ def section(folder: Path, name: str) -> str:
     study = STUDIES.get(kept.folder.name)
     about, claims = (study.about, study.claims) if study else (config["about"], ())
     settings = config["settings"]
-    baseline = [config["baseline"]] if config.get("baseline") else []
-    summaries = (
-        compare.summarise(records, [*(each for each in baseline if each in group), *group])
-        for group in kept.groups()
-    )
-    compared = [group for group in summaries if group]
+    compared = kept.compared(config.get("baseline"))
     parts = [
         f"\n## {name}",
         about,

@@ -181,12 +181,7 @@ def conclude(config: Config, resolved: Resolved, dataset: Dataset, kept: Records
     """Prints and writes the table of all runs of the study, and draws its figures."""
     kept.keep_command(command(config))
     runs, folder, study = kept.of_settings(), kept.folder, resolved.study
-    first = [config.baseline] if config.baseline is not None else []
-    groups = kept.groups()
-    compared = [
-        compare.summarise(runs, [*(name for name in first if name in group), *group])
-        for group in groups
-    ]
+    compared = kept.compared(config.baseline)
     summaries = [summary for group in compared for summary in group]
     table, tex, curves, heat, lengths = (
         folder / name for name in ("table.md", "table.tex", "curves.png", "heat.png", "lengths.png")
