@@ -675,8 +675,8 @@ def test_the_command_of_a_study_can_be_given_to_a_shell():
         vary=("learning_rate=1e-3,1e-2",),
         cell="lru",
         cell_options=("radius=(0.9,0.99)",),
-        settings=("learning_rate=1e-3",),
-        baseline="learning_rate=1e-3",
+        settings=("with a space", "with (parentheses)"),
+        baseline="with a 'quote'",
         first_seed=2,
         evaluations=3,
     )

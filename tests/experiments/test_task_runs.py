@@ -120,6 +120,8 @@ def test_the_settings_of_a_study_are_lines_along_its_length(name, tmp_path):
     kept = records.Records(tmp_path)
     keep_settings(kept, name, run_study.STUDIES[name])
     assert list(map(len, kept.groups())) == [8, 8, 8]
+    # There are no tables of what has not been run.
+    assert kept.compared(None) == []
 
 
 @pytest.mark.parametrize(
@@ -174,7 +176,9 @@ def test_a_grid_leaves_out_lengths_that_a_task_does_not_have():
     asked = dataclasses.replace(config, settings=("length=3",))
     assert list(run_study.resolve(asked).settings) == ["length=3"]
     vast = ablate.Config("mine", vary=("delay=28,1000000000000",), dataset="digits")
-    assert list(run_study.resolve(vast).settings) == ["delay=28"]
+    found = run_study.resolve(vast)
+    assert list(found.settings) == ["delay=28"]
+    assert "GiB of memory; there are" in str(found.left_out["delay=1000000000000"])
 
 
 def test_a_test_length_of_none_is_that_of_training(tmp_path):
